@@ -1,0 +1,1 @@
+"""Every checkpoint format, to one Bundle and back."""

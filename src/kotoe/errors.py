@@ -1,0 +1,45 @@
+"""Errors that teach: what was given, what is allowed, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input from outside. The command line prints it and exits with code 2, without a traceback.
+
+    given:   what was wrong, with the offending value.
+    allowed: what would have been right.
+    hint:    what to do next.
+    """
+
+    def __init__(self, given: str, *, allowed: str = "", hint: str = "") -> None:
+        self.given, self.allowed, self.hint = given, allowed, hint
+        parts = [given.rstrip(".") + "."]
+        if allowed:
+            parts.append(f"Allowed: {allowed.rstrip('.')}.")
+        if hint:
+            parts.append(hint.rstrip(".") + ".")
+        super().__init__(" ".join(parts))
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is incomplete, damaged, unsafe or of another shape than it says."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str | None:
+    """The option most like `name`, or None when nothing is close."""
+    found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def unknown(kind: str, name: str, options: Iterable[str]) -> UserError:
+    """The error for a name that is not among `options`, with the nearest one as the hint."""
+    options = sorted(options)
+    near = nearest(name, options)
+    return UserError(
+        f"unknown {kind} {name!r}",
+        allowed=", ".join(options),
+        hint=f"Did you mean {near!r}?" if near else "",
+    )

@@ -1,0 +1,120 @@
+"""Specs: frozen, JSON-able descriptions of networks. No tensors, no paths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kotoe.errors import UserError
+
+
+def _same_length(what: str, **fields: tuple) -> None:
+    lengths = {name: len(value) for name, value in fields.items()}
+    if len(set(lengths.values())) != 1:
+        raise UserError(
+            f"{what}: per-level fields of different length {lengths}",
+            allowed="one entry per resolution level in each",
+        )
+
+
+def _groups(what: str, channels: tuple[int, ...], groups: int) -> None:
+    for c in channels:
+        if c % groups:
+            raise UserError(f"{what}: {c} channels can't be split into {groups} groups", allowed=f"multiples of {groups}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetSpec:
+    """UNet2DConditionModel as Stable Diffusion 1.x and 2.x use it. One entry per level, finest first."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    cross_attention: tuple[bool, ...] = (True, True, True, False)  # whether the level has transformer blocks
+    num_heads: tuple[int, ...] = (8, 8, 8, 8)  # heads, not head width (diffusers calls it attention_head_dim)
+    cross_attention_dim: int = 768
+    use_linear_projection: bool = False  # SD1: 1x1 convolutions, SD2: linear layers round the transformer
+    norm_num_groups: int = 32
+    sample_size: int = 64  # default latent edge in latent pixels
+
+    def __post_init__(self) -> None:
+        _same_length(
+            "UNetSpec",
+            block_out_channels=self.block_out_channels,
+            cross_attention=self.cross_attention,
+            num_heads=self.num_heads,
+        )
+        _groups("UNetSpec", self.block_out_channels, self.norm_num_groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAESpec:
+    """AutoencoderKL: pixels in [-1, 1] (B, 3, H, W) to latents (B, latent_channels, H / downscale, W / downscale)."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    sample_size: int = 512  # default picture edge in pixels
+
+    def __post_init__(self) -> None:
+        _groups("VAESpec", self.block_out_channels, self.norm_num_groups)
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent pixel along one edge."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec:
+    """CLIP's text transformer. `layer` -1 is the last one, -2 the one before it; ids are the tokenizer's own."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_layers: int = 12
+    num_heads: int = 12
+    max_tokens: int = 77
+    hidden_act: str = "quick_gelu"  # or "gelu", the exact one
+    layer_norm_eps: float = 1e-5
+    bos: int | None = 49406
+    eos: int = 49407
+    pad: int = 49407
+    layer: int = -1
+    final_norm: bool = True
+    projection_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.hidden_act not in ("quick_gelu", "gelu"):
+            raise UserError(f"TextSpec: hidden_act {self.hidden_act!r}", allowed="quick_gelu, gelu")
+        if not -self.num_layers <= self.layer <= -1:
+            raise UserError(f"TextSpec: layer {self.layer}", allowed=f"-1 (last) to {-self.num_layers} (first)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSpec:
+    """The noise schedule a UNet was trained with, and the sampler and grid its card recommends."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"  # or "linear"
+    prediction_type: str = "epsilon"  # or "v_prediction"
+    rescale_betas_zero_snr: bool = False
+    timestep_spacing: str = "leading"  # linspace, leading, trailing
+    steps_offset: int = 1
+    set_alpha_to_one: bool = False
+    sampler: str = "pndm"
+
+    def __post_init__(self) -> None:
+        for field, options in {
+            "beta_schedule": ("scaled_linear", "linear"),
+            "prediction_type": ("epsilon", "v_prediction"),
+            "timestep_spacing": ("linspace", "leading", "trailing"),
+        }.items():
+            if getattr(self, field) not in options:
+                raise UserError(f"ScheduleSpec: {field} {getattr(self, field)!r}", allowed=", ".join(options))
