@@ -1,0 +1,138 @@
+"""CLIP's text transformer, with transformers' parameter names, and the Conditioner that joins it to a tokenizer.
+
+Source: Radford et al. 2021 (arXiv 2103.00020). Stable Diffusion 1.x feeds the last layer of ViT-L/14's text tower
+(quick_gelu), 2.x the last-but-one of OpenCLIP ViT-H/14 (exact gelu), shipped as an encoder of 23 layers; both apply
+the final norm.
+
+Legend: B texts, L tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kotoe.errors import UserError
+from kotoe.spec import TextSpec
+from kotoe.tokenizers import Tokenizer, Tokens
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI CLIP's approximation of GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class Embeddings(nn.Module):
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.position_embedding = nn.Embedding(spec.max_tokens, spec.hidden_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]  # (B, L, D)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        d = spec.hidden_size
+        self.heads = spec.num_heads
+        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (nn.Linear(d, d) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, D/heads)
+            for f in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, L, D)
+
+
+class MLP(nn.Module):
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[spec.hidden_act]
+        self.fc1 = nn.Linear(spec.hidden_size, spec.intermediate_size)
+        self.fc2 = nn.Linear(spec.intermediate_size, spec.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class Layer(nn.Module):
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(spec)
+        self.layer_norm1 = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
+        self.mlp = MLP(spec)
+        self.layer_norm2 = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(spec)
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList([Layer(spec) for _ in range(spec.num_layers)])})
+        self.final_layer_norm = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
+
+
+class CLIPText(nn.Module):
+    """Token ids (B, L) to states (B, L, D) for the UNet's cross-attention. Padding is attended, as SD was trained."""
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.text_model = Transformer(spec)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """States (B, L, D) of the spec's layer, after the final norm where the spec says so."""
+        spec, model = self.spec, self.text_model
+        if ids.shape[1] > spec.max_tokens:
+            raise UserError(f"{ids.shape[1]} tokens for an encoder of {spec.max_tokens} positions")
+        x = model.embeddings(ids)  # (B, L, D)
+        for layer in model.encoder["layers"][: spec.num_layers + 1 + spec.layer]:
+            x = layer(x)
+        return model.final_layer_norm(x) if spec.final_norm else x
+
+    def pooled(self, ids: Tensor) -> Tensor:
+        """The state (B, D) at each text's first EOS: what CLIP compares with a picture."""
+        at = (ids == self.spec.eos).int().argmax(dim=1)  # (B,)
+        return self(ids)[torch.arange(len(ids)), at]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a UNet reads: states (B, L, D) and the tokenizer's report."""
+
+    states: Tensor
+    tokens: Tokens
+
+
+@dataclass(frozen=True)
+class Conditioner:
+    """Tokenizer and text encoder of one language. `hashes` are the sha256 of their files, for the Record."""
+
+    language: str
+    tokenizer: Tokenizer
+    encoder: CLIPText
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    def encode(self, texts: Sequence[str], *, long_prompt: str = "error") -> Context:
+        """Texts to context (B, L, D). Over the token limit: an error, or with "chunk" several windows joined along L."""
+        tokens = self.tokenizer.encode(texts, long_prompt=long_prompt)
+        device = self.encoder.text_model.final_layer_norm.weight.device
+        ids = torch.tensor(tokens.ids, device=device)  # (B, windows * max_tokens)
+        windows = ids.unflatten(1, (-1, self.tokenizer.max_tokens))  # (B, windows, max_tokens)
+        states = self.encoder(windows.flatten(0, 1))  # (B * windows, max_tokens, D)
+        return Context(states.unflatten(0, windows.shape[:2]).flatten(1, 2), tokens)  # (B, L, D)
