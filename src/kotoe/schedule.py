@@ -1,0 +1,184 @@
+"""Noise schedules and the grids that samplers walk, all in sigma: x = x0 + sigma * eps.
+
+sigma = sqrt((1 - abar) / abar), abar being the cumulative product of alphas (Ho et al. 2020; Karras et al.
+2022, table 1). Tables are float64 and indexed by the training timestep t = 0 .. T-1, noise growing with t.
+Grids are float32, fall, and end in an explicit 0.0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from kotoe.errors import UserError, unknown
+from kotoe.spec import ScheduleSpec
+
+TERMINAL_ABAR = 2.0**-24  # stands for zero terminal SNR, so that the last sigma is 4096 and not infinite
+KARRAS_RHO = 7.0
+ENDINGS = ("zero", "legacy")
+
+# diffusers starts these from sigma * noise on the grids that reach the last timestep (see initial_scale).
+VARIANCE_EXPLODING = ("euler", "euler_ancestral", "heun", "lms")
+
+
+@lru_cache(maxsize=32)
+def _abar(spec: ScheduleSpec) -> Tensor:
+    steps, start, end = spec.num_train_timesteps, spec.beta_start, spec.beta_end
+    if spec.beta_schedule == "linear":
+        betas = torch.linspace(start, end, steps, dtype=torch.float64)
+    else:  # scaled_linear: linear in sqrt(beta), what latent diffusion was trained with
+        betas = torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64) ** 2
+    abar = torch.cumprod(1.0 - betas, dim=0)
+    if spec.rescale_betas_zero_snr:  # Lin et al. 2023, algorithm 1: sqrt(abar) shifted to end in 0
+        root = abar.sqrt()
+        abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        abar[-1] = TERMINAL_ABAR
+    return abar
+
+
+def alphas_cumprod(spec: ScheduleSpec) -> Tensor:
+    """abar of every training timestep, float64 (T,), falling; ends in 2**-24 at zero terminal SNR."""
+    return _abar(spec).clone()
+
+
+def sigmas_of(spec: ScheduleSpec) -> Tensor:
+    """sigma of every training timestep, float64 (T,), rising."""
+    abar = _abar(spec)
+    return ((1.0 - abar) / abar).sqrt()
+
+
+@lru_cache(maxsize=32)
+def _log_sigmas(spec: ScheduleSpec) -> Tensor:
+    return sigmas_of(spec).log()
+
+
+def t_to_sigma(spec: ScheduleSpec, t: Tensor) -> Tensor:
+    """sigma of a possibly fractional timestep t in [0, T-1], float32 of t's shape; log-linear in between."""
+    table = _log_sigmas(spec)
+    t = t.detach().double().cpu()
+    if t.numel() and not (0 <= float(t.min()) and float(t.max()) <= len(table) - 1):
+        raise UserError(f"timestep {t.tolist()}", allowed=f"0 to {len(table) - 1}")
+    low = t.floor().long().clamp(max=len(table) - 2)
+    return torch.lerp(table[low], table[low + 1], t - low).exp().float()
+
+
+def sigma_to_t(spec: ScheduleSpec, sigma: Tensor) -> Tensor:
+    """The timestep in [0, T-1] a network should be told for sigma, float32 of its shape; inverts t_to_sigma.
+
+    Sigmas beyond the table's ends get its ends: a network knows no timestep outside its training. A float32
+    sigma misses the whole timestep it came from by up to 1e-4, so that near-whole values are made whole.
+    """
+    table = _log_sigmas(spec)
+    log_sigma = sigma.detach().double().cpu().clamp(min=1e-10).log()
+    high = torch.searchsorted(table, log_sigma.contiguous()).clamp(1, len(table) - 1)
+    t = high - 1 + (log_sigma - table[high - 1]) / (table[high] - table[high - 1])
+    t = t.clamp(0, len(table) - 1)
+    whole = t.round()
+    return torch.where((t - whole).abs() < 1e-3, whole, t).float()
+
+
+def input_scale(sigma: Tensor) -> Tensor:
+    """1 / sqrt(1 + sigma**2): takes x at sigma to the variance-preserving scale of networks and diffusers."""
+    return (1.0 + sigma**2).rsqrt()
+
+
+# Grids: (spec, steps) -> float32 (steps + 1,), falling, sigmas to start each step from and then the ending.
+
+
+def linspace(spec: ScheduleSpec, steps: int, *, ending: str = "zero") -> Tensor:
+    """Evenly spaced (fractional) timesteps from T-1 down to 0, both included; a single step starts at T-1."""
+    _check(spec, steps)
+    t = torch.linspace(spec.num_train_timesteps - 1, 0, steps, dtype=torch.float64)
+    return _ended(spec, t_to_sigma(spec, t), ending)
+
+
+def leading(spec: ScheduleSpec, steps: int, *, ending: str = "zero") -> Tensor:
+    """Timesteps i * (T // steps) + offset, i = steps-1 .. 0: what SD 1.x configs ask for. Never reaches T-1.
+
+    A single step starts at T-1: by the formula it would start at the offset, with no noise to take away.
+    """
+    _check(spec, steps)
+    last = spec.num_train_timesteps - 1
+    if steps == 1:
+        t = torch.tensor([last])
+    else:
+        t = torch.arange(steps - 1, -1, -1) * (spec.num_train_timesteps // steps) + spec.steps_offset
+    if int(t[0]) > last:
+        raise UserError(
+            f"{steps} steps on the leading grid with offset {spec.steps_offset} start at timestep {int(t[0])}",
+            allowed=f"timesteps up to {last}",
+            hint="Ask for fewer steps, or take the trailing grid",
+        )
+    return _ended(spec, t_to_sigma(spec, t), ending)
+
+
+def trailing(spec: ScheduleSpec, steps: int, *, ending: str = "zero") -> Tensor:
+    """Timesteps round(T - i * T / steps) - 1, i = 0 .. steps-1: from T-1, as zero terminal SNR needs it."""
+    _check(spec, steps)
+    total = spec.num_train_timesteps
+    t = (total - torch.arange(steps, dtype=torch.float64) * (total / steps)).round() - 1
+    return _ended(spec, t_to_sigma(spec, t), ending)
+
+
+def karras(spec: ScheduleSpec, steps: int, *, ending: str = "zero") -> Tensor:
+    """Even in sigma**(1/7) from the table's largest sigma to its smallest (Karras et al. 2022, eq. 5)."""
+    _check(spec, steps)
+    table = sigmas_of(spec)
+    low, high = float(table[0]) ** (1 / KARRAS_RHO), float(table[-1]) ** (1 / KARRAS_RHO)
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    return _ended(spec, ((high + ramp * (low - high)) ** KARRAS_RHO).float(), ending)
+
+
+def _check(spec: ScheduleSpec, steps: int) -> None:
+    if not 1 <= steps <= spec.num_train_timesteps:
+        raise UserError(f"{steps} steps", allowed=f"1 to {spec.num_train_timesteps}, as in training")
+
+
+def _ended(spec: ScheduleSpec, sigmas: Tensor, ending: str) -> Tensor:
+    if ending not in ENDINGS:
+        raise unknown("ending of a grid", ending, ENDINGS)
+    # legacy: stop at the noise of timestep 0, as diffusers does when set_alpha_to_one is false
+    last = sigmas.new_zeros(1) if ending == "zero" else sigmas_of(spec)[:1].to(sigmas)
+    return torch.cat([sigmas, last])  # (steps + 1,)
+
+
+def initial_scale(sigma: float, *, sampler: str, grid: str) -> float:
+    """What unit noise is multiplied by to be the starting x of a grid whose first sigma is `sigma`.
+
+    Unit noise at the network's input means sqrt(1 + sigma**2), and that is what diffusers does for ddim,
+    pndm, dpmpp_2m, dpmpp_2m_sde and unipc on every grid, and for all samplers on the leading grid. For euler,
+    euler_ancestral, heun and lms on linspace, trailing and karras it takes sigma itself. At SD's sigma of
+    14.6 the two differ by 0.23 %, at zero terminal SNR by 3e-8.
+    """
+    exploding = sampler in VARIANCE_EXPLODING and grid != "leading"
+    return sigma if exploding else math.sqrt(1.0 + sigma**2)
+
+
+def tail(sigmas: Tensor, strength: float) -> Tensor:
+    """The last int(steps * strength) steps of a grid (steps + 1,), for starting from a given picture.
+
+    strength in (0, 1]: 1.0 is the whole grid. Raises UserError when no step would be left.
+    """
+    steps = len(sigmas) - 1
+    if not 0.0 <= strength <= 1.0:
+        raise UserError(f"strength {strength}", allowed="above 0.0 up to 1.0")
+    kept = int(steps * strength + 1e-6)  # 100 * 0.29 is 28.999999999999996
+    if kept == 0:
+        raise UserError(
+            f"strength {strength} of {steps} steps leaves no step",
+            allowed=f"{1 / steps:.3g} to 1.0",
+            hint="Raise the strength or the number of steps",
+        )
+    return sigmas[steps - kept :]
+
+
+GRIDS: dict[str, Callable[..., Tensor]] = {
+    "linspace": linspace,
+    "leading": leading,
+    "trailing": trailing,
+    "karras": karras,
+}
