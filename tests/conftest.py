@@ -44,7 +44,7 @@ def _emoji_font() -> bool:
     return any(next(folder.rglob("NotoColorEmoji.ttf"), None) for folder in folders if folder.is_dir())
 
 
-# name -> (is it here, what to install). A test says `@pytest.mark.needs("cldr")`; that is the only way to skip.
+# name -> (is it here, what to install). Tests say `@pytest.mark.needs("cldr")`; nothing else may skip.
 NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "emoji-font": (_emoji_font, "fonts-noto-color-emoji"),
     "cldr": (lambda: (UNICODE / "cldr/common/annotations/ja.xml").is_file(), "unicode-cldr-core"),
