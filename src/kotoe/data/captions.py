@@ -1,0 +1,314 @@
+"""Captions: what a person would type to get a scene drawn, in each language Kotoe's own model speaks.
+
+The words come from `words.py` (colours, places, templates, everyday names) and from CLDR (all other names). A caption
+by template number is fixed, for evaluation; a caption by a random generator varies template and wording, for training.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import UserError, unknown
+from .cldr import Glyph, key, load_objects, names
+from .words import LANGUAGES, Form, Language
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Colour:
+    """A background colour: sRGB 0 to 255, and what each language calls it."""
+
+    rgb: tuple[int, int, int]
+    names: dict[str, str]
+
+
+def _colour(colour: str, rgb: tuple[int, int, int]) -> Colour:
+    return Colour(
+        rgb=rgb, names={tag: language.colour_nouns[colour][0] for tag, language in LANGUAGES.items()}
+    )
+
+
+COLOURS: dict[str, Colour] = {
+    name: _colour(name, rgb)
+    for name, rgb in {
+        "white": (255, 255, 255),
+        "black": (22, 22, 26),
+        "red": (221, 51, 51),
+        "orange": (247, 143, 40),
+        "yellow": (252, 217, 64),
+        "green": (62, 160, 85),
+        "light blue": (150, 212, 242),
+        "blue": (44, 96, 212),
+        "purple": (128, 70, 180),
+        "pink": (248, 158, 192),
+        "brown": (124, 82, 52),
+        "grey": (148, 150, 154),
+    }.items()
+}
+POSITIONS = tuple(LANGUAGES["en"].places)
+RELATIONS = ("left_of", "right_of", "above", "below")
+OPPOSITE = {"left_of": "right_of", "right_of": "left_of", "above": "below", "below": "above"}
+
+_SYNONYM_SHARE = 0.3  # of random captions say another word than the glyph's first one
+_FLIP_SHARE = 0.3  # of random captions of pairs say "y right of x" for "x left of y"
+_CENTRE_SHARE = 0.15  # of random captions say that a centred object is in the centre
+
+
+class SceneLike(Protocol):
+    """What a caption needs to know of a scene. `objects` are glyph indices; `background` a key of COLOURS."""
+
+    @property
+    def objects(self) -> tuple[int, ...]: ...
+    @property
+    def size(self) -> str: ...
+    @property
+    def position(self) -> str: ...
+    @property
+    def relation(self) -> str | None: ...
+    @property
+    def background(self) -> str: ...
+    @property
+    def background_said(self) -> bool: ...
+
+
+def caption(scene: SceneLike, language: str, template: int | random.Random = 0, *, tier: str = "all") -> str:
+    """The scene in words.
+
+    template: a number from 0 (fixed wording; 0 is what evaluation uses) or a random generator (any template, now and
+    then another word, the opposite relation, the centre said). tier: whose names must not be mistaken for each other.
+    Raises UserError for an unknown language, an object outside the tier or a template number there is none of.
+    """
+    table = _language(language)
+    words = _words(language, tier)
+    first, *others = scene.objects
+    if not others:
+        return _single(scene, table, words, first, template)
+    return _pair(scene, table, words, first, others[0], template)
+
+
+def templates(scene: SceneLike, language: str) -> tuple[str, ...]:
+    """The templates that can describe this scene."""
+    table = _language(language)
+    if len(scene.objects) == 1:
+        return table.single[scene.background_said, scene.position != "centre"]
+    return table.pair[scene.background_said, scene.relation is not None]
+
+
+def _single(
+    scene: SceneLike, table: Language, words: _Words, index: int, template: int | random.Random
+) -> str:
+    said, placed = scene.background_said, scene.position != "centre"
+    if isinstance(template, int):
+        x = _noun(table.tag, words.of(index)[0], scene.size, 0)
+        chosen = _numbered(table.single[said, placed], template)
+        return chosen.format(
+            x=x, bg=_background(table.tag, scene.background, 0), at=_place(table.tag, scene.position, 0)
+        )
+    roll = template.random
+    placed = placed or roll() < _CENTRE_SHARE
+    options = table.single[said, placed]
+    x = _noun(table.tag, _pick_word(words.of(index), roll), scene.size, int(roll() * 6))
+    bg = _background(table.tag, scene.background, int(roll() * 12))
+    at = _place(table.tag, scene.position, int(roll() * 6))
+    return options[int(roll() * len(options))].format(x=x, bg=bg, at=at)
+
+
+def _pair(
+    scene: SceneLike, table: Language, words: _Words, first: int, second: int, template: int | random.Random
+) -> str:
+    relation = scene.relation
+    options = table.pair[scene.background_said, relation is not None]
+    if isinstance(template, int):
+        x, y = (_noun(table.tag, words.of(i)[0], "medium", 0) for i in (first, second))
+        chosen, way, tint = _numbered(options, template), 0, 0
+    else:
+        roll = template.random
+        if roll() < _FLIP_SHARE:
+            first, second = second, first
+            relation = OPPOSITE[relation] if relation is not None else None
+        x = _noun(table.tag, _pick_word(words.of(first), roll), "medium", 0)
+        y = _noun(table.tag, _pick_word(words.of(second), roll), "medium", 0)
+        chosen, way, tint = options[int(roll() * len(options))], int(roll() * 6), int(roll() * 12)
+    bg = _background(table.tag, scene.background, tint)
+    if relation is None:
+        return chosen.format(x=x, y=y, bg=bg)
+    rel, p1, p2 = _relation(table.tag, relation, way)
+    return chosen.format(x=x, y=y, bg=bg, rel=rel, p1=p1, p2=p2)
+
+
+def _numbered(options: tuple[str, ...], template: int) -> str:
+    if not 0 <= template < len(options):
+        raise UserError(
+            f"no caption template {template} for this kind of scene", allowed=f"0 to {len(options) - 1}"
+        )
+    return options[template]
+
+
+def _pick_word(options: tuple[str, ...], roll: Callable[[], float]) -> str:
+    if len(options) == 1 or roll() >= _SYNONYM_SHARE:
+        return options[0]
+    return options[1 + int(roll() * (len(options) - 1))]
+
+
+@lru_cache(maxsize=None)
+def _noun(tag: str, word: str, size: str, way: int) -> Form:
+    table = LANGUAGES[tag]
+    if size == "medium":
+        return table.forms(word)
+    options = table.sizes[size]
+    return table.forms(options[way % len(options)] + table.join + word)
+
+
+@lru_cache(maxsize=None)
+def _background(tag: str, colour: str, way: int) -> Form:
+    table = LANGUAGES[tag]
+    if colour not in table.colours:
+        raise unknown("colour", colour, COLOURS)
+    options, nouns = table.colours[colour], table.colour_nouns[colour]
+    form = LANGUAGES[tag].forms(options[way % len(options)])
+    return Form(**{**vars(form), "alone": nouns[way % len(nouns)]})
+
+
+@lru_cache(maxsize=None)
+def _place(tag: str, position: str, way: int) -> Form:
+    table = LANGUAGES[tag]
+    if position not in table.places:
+        raise unknown("position", position, POSITIONS)
+    options, short = table.places[position], table.short_places[position]
+    return Form(n=options[way % len(options)], short=short[way % len(short)])
+
+
+@lru_cache(maxsize=None)
+def _relation(tag: str, relation: str, way: int) -> tuple[str, str, str]:
+    table = LANGUAGES[tag]
+    if relation not in table.relations:
+        raise unknown("relation", relation, RELATIONS)
+    options, here, there = table.relations[relation], table.sides[relation], table.sides[OPPOSITE[relation]]
+    return options[way % len(options)], here[way % len(here)], there[way % len(there)]
+
+
+# ---- what things are called -----------------------------------------------------------------------------------------
+
+
+class _Words:
+    """The words for each glyph of a tier: first the one to use, then others that mean only this glyph."""
+
+    def __init__(self, table: Language, tier: str) -> None:
+        self.tier, self.glyphs = tier, load_objects(tier)
+        self.start = self.glyphs[0].index
+        things = {
+            key(glyph): tuple(w.strip() for w in line.split(",")) for glyph, line in table.things.items()
+        }
+        cldr = names(table.tag)
+        everyday_words = {word.casefold(): glyph for glyph, line in things.items() for word in line}
+        self.words: list[tuple[str, ...]] = []
+        for glyph in self.glyphs:
+            own = clean(cldr[key(glyph.codepoints)].tts, table.tag)
+            mine = things.get(key(glyph.codepoints), ())
+            more = (
+                (own,)
+                if everyday_words.get(own.casefold(), key(glyph.codepoints)) == key(glyph.codepoints)
+                else ()
+            )
+            self.words.append(tuple(dict.fromkeys((*mine, *more))) or (own,))
+
+    def of(self, index: int) -> tuple[str, ...]:
+        if not 0 <= index - self.start < len(self.words):
+            raise UserError(
+                f"glyph {index} is not in the tier {self.tier!r}",
+                allowed=f"{self.start} to {self.start + len(self.words) - 1}",
+            )
+        return self.words[index - self.start]
+
+
+@lru_cache(maxsize=None)
+def _words(language: str, tier: str) -> _Words:
+    return _Words(_language(language), tier)
+
+
+def _language(tag: str) -> Language:
+    if tag not in LANGUAGES:
+        raise unknown("caption language", tag, LANGUAGES)
+    return LANGUAGES[tag]
+
+
+def clean(name: str, language: str) -> str:
+    """A CLDR name as one would write it in a sentence: no quotation marks, straight apostrophes, colons put in words."""
+    for mark in '“”„«»「」‘"':
+        name = name.replace(mark, "")
+    name = name.replace("’", "'").replace(" & ", " and ")
+    if ":" in name or "：" in name:
+        head, _, rest = name.replace("：", ":").partition(":")
+        name = _COLON[language].format(head=head.strip(), rest=rest.strip())
+    return " ".join(name.split())
+
+
+_COLON = {"en": "{head} {rest}", "ja": "{head}（{rest}）", "zh": "{head}（{rest}）", "ko": "{head} ({rest})"}
+
+
+def word(index: int, language: str, tier: str = "all") -> str:
+    """What a language calls the glyph with this index."""
+    return _words(language, tier).of(index)[0]
+
+
+def synonyms(language: str, tier: str = "everyday") -> dict[int, tuple[str, ...]]:
+    """Further words of each glyph that mean only this one within the tier; glyphs without any are left out."""
+    words = _words(language, tier)
+    return {g.index: rest for g in words.glyphs if (rest := words.of(g.index)[1:])}
+
+
+def equivalents(language: str, tier: str = "everyday") -> dict[int, set[int]]:
+    """For each glyph all glyphs (itself too) that the language calls by the same word: either picture is right."""
+    groups: dict[str, set[int]] = {}
+    words = _words(language, tier)
+    for glyph in words.glyphs:
+        groups.setdefault(words.of(glyph.index)[0].casefold(), set()).add(glyph.index)
+    return {i: group for group in groups.values() for i in group}
+
+
+def ambiguous(language: str, tier: str = "everyday") -> dict[str, tuple[Glyph, ...]]:
+    """Words that name more than one glyph of the tier."""
+    words = _words(language, tier)
+    same = {frozenset(group) for group in equivalents(language, tier).values() if len(group) > 1}
+    by_index = {g.index: g for g in words.glyphs}
+    return {words.of(min(group))[0]: tuple(by_index[i] for i in sorted(group)) for group in same}
+
+
+def vocabulary_texts(language: str, tier: str = "everyday") -> tuple[str, ...]:
+    """All texts a tokenizer should be trained on: every word alone, and captions that use every template and word."""
+    table, words = _language(language), _words(language, tier)
+    draw = random.Random(0)
+    texts = [w for g in words.glyphs for w in words.of(g.index)]
+    colours = list(COLOURS)
+    for glyph in words.glyphs:
+        for colour in draw.sample(colours, 4):
+            other = draw.choice(words.glyphs).index
+            single = _Described(objects=(glyph.index,), background=colour, position=draw.choice(POSITIONS))
+            both = _Described(
+                objects=(glyph.index, other), background=colour, relation=draw.choice(RELATIONS)
+            )
+            texts += [caption(s, table.tag, draw, tier=tier) for s in (single, both)]
+    return tuple(texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Described:
+    objects: tuple[int, ...]
+    background: str
+    background_said: bool = True
+    size: str = "medium"
+    position: str = "centre"
+    relation: str | None = None
+
+
+DEMO_PROMPTS: tuple[tuple[str, str], ...] = (
+    ("en", "a cat on a blue background"),
+    ("ja", "青い背景に猫"),
+    ("zh", "蓝色背景上的猫"),
+    ("ko", "파란 배경의 고양이"),
+)
