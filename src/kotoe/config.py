@@ -1,0 +1,410 @@
+"""What is asked for (Request), what was done (Record), and dataclasses to JSON and back, errors that teach."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from kotoe.errors import UserError, nearest, unknown
+
+T = TypeVar("T")
+
+SAMPLER_NAMES = (
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "lms",
+    "ddim",
+    "pndm",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "unipc",
+)
+GRID_NAMES = ("linspace", "leading", "trailing", "karras")
+MAX_EDGE_PX = 8192  # a request beyond this is a slip or an attack, not a picture
+MAX_SEED = 2**63 - 1
+DEFAULT_STRENGTH = 0.8
+
+
+# --- dataclasses to JSON and back -----------------------------------------------------------------
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses as dicts, tuples as lists, paths as text, recursively: only what `json.dumps` takes."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_json(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """JSON text that keeps every script readable and refuses NaN and infinity, which JSON does not have."""
+    return json.dumps(to_json(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def from_json(cls: type[T], data: Any, where: str = "") -> T:
+    """A `cls` (dataclass) from a JSON object. Unknown, missing and ill-typed keys are UserErrors naming it.
+
+    where: what is being read, for the message ("request.json").
+    """
+    name = where or cls.__name__
+    if not isinstance(data, Mapping):
+        raise UserError(f"{name}: {_shown(data)} is no JSON object", allowed='{"key": value, ...}')
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for key in data:
+        if key not in fields:
+            near = nearest(str(key), fields)
+            raise UserError(
+                f"{name}: unknown key {key!r}",
+                allowed=", ".join(fields),
+                hint=f"Did you mean {near!r}?" if near else "",
+            )
+    required = [
+        f.name
+        for f in fields.values()
+        if f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+        and f.name not in data
+    ]
+    if required:
+        raise UserError(
+            f"{name}: key {required[0]!r} is missing", allowed=f"an object with {', '.join(required)}"
+        )
+    hints = _hints(cls)
+    return cls(**{key: _typed(hints[key], value, f"{name}: {key}") for key, value in data.items()})
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON document in a file, or a UserError that says why it can't be read and where."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}", allowed="a readable JSON file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start})", allowed="JSON in UTF-8") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        at = (
+            f"line {error.lineno}, column {error.colno}: {error.msg}"
+            if isinstance(error, ValueError)
+            else "too deep"
+        )
+        raise UserError(f"{path} is no JSON document ({at})", allowed="JSON in UTF-8") from error
+
+
+def check_types(value: Any) -> None:
+    """Raise a UserError for the first field of a dataclass whose value isn't of its annotated type."""
+    for name, hint in _hints(type(value)).items():
+        _typed(hint, getattr(value, name), f"{type(value).__name__}: {name}")
+
+
+def differing_keys(a: Any, b: Any, prefix: str = "") -> list[str]:
+    """Dotted names of the keys whose values differ between two JSON documents, sorted."""
+    a, b = to_json(a), to_json(b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        absent = object()
+        keys = sorted(set(a) | set(b))
+        return [
+            d
+            for k in keys
+            for d in differing_keys(a.get(k, absent), b.get(k, absent), f"{prefix}.{k}".lstrip("."))
+        ]
+    return [] if (type(a) is type(b) and a == b) or _same_number(a, b) else [prefix or "(the whole document)"]
+
+
+def _same_number(a: Any, b: Any) -> bool:
+    return isinstance(a, (int, float)) and isinstance(b, (int, float)) and not isinstance(a, bool) and a == b
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """`value` as annotated: JSON's lists become tuples, its whole numbers floats; nothing else changes."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for option in args:
+            if option is not type(None):
+                try:
+                    return _typed(option, value, where)
+                except UserError:
+                    continue
+    elif origin is Literal:
+        if value in args and type(value) is type(args[args.index(value)]):
+            return value
+        if isinstance(value, str):
+            raise unknown(where, value, [str(a) for a in args])
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        inner = args[:1] * len(value) if len(args) == 2 and args[1] is ... else args
+        if len(inner) == len(value):
+            return tuple(
+                _typed(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True))
+            )
+    elif origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {k: _typed(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    elif dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else from_json(hint, value, where)  # type: ignore[arg-type]
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if math.isfinite(value):
+            return float(value)
+    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise UserError(f"{where} is {_shown(value)}", allowed=_described(hint))
+
+
+def _described(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_described(a) for a in args))
+    if origin is Literal:
+        return ", ".join(map(str, args))
+    if origin is tuple:
+        return f"a list ({_described(args[0])} each)"
+    names = {
+        int: "a whole number",
+        float: "a finite number",
+        bool: "true or false",
+        str: "text",
+        type(None): "null",
+    }
+    return names.get(hint, "an object")
+
+
+# --- Request --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked for: the one input of command line, library, server, evaluation. None: the model's default.
+
+    prompt:          what to draw, in any language the model has; one text or several.
+    negative_prompt: what to keep out, in the language of the prompt.
+    language:        BCP 47 tag of the prompts (en, ja, zh, ko, ...); None: detected for each prompt.
+    width, height:   pixels; multiples of the model's latent pixel.
+    steps:           denoising steps, 1 or more.
+    sampler, grid:   see SAMPLER_NAMES and GRID_NAMES.
+    guidance_scale:  how strongly to follow the prompt; 1.0 means unguided, at half the cost. 0 or more.
+    guidance_rescale: 0.0 to 1.0, how much of the guided picture's excess contrast to take back.
+    seed:            image k of each prompt has seed + k.
+    n:               images per prompt.
+    eta:             0.0 (deterministic) to 1.0, added noise of the samplers that have it.
+    init_image:      a picture to start from (img2img).
+    mask:            with init_image: white is redrawn, black is kept (inpainting).
+    strength:        with init_image: the share of the steps to run, above 0.0 to 1.0; 0.8 when not given.
+    long_prompt:     "error" refuses prompts over the encoder's token limit, "chunk" reads them piecewise.
+    dtype:           "auto" is bfloat16 where the processor computes in it, float32 elsewhere.
+    batch_size:      images denoised together, 1 or more. It changes speed and memory, not the pictures.
+    """
+
+    prompt: tuple[str, ...]
+    negative_prompt: str = ""
+    language: str | None = None
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    sampler: str | None = None
+    grid: str | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    seed: int = 0
+    n: int = 1
+    eta: float = 0.0
+    init_image: str | None = None
+    mask: str | None = None
+    strength: float | None = None
+    long_prompt: Literal["error", "chunk"] = "error"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompt, str):
+            object.__setattr__(self, "prompt", (self.prompt,))
+        elif isinstance(self.prompt, list):
+            object.__setattr__(self, "prompt", tuple(self.prompt))
+        check_types(self)
+        if not self.prompt:
+            raise UserError(
+                "no prompt", allowed="one or more texts", hint='For example: kotoe generate "a cat"'
+            )
+        for text in (*self.prompt, self.negative_prompt):
+            _check_text(text)
+        for name in ("width", "height"):
+            edge = getattr(self, name)
+            if edge is not None and not 1 <= edge <= MAX_EDGE_PX:
+                raise UserError(f"{name} {edge}", allowed=f"1 to {MAX_EDGE_PX} pixels")
+        for name in ("steps", "n", "batch_size"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise UserError(f"{name} {count}", allowed="1 or more")
+        if self.sampler is not None and self.sampler not in SAMPLER_NAMES:
+            raise unknown("sampler", self.sampler, SAMPLER_NAMES)
+        if self.grid is not None and self.grid not in GRID_NAMES:
+            raise unknown("grid", self.grid, GRID_NAMES)
+        if not 0 <= self.seed <= MAX_SEED - (self.n - 1):
+            raise UserError(f"seed {self.seed}", allowed=f"0 to {MAX_SEED - (self.n - 1)}")
+        if self.guidance_scale is not None and self.guidance_scale < 0:
+            raise UserError(
+                f"guidance_scale {self.guidance_scale}", allowed="0.0 or more; 1.0 switches guidance off"
+            )
+        for name in ("guidance_rescale", "eta"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"{name} {getattr(self, name)}", allowed="0.0 to 1.0")
+        if self.guidance_scale is not None:
+            check_guidance(self.guidance_scale, self.guidance_rescale, self.negative_prompt)
+        if self.init_image is None:
+            for name in ("mask", "strength"):
+                if getattr(self, name) is not None:
+                    raise UserError(
+                        f"{name} without init_image",
+                        allowed=f"init_image together with {name}, or neither",
+                        hint="Give the picture to start from as well (--init-image picture.png)",
+                    )
+        if self.strength is not None and not 0.0 < self.strength <= 1.0:
+            raise UserError(f"strength {self.strength}", allowed="above 0.0 to 1.0")
+
+    @property
+    def resolved_strength(self) -> float:
+        """The share of the steps that are run: 1.0 from noise, `strength` or 0.8 from a picture."""
+        if self.init_image is None:
+            return 1.0
+        return DEFAULT_STRENGTH if self.strength is None else self.strength
+
+
+def check_guidance(scale: float, rescale: float, negative_prompt: str) -> None:
+    """Refuse settings that guidance at 1.0 (one forward, no unconditional picture) would ignore."""
+    if scale != 1.0:
+        return
+    for name, asked in (("negative_prompt", negative_prompt != ""), ("guidance_rescale", rescale != 0.0)):
+        if asked:
+            raise UserError(
+                f"{name} with guidance_scale 1.0 has no effect",
+                allowed=f"another guidance_scale, or no {name}",
+            )
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"prompt {text.encode('utf-8', 'replace').decode()!r} is not valid Unicode (character {error.start + 1})",
+            allowed="text in UTF-8",
+            hint="Check the terminal's encoding",
+        ) from error
+
+
+# --- Record ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionerRecord:
+    """Which tokenizer and text encoder read the prompt."""
+
+    language: str
+    tokenizer_sha256: str
+    text_encoder_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """Which networks drew. `source` is how the model was named; the sha256 say whether it is the same one."""
+
+    name: str
+    source: str
+    unet_sha256: str
+    vae_sha256: str
+    schedule_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What was done for one picture: enough to draw it again. Embedded in the picture.
+
+    tokens: prompt tokens read, without start, end and padding. batch: (index, size), because arithmetic may round
+    differently for another number of pictures at once, so that a replay uses the same.
+    """
+
+    kotoe: str
+    torch: str
+    model: ModelRecord
+    conditioner: ConditionerRecord
+    language_source: Literal["asked", "detected", "unsure"]
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    sampler: str
+    grid: str
+    guidance_scale: float
+    guidance_rescale: float
+    seed: int
+    eta: float
+    init_image: str | None = None
+    init_image_sha256: str | None = None
+    mask: str | None = None
+    mask_sha256: str | None = None
+    strength: float | None = None
+    long_prompt: Literal["error", "chunk"]
+    dtype: Literal["float32", "bfloat16"]
+    device: str
+    threads: int
+    tokens: int
+    dropped: tuple[str, ...] = ()
+    batch: tuple[int, int] = (0, 1)
+    seconds: float = field(default=0.0, compare=False)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        index, size = self.batch
+        if not 0 <= index < size:
+            raise UserError(f"Record: batch {self.batch}", allowed="(index, size) with index below size")
+
+    def request(self) -> Request:
+        """The Request that draws this picture again."""
+        return Request(
+            prompt=(self.prompt,),
+            language=self.conditioner.language,
+            n=1,
+            **{
+                name: getattr(self, name)
+                for name in (
+                    "negative_prompt",
+                    "width",
+                    "height",
+                    "steps",
+                    "sampler",
+                    "grid",
+                    "guidance_scale",
+                    "guidance_rescale",
+                    "seed",
+                    "eta",
+                    "init_image",
+                    "mask",
+                    "strength",
+                    "long_prompt",
+                    "dtype",
+                )
+            },
+        )
