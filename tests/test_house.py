@@ -156,7 +156,7 @@ def unknown_commands(text: str) -> list[str]:
         line = line.split(" #")[0].strip().removeprefix("$ ").removeprefix(".venv/bin/")
         if match := re.match(r"make((?: [A-Z]+=\S+)*) ([a-z]+)$", line):
             bad += [line] if match[2] not in targets else []
-        elif match := re.match(r"kotoe ([a-z-]+)(.*)", line):
+        elif match := re.match(r"kotoe ([a-z][a-z-]*)(.*)", line):
             text_of_help = _help(match[1])
             flags = re.findall(r"(?<=\s)--[a-z-]+", re.sub(r"\"[^\"]*\"", "", match[2]))
             if not re.search(rf"\b{match[1]}\b", _help("")) or not text_of_help:
