@@ -97,7 +97,8 @@ def _documents() -> list[Path]:
 
 
 def _code(text: str) -> list[str]:
-    """Lines of fenced code blocks and inline code."""
+    """Commands of fenced code blocks (continued lines as one) and inline code."""
+    text = text.replace("\\\n", " ")
     fenced = [line for block in re.findall(r"^```\w*\n(.*?)^```", text, re.S | re.M) for line in block.splitlines()]
     return fenced + re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
 
