@@ -1,4 +1,4 @@
-"""Tokenizers: texts to ids of one fixed length. CLIP's byte-level BPE and SentencePiece, read from a checkpoint's files.
+"""Tokenizers: texts to ids of one fixed length. CLIP's byte-level BPE and SentencePiece, from a checkpoint's files.
 
 CLIP BPE equals transformers' `CLIPTokenizer` id for id; SentencePiece is laid out as rinna's Japanese Stable Diffusion
 lays it out (no BOS, EOS appended, a pad of its own). Nothing is ever truncated in silence: a text over the limit is an
@@ -163,7 +163,9 @@ def load_tokenizer(folder: Path | str, *, positions: int | None = None) -> Token
     )
 
 
-def tokenizer_from_files(files: Mapping[str, bytes], *, positions: int | None = None, where: str = "tokenizer") -> Tokenizer:
+def tokenizer_from_files(
+    files: Mapping[str, bytes], *, positions: int | None = None, where: str = "tokenizer"
+) -> Tokenizer:
     """The tokenizer that a checkpoint's files (name to content) describe. See `load_tokenizer`."""
     files = dict(files)
     config = parse_json(files.get("tokenizer_config.json", b"{}"), f"{where}/tokenizer_config.json")
@@ -194,7 +196,7 @@ def tokenizer_from_files(files: Mapping[str, bytes], *, positions: int | None = 
 
 
 def parse_json(content: bytes, what: str) -> dict[str, Any]:
-    """A JSON object of untrusted origin. Refuses other types, repeated keys, NaN, too deep nesting and other encodings."""
+    """A JSON object of untrusted origin. Refuses other types, repeated keys, NaN, deep nesting and other encodings."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -280,7 +282,7 @@ def _bpe_backend(vocab: dict[str, Any], merges: list[tuple[str, str]], unk: str,
             fuse_unk=False,
             unk_token=unk,
         )
-    except Exception as error:  # the library raises bare Exception, for example for a merge of unknown pieces
+    except Exception as error:  # noqa: BLE001 (what the library raises, for example for a merge of unknown pieces)
         raise CheckpointError(f"{where}: vocabulary and merges don't fit together ({error})") from None
     backend = Tokenizer(model)
     backend.normalizer = normalizers.Sequence(
@@ -315,7 +317,10 @@ def _from_tokenizer_json(content: bytes, what: str) -> tuple[dict[str, Any], lis
     model = model if isinstance(model, dict) else {}
     steps = [
         [step.get("type") for step in (section.get(key) or [section])]
-        for section, key in ((value.get("normalizer") or {}, "normalizers"), (value.get("pre_tokenizer") or {}, "pretokenizers"))
+        for section, key in (
+            (value.get("normalizer") or {}, "normalizers"),
+            (value.get("pre_tokenizer") or {}, "pretokenizers"),
+        )
     ]
     found = (model.get("type"), model.get("end_of_word_suffix"), *steps)
     clip = ("BPE", WORD_END, ["NFC", "Replace", "Lowercase"], ["Split", "ByteLevel"])
@@ -411,7 +416,9 @@ def _sentencepiece(files: Mapping[str, bytes], config: dict[str, Any], max_token
             found = -1 if model.id_to_piece(found) != _content(chosen[key]) else found  # unknown pieces give unk's id
         if found < 0:
             asked = _content(chosen[key]) if key in chosen else "none"
-            raise CheckpointError(f"{where}: no id for {key} ({asked})", hint=f"Name the piece as {key} in tokenizer_config.json")
+            raise CheckpointError(
+                f"{where}: no id for {key} ({asked})", hint=f"Name the piece as {key} in tokenizer_config.json"
+            )
         return int(found)
 
     lower = config.get("do_lower_case", False)
@@ -537,8 +544,15 @@ def train_clip_bpe(
         )
     vocab |= {"<|startoftext|>": vocab_size - 2, "<|endoftext|>": vocab_size - 1}
     if pad_token not in vocab:
-        raise UserError(f"pad_token {pad_token!r} is not in the vocabulary", allowed="<|endoftext|>, ! or another piece")
-    config = {"tokenizer_class": "CLIPTokenizer", **CLIP_SPECIALS, "pad_token": pad_token, "model_max_length": max_tokens}
+        raise UserError(
+            f"pad_token {pad_token!r} is not in the vocabulary", allowed="<|endoftext|>, ! or another piece"
+        )
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        **CLIP_SPECIALS,
+        "pad_token": pad_token,
+        "model_max_length": max_tokens,
+    }
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
     files = {
         "vocab.json": json.dumps(vocab, ensure_ascii=False).encode() + b"\n",

@@ -1,0 +1,49 @@
+"""Models by name: which names Kotoe knows, and which folder each means."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from kotoe.errors import UserError, nearest
+
+DEFAULT = "kotoe-emoji"
+NAMES = {DEFAULT: Path(__file__).parent / "models" / "kotoe-emoji"}
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".h5")
+HOW = "Pass a folder in diffusers' layout (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/)"
+
+
+def resolve(source: str | Path) -> Path:
+    """The folder that a model's name or path means. Raises UserError for anything else, saying what to do."""
+    text = str(source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if text in NAMES:
+        folder = NAMES[text]
+        if not (folder / "model_index.json").is_file():
+            raise UserError(
+                f"the built-in model {text} is not in this installation ({folder})",
+                hint="Install Kotoe again, or make the model with recipes/emoji_base.py",
+            )
+        return folder
+    if path.suffix.lower() in SINGLE_FILES:
+        raise UserError(
+            f"{text} is a single-file checkpoint, which this version doesn't read"
+            if path.exists()
+            else f"no file at {text}",
+            allowed=f"a folder, or {', '.join(NAMES)}",
+            hint=f"{HOW}; diffusers' StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER) makes one",
+        )
+    near = nearest(text, NAMES)
+    if near is None and re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+        raise UserError(
+            f"no folder {text}; if that is a model on the Hugging Face hub: this version doesn't download",
+            allowed=f"a folder, or {', '.join(NAMES)}",
+            hint=f"Download it with `hf download {text} --local-dir FOLDER` and pass FOLDER",
+        )
+    raise UserError(
+        f"unknown model {text!r}",
+        allowed=f"a folder, or {', '.join(NAMES)}",
+        hint=f"Did you mean {near!r}?" if near else HOW,
+    )

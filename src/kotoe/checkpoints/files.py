@@ -1,0 +1,342 @@
+"""Files of untrusted origin: paths that stay inside, JSON of sane size, tensors that are exactly those expected.
+
+Nothing here knows what a UNet is. Every refusal is a CheckpointError that names the file and the tensor or key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from kotoe.errors import CheckpointError, UserError, nearest
+from kotoe.tokenizers import parse_json
+
+LARGEST_CONFIG_BYTES = 2 * 2**20
+LARGEST_TOKENIZER_BYTES = 64 * 2**20
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SHOWN = 8  # names listed in an error before "and n more"
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Folder:
+    """A checkpoint folder that may be hostile: only regular files inside it are read."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).resolve()
+        if not self.root.is_dir():
+            raise CheckpointError(f"no checkpoint folder at {root}")
+
+    def has(self, name: str) -> bool:
+        """Whether something of this name is there (a link that leads nowhere counts, and is refused when read)."""
+        return os.path.lexists(self.root / name)
+
+    def path(self, name: str) -> Path:
+        """The regular file `name` inside the folder. Refuses what leads outside it, devices, pipes and folders."""
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts or "\\" in name or "\0" in name:
+            raise CheckpointError(f"{self.root.name}: the path {name!r} leads out of the folder")
+        real = (self.root / relative).resolve()
+        if not (real.is_relative_to(self.root) or self._is_hub_blob(real)):
+            raise CheckpointError(
+                f"{self.root.name}/{name} is a link to {real}, outside the folder",
+                hint="If you trust it, copy the folder with its links resolved: cp -rL FOLDER COPY",
+            )
+        try:
+            mode = real.stat().st_mode
+        except OSError as error:
+            raise CheckpointError(f"can't read {self.root.name}/{name} ({error.strerror})") from None
+        if not stat.S_ISREG(mode):
+            raise CheckpointError(f"{self.root.name}/{name} is not a regular file")
+        return real
+
+    def _is_hub_blob(self, real: Path) -> bool:
+        # The hub's cache keeps snapshots/<revision>/ as links into blobs/ beside it: that layout is known to be meant.
+        return self.root.parent.name == "snapshots" and real.parent == self.root.parent.parent / "blobs"
+
+    def read(self, name: str, limit: int = LARGEST_CONFIG_BYTES) -> bytes:
+        """The content of a file of at most `limit` bytes."""
+        path = self.path(name)
+        size = path.stat().st_size
+        if size > limit:
+            raise CheckpointError(f"{self.root.name}/{name} has {size} bytes", allowed=f"at most {limit} bytes")
+        with path.open("rb") as file:
+            return file.read(limit)
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON object of at most LARGEST_CONFIG_BYTES."""
+        return parse_json(self.read(name), f"{self.root.name}/{name}")
+
+
+# --- Tensors ------------------------------------------------------------------------------------------------------
+
+
+class _Skeleton(TorchFunctionMode):
+    """Modules built under it hold meta tensors and run no random initialisation.
+
+    `torch.device("meta")` would do the former, but sends the initialisers through Python kernels whose import alone
+    takes longer than loading the model.
+    """
+
+    FILLS = frozenset(f for name, f in vars(nn.init).items() if name.endswith("_") and callable(f))
+    MAKES = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.rand, torch.randn))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in self.FILLS:
+            return args[0] if args else kwargs["tensor"]
+        if func in self.MAKES and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def skeleton(make: Callable[[], M]) -> M:
+    """The module that `make` builds, without memory behind its tensors: shapes only, until tensors are assigned."""
+    with _Skeleton():
+        return make()
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a checkpoint of this module must hold."""
+    return {name: tuple(t.shape) for name, t in module.state_dict().items()}
+
+
+def fill(module: M, tensors: Mapping[str, Tensor]) -> M:
+    """Give a skeleton its tensors (as they are, no copy) and set it to evaluation."""
+    module.load_state_dict(tensors, strict=True, assign=True)
+    left = [name for name, t in (*module.named_parameters(), *module.named_buffers()) if t.is_meta]
+    assert not left, f"tensors that are in no checkpoint: {left}"
+    return module.eval()
+
+
+def read_tensors(
+    paths: Iterable[Path],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    what: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    rename: Callable[[str], str | None] = lambda name: name,
+    allow_pickle: bool = False,
+) -> dict[str, Tensor]:
+    """Exactly the expected tensors, from safetensors files (memory-mapped: tensors of the right dtype aren't copied).
+
+    rename: a file's tensor name to ours, or None for one that is left out on purpose.
+    Raises CheckpointError naming tensors that are missing, extra, renamed, transposed or of another shape.
+    """
+    found: dict[str, tuple[str, tuple[int, ...], Callable[[], Tensor]]] = {}
+    for path in paths:
+        for theirs, shape, read in _entries(path, what, allow_pickle):
+            ours = rename(theirs)
+            if ours is None:
+                continue
+            if ours in found:
+                raise CheckpointError(f"{what}: {found[ours][0]} and {theirs} are both {ours}")
+            found[ours] = (theirs, shape, read)
+    check_shapes(expected, {ours: shape for ours, (_, shape, _) in found.items()}, what)
+    return {name: found[name][2]().to(device=device, dtype=dtype) for name in expected}
+
+
+def _entries(path: Path, what: str, allow_pickle: bool) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
+    if path.suffix != ".safetensors":
+        state = _read_pickle(path, what, allow_pickle)
+        yield from ((name, tuple(t.shape), lambda t=t: t) for name, t in state.items())
+        return
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = safe_open(path, framework="pt", device="cpu")  # stays open for as long as the readers below live
+        heads = [(name, file.get_slice(name)) for name in file.keys()]
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{what}: {path.name} ({path.stat().st_size} bytes) is truncated or not a safetensors file ({error})",
+            hint="Get the file again and compare its size and sha256 with its source",
+        ) from None
+    for name, head in heads:
+        kind = head.get_dtype()
+        if kind in ("I64", "I32") and name.endswith("position_ids"):
+            continue  # old encoders store 0, 1, 2, ...: no weight
+        if kind not in FLOATS:
+            raise CheckpointError(f"{what}: tensor {name} holds {kind}", allowed=", ".join(FLOATS))
+        yield name, tuple(head.get_shape()), lambda name=name: file.get_tensor(name)
+
+
+def _read_pickle(path: Path, what: str, allow_pickle: bool) -> dict[str, Tensor]:
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{what}: {path.name} is a pickle, which can run any program when it is opened",
+            allowed="safetensors",
+            hint="Convert it where it can do no harm, or pass allow_pickle=True, which reads tensors only",
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 (a damaged or hostile pickle raises anything)
+        raise CheckpointError(f"{what}: {path.name} is damaged or holds more than tensors ({error})") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{what}: {path.name} holds something else than a table of tensors")
+    return {str(name): t for name, t in state.items() if not str(name).endswith("position_ids")}
+
+
+def check_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raise a CheckpointError naming every tensor that is missing, extra, renamed, transposed or of another shape."""
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    problems = []
+    for name in list(missing):
+        near = nearest(name, [e for e in extra if found[e] == expected[name]])
+        if near is not None:
+            problems.append(f"{name} is missing but {near} of the same shape is there (renamed?)")
+            missing.remove(name)
+            extra.remove(near)
+    problems += [f"{name} {list(expected[name])} is missing" for name in missing]
+    problems += [f"{name} {list(found[name])} is extra" for name in extra]
+    for name, shape in expected.items():
+        if name in found and found[name] != shape:
+            turned = len(shape) > 1 and sorted(shape) == sorted(found[name])
+            verb = "is transposed" if turned else "has another shape"
+            problems.append(f"{name} {verb}: {list(found[name])} in the file, {list(shape)} by its config.json")
+    if problems:
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise CheckpointError(
+            f"{what}: {len(problems)} of {len(expected)} tensors don't fit: {'; '.join(problems[:SHOWN])}{more}",
+            hint="The weights and the config.json beside them belong to different models, or one was changed",
+        )
+
+
+def write_tensors(module: nn.Module, path: Path, dtype: torch.dtype | None) -> None:
+    """The module's tensors as safetensors, in `dtype` or as they are."""
+    from safetensors.torch import save_file
+
+    tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in module.state_dict().items()}
+    save_file(tensors, path, metadata={"format": "pt"})  # transformers refuses files without it
+
+
+# --- Hashes and dtypes ----------------------------------------------------------------------------------------------
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_sha256(module: nn.Module) -> str:
+    """sha256 of names, shapes and float32 values: the identity of weights that are in no file."""
+    digest = hashlib.sha256()
+    for name, t in sorted(module.state_dict().items()):
+        digest.update(f"{name}{list(t.shape)}".encode())
+        digest.update(t.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class LazyHashes(Mapping[str, str]):
+    """Name to sha256 of files, computed when asked for: a picture needs them, a first denoising step doesn't."""
+
+    def __init__(self, paths: Mapping[str, tuple[Path, ...]], known: Mapping[str, str] | None = None) -> None:
+        self._paths = dict(paths)
+        self._seen = {name: [_stamp(p) for p in found] for name, found in self._paths.items()}
+        self._known = dict(known or {})
+        self._names = (*self._paths, *self._known)
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._known:
+            paths = self._paths[name]
+            if [_stamp(p) for p in paths] != self._seen[name]:
+                raise CheckpointError(f"{paths[0]} changed after it was loaded", hint="Load the model again")
+            each = [file_sha256(p) for p in paths]
+            self._known[name] = each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware (a CPU without it is slower in it than in float32)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n", 1)[0].split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
+def choose_dtype(asked: Any, device: torch.device) -> torch.dtype:
+    """torch.dtype of None or "auto" (bfloat16 where the processor has it, else float32), a name, or a dtype."""
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if asked is None or asked == "auto":
+        return torch.bfloat16 if has_bf16(device) else torch.float32
+    found = names.get(asked, asked) if isinstance(asked, str) else asked
+    if found not in names.values():
+        raise UserError(f"dtype {asked!r}", allowed=f"auto, {', '.join(names)}")
+    return found
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(folder: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well, and vanishes when it doesn't.
+
+    overwrite: replace an existing folder, which must hold `marker`; its other top-level files are kept.
+    """
+    folder = folder.absolute()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file", allowed="a folder, or a name that isn't taken")
+    taken = folder.exists() and any(folder.iterdir())
+    if taken and not overwrite:
+        raise UserError(f"{folder} is there already", hint="Pass overwrite=True to replace it, or another name")
+    if taken and not (folder / marker).is_file():
+        raise UserError(f"{folder} holds no {marker}, so it isn't a checkpoint that may be replaced")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tag = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary, old = (folder.parent / f".{folder.name}.{word}-{tag}" for word in ("new", "old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        if taken:
+            for path in folder.iterdir():
+                if path.is_file() and not path.is_symlink() and not (temporary / path.name).exists():
+                    shutil.copy2(path, temporary / path.name)
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if taken:
+            folder.rename(old)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if taken:
+                old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,123 @@
+"""Tiny real bundles: seeded random weights in SD 1.x and 2.x layouts, tokenizers trained on the spot on a few lines.
+
+bundle = tiny_bundle("sd1")                      # English, CLIP BPE
+bundle = tiny_bundle("sd2", languages=("en", "ja"))   # Japanese with SentencePiece, as rinna lays it out
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kotoe.checkpoints import Bundle, Defaults
+from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec, VAESpec
+from kotoe.text import CLIPText, Conditioner
+from kotoe.tokenizers import Tokenizer, load_tokenizer, train_clip_bpe, train_sentencepiece
+from kotoe.unet import UNet
+from kotoe.vae import VAE
+
+LINES = {
+    "en": [
+        "a red cat on a blue background",
+        "two dogs to the left of a green tree",
+        "an owl above a yellow moon",
+        "it's the dog's ball, isn't it?",
+        "a painting of a castle below 12 clouds",
+    ],
+    "ja": ["青い背景に猫", "緑の木の左に犬が二匹", "黄色い月の上にフクロウ", "城の絵", "サラリーマン 油絵"],
+    "zh": ["蓝色背景上的猫", "绿树左边的两只狗", "黄色月亮上方的猫头鹰", "城堡的画"],
+    "ko": ["파란 배경의 고양이", "초록 나무 왼쪽의 강아지 두 마리", "노란 달 위의 부엉이", "성 그림"],
+}
+POSITIONS = 16  # tokens of a tiny text encoder; enough for the lines above, few enough to run over
+
+
+@cache
+def tiny_tokenizer(language: str, pad_token: str = "<|endoftext|>") -> Tokenizer:
+    """English: CLIP BPE of 560 pieces. Other languages: SentencePiece BPE of 300 with bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        if language == "en":
+            train_clip_bpe(LINES["en"], folder, 560, max_tokens=POSITIONS, pad_token=pad_token)
+        else:
+            train_sentencepiece(LINES[language], folder, 300, max_tokens=POSITIONS, model_type="bpe")
+        return load_tokenizer(folder)
+
+
+def seeded(module: nn.Module, seed: int) -> nn.Module:
+    """Give every parameter values drawn from one generator, away from 0 and 1 so that a lost tensor shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            if p.ndim > 1:
+                p.copy_(noise / p[0].numel() ** 0.5)  # keeps activations of order 1
+            else:
+                p.copy_(0.1 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+    return module.eval()
+
+
+def tiny_conditioner(language: str, width: int, family: str = "sd1", seed: int = 0) -> Conditioner:
+    """A Conditioner of one language with states of `width`."""
+    tokenizer = tiny_tokenizer(language, "!" if family == "sd2" and language == "en" else "<|endoftext|>")
+    spec = TextSpec(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_layers=2,
+        num_heads=4,
+        max_tokens=tokenizer.max_tokens,
+        hidden_act="gelu" if family == "sd2" else "quick_gelu",
+        bos=tokenizer.bos,
+        eos=tokenizer.eos,
+        pad=tokenizer.pad,
+    )
+    return Conditioner(language, tokenizer, seeded(CLIPText(spec), seed))
+
+
+def tiny_bundle(
+    family: str = "sd1", *, languages: tuple[str, ...] = ("en",), seed: int = 0, sampler: str = ""
+) -> Bundle:
+    """A Bundle of about 0.5 M random parameters.
+
+    family: "sd1" has 1x1 convolutions and predicts epsilon; "sd2" linear layers, velocity and zero terminal SNR.
+    """
+    two = family == "sd2"
+    width = 32
+    unet = UNetSpec(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention=(True, False),
+        num_heads=(4, 8) if two else (4, 4),
+        cross_attention_dim=width,
+        use_linear_projection=two,
+        norm_num_groups=8,
+        sample_size=8,
+    )
+    vae = VAESpec(block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, sample_size=16)
+    schedule = ScheduleSpec(
+        prediction_type="v_prediction" if two else "epsilon",
+        rescale_betas_zero_snr=two,
+        timestep_spacing="trailing" if two else "leading",
+        sampler=sampler or ("ddim" if two else "pndm"),
+    )
+    return Bundle(
+        name=f"tiny-{family}",
+        unet=seeded(UNet(unet), seed),
+        vae=seeded(VAE(vae), seed + 1),
+        schedule=schedule,
+        conditioners={x: tiny_conditioner(x, width, family, seed + 2 + i) for i, x in enumerate(languages)},
+        default_language=languages[0],
+        family=family,
+        licence="Apache-2.0",
+        defaults=Defaults(steps=4, guidance_scale=3.0),
+    )
+
+
+def saved_tiny(folder: Path, family: str = "sd1", *, languages: tuple[str, ...] = ("en",), seed: int = 0) -> Path:
+    """The folder of a tiny bundle."""
+    from kotoe.checkpoints import save
+
+    return save(tiny_bundle(family, languages=languages, seed=seed), folder)
