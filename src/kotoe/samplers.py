@@ -45,7 +45,7 @@ def _levels(x: Tensor, sigmas: Tensor) -> list[float]:
 
 
 def _ask(denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
-    return denoiser(x, torch.full((x.shape[0],), sigma, dtype=torch.float32))
+    return denoiser(x, torch.full((x.shape[0],), sigma, dtype=x.dtype))
 
 
 def euler(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
@@ -68,8 +68,8 @@ def ddim(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: fl
     levels = _levels(x, sigmas)
     for i, (s, to) in enumerate(zip(levels, levels[1:])):
         x0 = _ask(denoiser, x, s)
-        up = eta * to / s * math.sqrt(s**2 - to**2)  # deviation of the noise put back
-        down = math.sqrt(to**2 - up**2)  # level the deterministic part goes to
+        fresh = eta**2 * (1 - (to / s) ** 2)  # share of the variance at `to` that is fresh noise
+        up, down = to * math.sqrt(fresh), to * math.sqrt(1 - fresh)
         x = x0 + (x - x0) * (down / s)
         if up > 0:
             x = x + noise(i).to(x) * up
