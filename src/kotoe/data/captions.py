@@ -1,6 +1,6 @@
 """Captions: what a person would type to get a scene drawn, in each language Kotoe's own model speaks.
 
-The words come from `words.py` (colours, places, templates, everyday names) and from CLDR (all other names). A caption
+The words come from `languages/` (colours, places, templates, everyday names) and from CLDR (all other names). A caption
 by template number is fixed, for evaluation; a caption by a random generator varies template and wording, for training.
 """
 
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import UserError, unknown
 from .cldr import Glyph, key, load_objects, names
-from .words import LANGUAGES, Form, Language
+from .languages import LANGUAGES, Form, Language
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,9 +28,7 @@ class Colour:
 
 
 def _colour(colour: str, rgb: tuple[int, int, int]) -> Colour:
-    return Colour(
-        rgb=rgb, names={tag: language.colour_nouns[colour][0] for tag, language in LANGUAGES.items()}
-    )
+    return Colour(rgb=rgb, names={tag: language.colour_nouns[colour][0] for tag, language in LANGUAGES.items()})
 
 
 COLOURS: dict[str, Colour] = {
@@ -99,9 +97,7 @@ def templates(scene: SceneLike, language: str) -> tuple[str, ...]:
     return table.pair[scene.background_said, scene.relation is not None]
 
 
-def _single(
-    scene: SceneLike, table: Language, words: _Words, index: int, template: int | random.Random
-) -> str:
+def _single(scene: SceneLike, table: Language, words: _Words, index: int, template: int | random.Random) -> str:
     said, placed = scene.background_said, scene.position != "centre"
     if isinstance(template, int):
         x = _noun(table.tag, words.of(index)[0], scene.size, 0)
@@ -143,9 +139,7 @@ def _pair(
 
 def _numbered(options: tuple[str, ...], template: int) -> str:
     if not 0 <= template < len(options):
-        raise UserError(
-            f"no caption template {template} for this kind of scene", allowed=f"0 to {len(options) - 1}"
-        )
+        raise UserError(f"no caption template {template} for this kind of scene", allowed=f"0 to {len(options) - 1}")
     return options[template]
 
 
@@ -155,7 +149,7 @@ def _pick_word(options: tuple[str, ...], roll: Callable[[], float]) -> str:
     return options[1 + int(roll() * (len(options) - 1))]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _noun(tag: str, word: str, size: str, way: int) -> Form:
     table = LANGUAGES[tag]
     if size == "medium":
@@ -164,7 +158,7 @@ def _noun(tag: str, word: str, size: str, way: int) -> Form:
     return table.forms(options[way % len(options)] + table.join + word)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _background(tag: str, colour: str, way: int) -> Form:
     table = LANGUAGES[tag]
     if colour not in table.colours:
@@ -174,7 +168,7 @@ def _background(tag: str, colour: str, way: int) -> Form:
     return Form(**{**vars(form), "alone": nouns[way % len(nouns)]})
 
 
-@lru_cache(maxsize=None)
+@cache
 def _place(tag: str, position: str, way: int) -> Form:
     table = LANGUAGES[tag]
     if position not in table.places:
@@ -183,7 +177,7 @@ def _place(tag: str, position: str, way: int) -> Form:
     return Form(n=options[way % len(options)], short=short[way % len(short)])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _relation(tag: str, relation: str, way: int) -> tuple[str, str, str]:
     table = LANGUAGES[tag]
     if relation not in table.relations:
@@ -201,21 +195,15 @@ class _Words:
     def __init__(self, table: Language, tier: str) -> None:
         self.tier, self.glyphs = tier, load_objects(tier)
         self.start = self.glyphs[0].index
-        things = {
-            key(glyph): tuple(w.strip() for w in line.split(",")) for glyph, line in table.things.items()
-        }
+        taken = {word.casefold(): glyph for glyph, (words, _) in table.things.items() for word in words}
         cldr = names(table.tag)
-        everyday_words = {word.casefold(): glyph for glyph, line in things.items() for word in line}
         self.words: list[tuple[str, ...]] = []
-        for glyph in self.glyphs:
-            own = clean(cldr[key(glyph.codepoints)].tts, table.tag)
-            mine = things.get(key(glyph.codepoints), ())
-            more = (
-                (own,)
-                if everyday_words.get(own.casefold(), key(glyph.codepoints)) == key(glyph.codepoints)
-                else ()
-            )
-            self.words.append(tuple(dict.fromkeys((*mine, *more))) or (own,))
+        for glyph in (key(g.codepoints) for g in self.glyphs):
+            own = clean(cldr[glyph].tts, table)
+            mine, name_too = table.things.get(glyph, ((), True))
+            if name_too and taken.get(own.casefold(), glyph) == glyph:
+                mine = (*mine, own)
+            self.words.append(tuple({w.casefold(): w for w in reversed(mine)}.values())[::-1] or (own,))
 
     def of(self, index: int) -> tuple[str, ...]:
         if not 0 <= index - self.start < len(self.words):
@@ -226,7 +214,7 @@ class _Words:
         return self.words[index - self.start]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _words(language: str, tier: str) -> _Words:
     return _Words(_language(language), tier)
 
@@ -237,18 +225,12 @@ def _language(tag: str) -> Language:
     return LANGUAGES[tag]
 
 
-def clean(name: str, language: str) -> str:
-    """A CLDR name as one would write it in a sentence: no quotation marks, straight apostrophes, colons put in words."""
-    for mark in '“”„«»「」‘"':
+def clean(name: str, table: Language) -> str:
+    """A CLDR name as one would write it in a sentence: without quotation marks, colons put in words."""
+    for mark in '“”„«»「」『』"':
         name = name.replace(mark, "")
-    name = name.replace("’", "'").replace(" & ", " and ")
-    if ":" in name or "：" in name:
-        head, _, rest = name.replace("：", ":").partition(":")
-        name = _COLON[language].format(head=head.strip(), rest=rest.strip())
-    return " ".join(name.split())
-
-
-_COLON = {"en": "{head} {rest}", "ja": "{head}（{rest}）", "zh": "{head}（{rest}）", "ko": "{head} ({rest})"}
+    name = name.replace("’", "'").replace("‘", "'")
+    return " ".join(table.rename(name).split())
 
 
 def word(index: int, language: str, tier: str = "all") -> str:
@@ -289,9 +271,7 @@ def vocabulary_texts(language: str, tier: str = "everyday") -> tuple[str, ...]:
         for colour in draw.sample(colours, 4):
             other = draw.choice(words.glyphs).index
             single = _Described(objects=(glyph.index,), background=colour, position=draw.choice(POSITIONS))
-            both = _Described(
-                objects=(glyph.index, other), background=colour, relation=draw.choice(RELATIONS)
-            )
+            both = _Described(objects=(glyph.index, other), background=colour, relation=draw.choice(RELATIONS))
             texts += [caption(s, table.tag, draw, tier=tier) for s in (single, both)]
     return tuple(texts)
 

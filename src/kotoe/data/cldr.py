@@ -220,7 +220,7 @@ def _read_annotations(path: Path, tts: dict[str, str], words: dict[str, tuple[st
 
 
 def _chain(folder: Path, language: str) -> tuple[str, ...]:
-    """The locales to look in, nearest first, ending in root: CLDR's explicit parents, else the tag cut from the right."""
+    """The locales to look in, nearest first, then root: CLDR's explicit parents, else the tag cut from the right."""
     parents, likely = _parents(folder), _likely(folder)
     chain: list[str] = []
     locale = language
