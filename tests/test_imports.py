@@ -14,7 +14,7 @@ import pytest
 SRC = Path(__file__).resolve().parent.parent / "src"
 LAYERS = [
     {"errors", "spec", "config", "runs"},
-    {"rng", "schedule", "denoise", "samplers", "images"},
+    {"rng", "schedule", "denoise", "samplers", "images", "labels", "language"},
     {"unet", "vae", "text", "vision", "tokenizers"},
     {"checkpoints", "builtin"},
     {"generate"},

@@ -28,9 +28,11 @@ SAMPLER_NAMES = (
     "dpmpp_2m_sde",
     "unipc",
 )
+ETA_SAMPLERS = ("ddim",)
 GRID_NAMES = ("linspace", "leading", "trailing", "karras")
+Dtype = Literal["float32", "bfloat16", "float16"]
 MAX_EDGE_PX = 8192  # a request beyond this is a slip or an attack, not a picture
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**32 - 1  # torch's CPU generator reads 32 bits
 DEFAULT_STRENGTH = 0.8
 
 
@@ -73,14 +75,10 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
     required = [
         f.name
         for f in fields.values()
-        if f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-        and f.name not in data
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in data
     ]
     if required:
-        raise UserError(
-            f"{name}: key {required[0]!r} is missing", allowed=f"an object with {', '.join(required)}"
-        )
+        raise UserError(f"{name}: key {required[0]!r} is missing", allowed=f"an object with {', '.join(required)}")
     hints = _hints(cls)
     return cls(**{key: _typed(hints[key], value, f"{name}: {key}") for key, value in data.items()})
 
@@ -94,11 +92,7 @@ def read_json(path: str | Path) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start})", allowed="JSON in UTF-8") from error
     except (json.JSONDecodeError, RecursionError) as error:
-        at = (
-            f"line {error.lineno}, column {error.colno}: {error.msg}"
-            if isinstance(error, ValueError)
-            else "too deep"
-        )
+        at = f"line {error.lineno}, column {error.colno}: {error.msg}" if isinstance(error, ValueError) else "too deep"
         raise UserError(f"{path} is no JSON document ({at})", allowed="JSON in UTF-8") from error
 
 
@@ -115,9 +109,7 @@ def differing_keys(a: Any, b: Any, prefix: str = "") -> list[str]:
         absent = object()
         keys = sorted(set(a) | set(b))
         return [
-            d
-            for k in keys
-            for d in differing_keys(a.get(k, absent), b.get(k, absent), f"{prefix}.{k}".lstrip("."))
+            d for k in keys for d in differing_keys(a.get(k, absent), b.get(k, absent), f"{prefix}.{k}".lstrip("."))
         ]
     return [] if (type(a) is type(b) and a == b) or _same_number(a, b) else [prefix or "(the whole document)"]
 
@@ -158,9 +150,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     elif origin is tuple and isinstance(value, (list, tuple)):
         inner = args[:1] * len(value) if len(args) == 2 and args[1] is ... else args
         if len(inner) == len(value):
-            return tuple(
-                _typed(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True))
-            )
+            return tuple(_typed(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
     elif origin in (dict, Mapping) and isinstance(value, Mapping):
         return {k: _typed(args[1], v, f"{where}.{k}") for k, v in value.items()}
     elif dataclasses.is_dataclass(hint):
@@ -201,14 +191,16 @@ class Request:
     prompt:          what to draw, in any language the model has; one text or several.
     negative_prompt: what to keep out, in the language of the prompt.
     language:        BCP 47 tag of the prompts (en, ja, zh, ko, ...); None: detected for each prompt.
-    width, height:   pixels; multiples of the model's latent pixel.
+    width:           pixels; a multiple of the model's latent pixel.
+    height:          the same.
     steps:           denoising steps, 1 or more.
-    sampler, grid:   see SAMPLER_NAMES and GRID_NAMES.
+    sampler:         euler, euler_ancestral, heun, lms, ddim, pndm, dpmpp_2m, dpmpp_2m_sde or unipc.
+    grid:            where the steps lie: linspace, leading, trailing or karras.
     guidance_scale:  how strongly to follow the prompt; 1.0 means unguided, at half the cost. 0 or more.
     guidance_rescale: 0.0 to 1.0, how much of the guided picture's excess contrast to take back.
     seed:            image k of each prompt has seed + k.
     n:               images per prompt.
-    eta:             0.0 (deterministic) to 1.0, added noise of the samplers that have it.
+    eta:             0.0 (deterministic) to 1.0, fresh noise in each step of the ddim sampler.
     init_image:      a picture to start from (img2img).
     mask:            with init_image: white is redrawn, black is kept (inpainting).
     strength:        with init_image: the share of the steps to run, above 0.0 to 1.0; 0.8 when not given.
@@ -244,9 +236,7 @@ class Request:
             object.__setattr__(self, "prompt", tuple(self.prompt))
         check_types(self)
         if not self.prompt:
-            raise UserError(
-                "no prompt", allowed="one or more texts", hint='For example: kotoe generate "a cat"'
-            )
+            raise UserError("no prompt", allowed="one or more texts", hint='For example: kotoe generate "a cat"')
         for text in (*self.prompt, self.negative_prompt):
             _check_text(text)
         for name in ("width", "height"):
@@ -264,14 +254,17 @@ class Request:
         if not 0 <= self.seed <= MAX_SEED - (self.n - 1):
             raise UserError(f"seed {self.seed}", allowed=f"0 to {MAX_SEED - (self.n - 1)}")
         if self.guidance_scale is not None and self.guidance_scale < 0:
-            raise UserError(
-                f"guidance_scale {self.guidance_scale}", allowed="0.0 or more; 1.0 switches guidance off"
-            )
+            raise UserError(f"guidance_scale {self.guidance_scale}", allowed="0.0 or more; 1.0 switches guidance off")
         for name in ("guidance_rescale", "eta"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name} {getattr(self, name)}", allowed="0.0 to 1.0")
         if self.guidance_scale is not None:
             check_guidance(self.guidance_scale, self.guidance_rescale, self.negative_prompt)
+        if self.eta != 0.0 and self.sampler not in (None, *ETA_SAMPLERS):
+            raise UserError(
+                f"eta {self.eta} with sampler {self.sampler} has no effect",
+                allowed=f"eta with sampler {', '.join(ETA_SAMPLERS)}",
+            )
         if self.init_image is None:
             for name in ("mask", "strength"):
                 if getattr(self, name) is not None:
@@ -282,13 +275,6 @@ class Request:
                     )
         if self.strength is not None and not 0.0 < self.strength <= 1.0:
             raise UserError(f"strength {self.strength}", allowed="above 0.0 to 1.0")
-
-    @property
-    def resolved_strength(self) -> float:
-        """The share of the steps that are run: 1.0 from noise, `strength` or 0.8 from a picture."""
-        if self.init_image is None:
-            return 1.0
-        return DEFAULT_STRENGTH if self.strength is None else self.strength
 
 
 def check_guidance(scale: float, rescale: float, negative_prompt: str) -> None:
@@ -307,8 +293,9 @@ def _check_text(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
+        shown = text.encode("utf-8", "replace").decode()
         raise UserError(
-            f"prompt {text.encode('utf-8', 'replace').decode()!r} is not valid Unicode (character {error.start + 1})",
+            f"the prompt {shown!r} is not valid Unicode at character {error.start + 1}",
             allowed="text in UTF-8",
             hint="Check the terminal's encoding",
         ) from error
@@ -328,10 +315,9 @@ class ConditionerRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecord:
-    """Which networks drew. `source` is how the model was named; the sha256 say whether it is the same one."""
+    """Which networks drew: the sha256 of their files (of their tensors where there are none) and of the schedule."""
 
     name: str
-    source: str
     unet_sha256: str
     vae_sha256: str
     schedule_sha256: str
@@ -341,8 +327,8 @@ class ModelRecord:
 class Record:
     """What was done for one picture: enough to draw it again. Embedded in the picture.
 
-    tokens: prompt tokens read, without start, end and padding. batch: (index, size), because arithmetic may round
-    differently for another number of pictures at once, so that a replay uses the same.
+    dtype is the UNet's. tokens: prompt tokens read, without start, end and padding. batch: (index, size), and threads:
+    arithmetic may round differently for other numbers of pictures at once or of threads, so a replay uses the same.
     """
 
     kotoe: str
@@ -367,7 +353,9 @@ class Record:
     mask_sha256: str | None = None
     strength: float | None = None
     long_prompt: Literal["error", "chunk"]
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Dtype
+    vae_dtype: Dtype
+    text_dtype: Dtype
     device: str
     threads: int
     tokens: int
@@ -382,29 +370,7 @@ class Record:
             raise UserError(f"Record: batch {self.batch}", allowed="(index, size) with index below size")
 
     def request(self) -> Request:
-        """The Request that draws this picture again."""
-        return Request(
-            prompt=(self.prompt,),
-            language=self.conditioner.language,
-            n=1,
-            **{
-                name: getattr(self, name)
-                for name in (
-                    "negative_prompt",
-                    "width",
-                    "height",
-                    "steps",
-                    "sampler",
-                    "grid",
-                    "guidance_scale",
-                    "guidance_rescale",
-                    "seed",
-                    "eta",
-                    "init_image",
-                    "mask",
-                    "strength",
-                    "long_prompt",
-                    "dtype",
-                )
-            },
-        )
+        """The Request for this picture. Its dtype is the loaded model's (see `dtype` here)."""
+        theirs = {"prompt", "language", "n", "dtype", "batch_size"}
+        same = {f.name: getattr(self, f.name) for f in dataclasses.fields(Request) if f.name not in theirs}
+        return Request(prompt=(self.prompt,), language=self.conditioner.language, batch_size=self.batch[1], **same)

@@ -1,0 +1,431 @@
+"""Request to pictures and Records: txt2img, img2img and inpainting are one function.
+
+B pictures, C latent channels, H W pixel rows and columns, h w latent ones, L tokens, D text width, S steps.
+
+Texts are encoded once; their keys and values in every cross-attention and the time projections of every step are
+computed once per batch, not once per step. Every picture has its own noise, so that picture i of a batch is picture i
+alone, to the rounding of the arithmetic (see docs/numerics.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from kotoe import __version__, images
+from kotoe.checkpoints import Bundle, conditioner_hashes
+from kotoe.checkpoints.files import tensors_sha256
+from kotoe.config import DEFAULT_STRENGTH, ETA_SAMPLERS, ConditionerRecord, ModelRecord, Record, Request, dumps
+from kotoe.denoise import Denoiser, denoiser, guided, inpainted, start
+from kotoe.errors import UserError
+from kotoe.language import Source, choose, detect
+from kotoe.rng import ImageNoise
+from kotoe.samplers import SAMPLERS, Step
+from kotoe.schedule import GRIDS, sigma_to_t, tail
+from kotoe.unet import KV, TimeTable, UNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture and how it was drawn."""
+
+    image: Image.Image
+    record: Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """After a step: picture-steps done and in all, and the step itself for a preview (see Step)."""
+
+    done: int
+    total: int
+    step: Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved(Request):
+    """A request whose every default is filled in (see `resolve`): nothing here is None for want of a choice."""
+
+    width: int
+    height: int
+    steps: int
+    sampler: str
+    grid: str
+    guidance_scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One picture to draw."""
+
+    prompt: str
+    language: str
+    language_source: Source
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What a conditioner made of a prompt: its states and, when guided, the negative prompt's, (1, L, D) each."""
+
+    positive: Tensor
+    negative: Tensor | None
+    tokens: int
+
+
+OnStep = Callable[[Progress], None]
+
+
+def generate(bundle: Bundle, request: Request, *, on_step: OnStep | None = None) -> list[Picture]:
+    """The pictures of a request: for each prompt in turn, n pictures with seeds seed, seed + 1, ...
+
+    on_step: called after every denoising step of every batch; raise in it to stop.
+    Raises UserError for what the model can't do, before anything is drawn.
+    """
+    return list(draw(bundle, request, on_step=on_step))
+
+
+def draw(bundle: Bundle, request: Request, *, on_step: OnStep | None = None) -> Iterator[Picture]:
+    """As `generate`, but each batch's pictures are handed over when they are done."""
+    request = resolve(bundle, request)
+    jobs = plan(bundle, request)
+    reads = read_prompts(bundle, request, jobs)
+    total, done = len(jobs) * steps_run(request), 0
+    for batch in _batches(jobs, reads, request.batch_size):
+        offset = done
+
+        def report(step: Step, size: int = len(batch), offset: int = offset) -> None:
+            if on_step is not None:
+                on_step(Progress(done=offset + (step.i + 1) * size, total=total, step=step))
+
+        yield from _draw_batch(bundle, request, batch, [reads[job.language, job.prompt] for job in batch], report)
+        done += len(batch) * steps_run(request)
+
+
+def replay(bundle: Bundle, record: Record, *, on_step: OnStep | None = None) -> Picture:
+    """The picture of a record again: the same bits on the same machine with the same versions.
+
+    Raises UserError naming the part when the bundle, the picture it started from or the mask isn't the record's.
+    """
+    check_same(bundle, record)
+    request = resolve(bundle, record.request())
+    index, size = record.batch
+    job = Job(
+        prompt=record.prompt,
+        language=record.conditioner.language,
+        language_source=record.language_source,
+        seed=record.seed,
+    )
+    read = read_prompts(bundle, request, [job])[job.language, job.prompt]
+    total = steps_run(request)
+
+    def report(step: Step) -> None:
+        if on_step is not None:
+            on_step(Progress(done=step.i + 1, total=total, step=step))
+
+    return _draw_batch(bundle, request, [job] * size, [read] * size, report, only=index)[0]
+
+
+# --- What will be drawn ---------------------------------------------------------------------------
+
+
+def resolve(bundle: Bundle, request: Request) -> Resolved:
+    """The request with every default filled in, checked against what the model can do.
+
+    `language` stays None where it is to be detected, prompt by prompt.
+    """
+    grid = bundle.defaults.grid if bundle.defaults.grid is not None else bundle.schedule.timestep_spacing
+    width, height = _size(bundle, request)
+    sampler = bundle.schedule.sampler if request.sampler is None else request.sampler
+    if request.eta != 0.0 and sampler not in ETA_SAMPLERS:
+        raise UserError(
+            f"eta {request.eta} with {sampler}, this model's sampler, has no effect",
+            allowed=f"eta with sampler {', '.join(ETA_SAMPLERS)}",
+        )
+    ours = _dtype(bundle.unet)
+    if request.dtype not in ("auto", ours):
+        raise UserError(
+            f"dtype {request.dtype} asked of a model loaded in {ours}",
+            allowed=f"auto, {ours}",
+            hint=f"Load it with dtype={request.dtype!r}",
+        )
+    given = {f.name: getattr(request, f.name) for f in fields(Request)}
+    chosen = {
+        "language": None if request.language is None else choose(request.language, bundle.languages),
+        "width": width,
+        "height": height,
+        "steps": bundle.defaults.steps if request.steps is None else request.steps,
+        "sampler": sampler,
+        "grid": grid if request.grid is None else request.grid,
+        "guidance_scale": (
+            bundle.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
+        ),
+        "dtype": ours,
+    }
+    if request.init_image is not None and request.strength is None:
+        chosen["strength"] = DEFAULT_STRENGTH
+    found = Resolved(**{**given, **chosen})
+    images.check_size(width, height, pixel_multiple(bundle))
+    tail(_sigmas(bundle, found), 1.0 if found.strength is None else found.strength)  # too few steps, or none left
+    return found
+
+
+def pixel_multiple(bundle: Bundle) -> int:
+    """Edges must be a multiple of this many pixels: one latent pixel of the UNet's coarsest level."""
+    return bundle.vae.spec.downscale * 2 ** (len(bundle.unet.spec.block_out_channels) - 1)
+
+
+def steps_run(request: Resolved) -> int:
+    """Denoising steps that a resolved request runs for each picture."""
+    return request.steps if request.strength is None else int(request.steps * request.strength + 1e-6)
+
+
+def plan(bundle: Bundle, request: Request) -> list[Job]:
+    """One Job per picture, prompt by prompt, with the language of each prompt."""
+    jobs = []
+    for prompt in request.prompt:
+        tag, source = request.language, "asked"
+        if tag is None:
+            found = detect(prompt, bundle.languages, bundle.default_language)
+            tag, source = found.tag, found.source
+        jobs += [
+            Job(prompt=prompt, language=tag, language_source=source, seed=request.seed + k) for k in range(request.n)
+        ]
+    return jobs
+
+
+def _size(bundle: Bundle, request: Request) -> tuple[int, int]:
+    if request.init_image is not None and request.width is None and request.height is None:
+        return images.open_picture(request.init_image, "init_image").size
+    edge = bundle.unet.spec.sample_size * bundle.vae.spec.downscale
+    width = edge if request.width is None else request.width
+    return width, edge if request.height is None else request.height
+
+
+def _sigmas(bundle: Bundle, request: Resolved) -> Tensor:
+    return GRIDS[request.grid](bundle.schedule, request.steps)  # (steps + 1,)
+
+
+def _dtype(module: torch.nn.Module) -> str:
+    return str(next(module.parameters()).dtype).removeprefix("torch.")
+
+
+# --- Texts ----------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def read_prompts(bundle: Bundle, request: Request, jobs: Sequence[Job]) -> dict[tuple[str, str], Read]:
+    """Every distinct (language, prompt), encoded once, with the negative prompt read in the same language.
+
+    With long_prompt "chunk" a prompt and its negative get as many windows as the longer of the two needs: the prompts
+    beside it don't change it.
+    """
+    guided = request.guidance_scale != 1.0
+    reads = {}
+    for language, prompt in dict.fromkeys((job.language, job.prompt) for job in jobs):
+        texts = [prompt, request.negative_prompt] if guided else [prompt]
+        context = bundle.conditioner(language).encode(texts, long_prompt=request.long_prompt)
+        reads[language, prompt] = Read(
+            positive=context.states[:1],
+            negative=context.states[1:] if guided else None,
+            tokens=context.tokens.counts[0],
+        )
+    return reads
+
+
+def _batches(jobs: Sequence[Job], reads: dict[tuple[str, str], Read], size: int) -> Iterator[list[Job]]:
+    """Consecutive jobs, at most `size` together, with contexts of one length."""
+    for _, group in groupby(jobs, key=lambda job: reads[job.language, job.prompt].positive.shape[1]):
+        same = list(group)
+        for first in range(0, len(same), size):
+            yield same[first : first + size]
+
+
+# --- Drawing --------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def _draw_batch(
+    bundle: Bundle,
+    request: Resolved,
+    jobs: Sequence[Job],
+    reads: Sequence[Read],
+    report: Callable[[Step], None],
+    only: int | None = None,
+) -> list[Picture]:
+    """The pictures of one batch, or with `only` that one of them."""
+    begin = time.perf_counter()
+    device = next(bundle.unet.parameters()).device
+    scale = bundle.vae.spec.downscale
+    shape = (bundle.vae.spec.latent_channels, request.height // scale, request.width // scale)  # (C, h, w)
+    noise = ImageNoise([job.seed for job in jobs], shape, device=device)
+    init, mask = _starting_picture(bundle, request)
+    known = None if init is None else _encode(bundle, init)  # (1, C, h, w)
+    x, sigmas = start(
+        noise.initial(),
+        _sigmas(bundle, request),
+        sampler=request.sampler,
+        grid=request.grid,
+        init=known,
+        strength=1.0 if request.strength is None else request.strength,
+    )
+    denoise = _denoiser(bundle, request, reads, sigmas)
+    if mask is not None and known is not None:
+        # A latent pixel is painted anew as soon as any of its pixels is: no seam of the old inside the new.
+        denoise = inpainted(denoise, known, F.max_pool2d(mask, scale).to(device))  # (1, 1, h, w)
+    sampler = SAMPLERS[request.sampler]
+    if request.sampler in ETA_SAMPLERS:
+        sampler = partial(sampler, eta=request.eta)
+    for step in sampler(denoise, x, sigmas, noise):
+        report(step)
+    wanted = range(len(jobs)) if only is None else (only,)
+    pixels = [_decode(bundle, step.x[i : i + 1]) for i in wanted]  # (3, H, W) each
+    if mask is not None and init is not None:  # what the mask keeps is kept to the bit, not through the autoencoder
+        pixels = [torch.lerp(init[0], p, mask[0]) for p in pixels]
+    seconds = (time.perf_counter() - begin) / len(jobs)
+    return [
+        Picture(
+            image=images.to_pil(p),
+            record=_record(bundle, request, jobs[i], reads[i], (i, len(jobs)), str(device), seconds),
+        )
+        for i, p in zip(wanted, pixels, strict=True)
+    ]
+
+
+def _denoiser(bundle: Bundle, request: Resolved, reads: Sequence[Read], sigmas: Tensor) -> Denoiser:
+    unet = bundle.unet
+    weight = unet.conv_in.weight
+    context = torch.cat([read.positive for read in reads])  # (B, L, D)
+    if request.guidance_scale != 1.0:
+        context = torch.cat([*(read.negative for read in reads if read.negative is not None), context])  # (2B, L, D)
+    kv = unet.text_kv(context.to(weight))
+    t = sigma_to_t(bundle.schedule, sigmas[sigmas > 0])  # (S,)
+    table = unet.time_table(t.to(weight.device))
+    paired = denoiser(_model(unet, kv, table, t), bundle.schedule)
+    return guided(paired, request.guidance_scale, both=paired, rescale=request.guidance_rescale)
+
+
+def _model(unet: UNet, kv: KV, table: TimeTable, t: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    rows = {float(time): i for i, time in enumerate(t)}
+    dtype = unet.conv_in.weight.dtype
+
+    def model(x: Tensor, times: Tensor) -> Tensor:
+        x = x.to(dtype).contiguous(memory_format=torch.channels_last)  # the layout convolutions are fastest in
+        return unet(x, table.at(rows[float(times[0])]), kv).float()
+
+    return model
+
+
+def _starting_picture(bundle: Bundle, request: Resolved) -> tuple[Tensor | None, Tensor | None]:
+    """The picture (1, 3, H, W) in [-1, 1] and the mask (1, 1, H, W) in [0, 1], 1 = paint anew, where there are any."""
+    if request.init_image is None:
+        return None, None
+    init = images.open_picture(request.init_image, "init_image")
+    mask = None if request.mask is None else images.open_picture(request.mask, "mask")
+    if mask is not None and mask.size != init.size:
+        raise UserError(
+            f"mask is {mask.width}x{mask.height}, init_image {init.width}x{init.height}", allowed="the same size"
+        )
+    size = (request.width, request.height)
+    picture = images.to_tensor(images.resized(init, *size, "init_image"))
+    return picture, None if mask is None else images.mask_tensor(images.resized(mask, *size, "mask"))
+
+
+def _encode(bundle: Bundle, picture: Tensor) -> Tensor:
+    weight = bundle.vae.quant_conv.weight
+    return bundle.vae.encode(picture.to(weight)).float()  # (1, C, h, w); the mean: the caller owns randomness
+
+
+def _decode(bundle: Bundle, latent: Tensor) -> Tensor:
+    weight = bundle.vae.quant_conv.weight
+    z = latent.to(weight).contiguous(memory_format=torch.channels_last)
+    return bundle.vae.decode(z)[0].float().cpu()  # (3, H, W)
+
+
+# --- Records --------------------------------------------------------------------------------------
+
+
+def model_record(bundle: Bundle) -> ModelRecord:
+    """Name and sha256 of what draws. Reads the weight files once per Bundle."""
+    sha = {
+        part: bundle.hashes[part] if part in bundle.hashes else tensors_sha256(module)
+        for part, module in (("unet", bundle.unet), ("vae", bundle.vae))
+    }
+    schedule = hashlib.sha256(dumps(bundle.schedule).encode()).hexdigest()
+    return ModelRecord(name=bundle.name, unet_sha256=sha["unet"], vae_sha256=sha["vae"], schedule_sha256=schedule)
+
+
+def conditioner_record(bundle: Bundle, language: str) -> ConditionerRecord:
+    """Language and sha256 of what reads."""
+    sha = conditioner_hashes(bundle.conditioner(language))
+    return ConditionerRecord(
+        language=language, tokenizer_sha256=sha["tokenizer"], text_encoder_sha256=sha["text_encoder"]
+    )
+
+
+def check_same(bundle: Bundle, record: Record) -> None:
+    """Raise a UserError naming the first part of the bundle, or picture, that isn't the one the record names."""
+    language = record.conditioner.language
+    if language not in bundle.conditioners:
+        raise UserError(f"the picture was read by the conditioner {language}, which {bundle.name} doesn't have")
+    model, conditioner = model_record(bundle), conditioner_record(bundle, language)
+    for what, ours, theirs in (
+        ("UNet", model.unet_sha256, record.model.unet_sha256),
+        ("VAE", model.vae_sha256, record.model.vae_sha256),
+        ("noise schedule", model.schedule_sha256, record.model.schedule_sha256),
+        (f"tokenizer of {language}", conditioner.tokenizer_sha256, record.conditioner.tokenizer_sha256),
+        (f"text encoder of {language}", conditioner.text_encoder_sha256, record.conditioner.text_encoder_sha256),
+    ):
+        if ours != theirs:
+            raise UserError(
+                f"the {what} of {bundle.name} is another one than drew the picture"
+                f" (sha256 {ours[:12]} here, {theirs[:12]} then)",
+                hint=f"Load the model that drew it ({record.model.name}), or draw anew without replay",
+            )
+    for what, path, sha256 in (
+        ("init_image", record.init_image, record.init_image_sha256),
+        ("mask", record.mask, record.mask_sha256),
+    ):
+        if path is not None and images.file_sha256(path) != sha256:
+            raise UserError(f"{what} {path} has changed since the picture was drawn", allowed=f"sha256 {sha256}")
+
+
+def _record(
+    bundle: Bundle, request: Resolved, job: Job, read: Read, batch: tuple[int, int], device: str, seconds: float
+) -> Record:
+    same = {
+        name: getattr(request, name)
+        for name in (
+            *("negative_prompt", "width", "height", "steps", "sampler", "grid", "guidance_scale", "guidance_rescale"),
+            *("eta", "init_image", "mask", "strength", "long_prompt"),
+        )
+    }
+    return Record(
+        kotoe=__version__,
+        torch=torch.__version__,
+        model=model_record(bundle),
+        conditioner=conditioner_record(bundle, job.language),
+        language_source=job.language_source,
+        prompt=job.prompt,
+        seed=job.seed,
+        init_image_sha256=None if request.init_image is None else images.file_sha256(request.init_image),
+        mask_sha256=None if request.mask is None else images.file_sha256(request.mask),
+        dtype=_dtype(bundle.unet),  # type: ignore[arg-type]
+        vae_dtype=_dtype(bundle.vae),  # type: ignore[arg-type]
+        text_dtype=_dtype(bundle.conditioner(job.language).encoder),  # type: ignore[arg-type]
+        device=device,
+        threads=torch.get_num_threads(),
+        tokens=read.tokens,
+        batch=batch,
+        seconds=round(seconds, 4),
+        **same,
+    )

@@ -1,0 +1,164 @@
+"""Pictures: files to tensors and back, sizes, and the record inside a PNG. What is read is treated as untrusted.
+
+B pictures, H W pixel rows and columns. Pictures are PIL "RGB" or float32 tensors (B, 3, H, W) in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps, PngImagePlugin
+from torch import Tensor
+
+from kotoe.config import MAX_EDGE_PX
+from kotoe.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # what is read; others need programs or have had too many holes
+LARGEST_FILE_BYTES = 128 * 2**20
+LARGEST_PIXELS = 2**26  # 8192 x 8192
+LARGEST_RECORD_CHARACTERS = 2**20
+SAME_SHAPE = 0.02  # aspect ratios this close count as equal when a picture is resized
+RECORD_KEY = "kotoe"  # keyword of the PNG's iTXt chunk
+
+
+# Sizes
+
+
+def check_size(width: int, height: int, multiple: int) -> None:
+    """Raise a UserError naming the two nearest valid values when an edge isn't a multiple of `multiple` pixels."""
+    for name, edge in (("width", width), ("height", height)):
+        if not 1 <= edge <= MAX_EDGE_PX:
+            raise UserError(f"{name} {edge}", allowed=f"1 to {MAX_EDGE_PX} pixels")
+        if edge % multiple:
+            below, above = edge // multiple * multiple, -(-edge // multiple) * multiple
+            nearest = f"{below} or {above}" if below else str(above)
+            raise UserError(
+                f"{name} {edge} is not a multiple of {multiple}",
+                allowed=f"{nearest}, the nearest ones" if below else nearest,
+            )
+
+
+# Tensors
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """(1, 3, H, W) float32 in [-1, 1] of a picture."""
+    rgb = image.convert("RGB")
+    flat = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
+    pixels = flat.view(1, rgb.height, rgb.width, 3).permute(0, 3, 1, 2)  # (1, 3, H, W)
+    return pixels.float() / 127.5 - 1.0
+
+
+def mask_tensor(mask: Image.Image) -> Tensor:
+    """(1, 1, H, W) float32 in [0, 1] of a mask: 1 is painted anew."""
+    grey = mask.convert("L")
+    flat = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8)
+    return flat.view(1, 1, grey.height, grey.width).float() / 255.0
+
+
+def to_pil(pixels: Tensor) -> Image.Image:
+    """A picture of (3, H, W) in about [-1, 1]: clamped, then rounded to the nearest of 256 levels, never cut."""
+    if pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.is_floating_point():
+        raise UserError(f"pixels {tuple(pixels.shape)} of {pixels.dtype}", allowed="(3, H, W) floats in [-1, 1]")
+    if not bool(pixels.isfinite().all()):
+        raise UserError(
+            "the picture has values that are no numbers",
+            hint="Draw it with --dtype float32; if that doesn't help the weights are damaged",
+        )
+    levels = ((pixels.detach().float().cpu().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)  # (3, H, W)
+    data = levels.permute(1, 2, 0).contiguous()  # (H, W, 3)
+    return Image.frombytes("RGB", (data.shape[1], data.shape[0]), data.numpy().tobytes())
+
+
+# Files
+
+
+def open_picture(path: str | Path, what: str = "picture") -> Image.Image:
+    """A whole, upright, opaque RGB picture from a file. Anything else is a UserError saying what is wrong with it."""
+    with _opened(path, what) as image:
+        try:
+            upright = ImageOps.exif_transpose(image)  # reads all pixels
+            upright.load()
+            alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
+        except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+            raise UserError(f"{what} {path} is damaged ({error})", allowed=_allowed()) from error
+        if alpha is not None and alpha.getextrema() != (255, 255):
+            raise UserError(
+                f"{what} {path} is partly transparent",
+                allowed="an opaque picture",
+                hint="Put it on a background first",
+            )
+        return upright.convert("RGB")
+
+
+def resized(image: Image.Image, width: int, height: int, what: str = "picture") -> Image.Image:
+    """The picture at width x height. Another shape than its own would distort it: a UserError."""
+    if image.size == (width, height):
+        return image
+    ratio = (image.width * height) / (image.height * width)
+    if not 1 - SAME_SHAPE <= ratio <= 1 + SAME_SHAPE:
+        raise UserError(
+            f"{what} is {image.width}x{image.height}, asked for {width}x{height}: that would distort it",
+            allowed="the same proportions",
+            hint="Crop it first, or ask for another width and height",
+        )
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def file_sha256(path: str | Path) -> str:
+    """sha256 of a file's bytes."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}", allowed=_allowed()) from error
+
+
+def save_png(image: Image.Image, path: Path, record: str) -> None:
+    """Write a PNG with the record (JSON text) in an iTXt chunk, which holds any script."""
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(RECORD_KEY, record)
+    image.save(path, format="PNG", pnginfo=info)
+
+
+def read_record(path: str | Path) -> str:
+    """The record text inside a picture, at most LARGEST_RECORD_CHARACTERS long. UserError when there is none."""
+    with _opened(path, "picture") as image:
+        text = getattr(image, "text", {}).get(RECORD_KEY)
+    if text is None:
+        raise UserError(
+            f"{path} carries no record of Kotoe's",
+            allowed="a PNG that Kotoe drew",
+            hint="Programs that edit or share pictures often remove such data",
+        )
+    if len(text) > LARGEST_RECORD_CHARACTERS:
+        raise UserError(
+            f"the record in {path} has {len(text)} characters", allowed=f"{LARGEST_RECORD_CHARACTERS} at most"
+        )
+    return str(text)
+
+
+def _opened(path: str | Path, what: str) -> Image.Image:
+    """An image whose header has been read and found sane; its pixels are not decoded yet."""
+    try:
+        size = Path(path).stat().st_size
+        if size > LARGEST_FILE_BYTES:
+            raise UserError(f"{what} {path} has {size} bytes", allowed=f"{LARGEST_FILE_BYTES} at most")
+        image = Image.open(path, formats=FORMATS)
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{what} {path} is not a picture that can be read", allowed=_allowed()) from error
+    except OSError as error:
+        raise UserError(f"can't read {what} {path}: {error.strerror or error}", allowed=_allowed()) from error
+    except (SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        raise UserError(f"{what} {path} is damaged or hostile ({error})", allowed=_allowed()) from error
+    if image.width * image.height > LARGEST_PIXELS:
+        image.close()
+        raise UserError(f"{what} {path} is {image.width}x{image.height}", allowed=f"{LARGEST_PIXELS} pixels at most")
+    return image
+
+
+def _allowed() -> str:
+    return f"a whole {', '.join(FORMATS)} file"

@@ -1,0 +1,177 @@
+"""Which of a model's languages a prompt is in: by script first, and honest about doubt. Standard library only.
+
+Han characters alone may be Chinese or Japanese. The national character sets tell many apart: a character of GB 2312
+that JIS X 0208 lacks was simplified in China, one of JIS X 0208 that neither GB 2312 nor Big5 has was in Japan.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from kotoe.errors import UserError, nearest
+
+# Scripts by the first word of their characters' Unicode names, and the languages they are read as, likeliest first.
+# The Latin alphabet serves most languages: a model with several of them needs to be told.
+SCRIPTS: dict[str, tuple[str, ...]] = {
+    "ARABIC": ("ar", "fa", "ur", "ps"),
+    "ARMENIAN": ("hy",),
+    "BENGALI": ("bn", "as"),
+    "BOPOMOFO": ("zh",),
+    "CYRILLIC": ("ru", "uk", "bg", "sr", "be", "mk", "kk", "ky", "mn"),
+    "DEVANAGARI": ("hi", "mr", "ne"),
+    "ETHIOPIC": ("am", "ti"),
+    "GEORGIAN": ("ka",),
+    "GREEK": ("el",),
+    "GUJARATI": ("gu",),
+    "GURMUKHI": ("pa",),
+    "HANGUL": ("ko",),
+    "HEBREW": ("he", "yi"),
+    "JAPANESE": ("ja",),
+    "KANNADA": ("kn",),
+    "KHMER": ("km",),
+    "LAO": ("lo",),
+    "MALAYALAM": ("ml",),
+    "MYANMAR": ("my",),
+    "ORIYA": ("or",),
+    "SINHALA": ("si",),
+    "TAMIL": ("ta",),
+    "TELUGU": ("te",),
+    "THAI": ("th",),
+    "TIBETAN": ("bo",),
+}
+HAN = ("zh", "ja", "yue")
+NOT_LATIN = {tag for tags in (*SCRIPTS.values(), HAN) for tag in tags}
+JAPANESE = ("HIRAGANA", "KATAKANA")
+WEIGHT = {"CJK": 3, "HANGUL": 3, "HIRAGANA": 2, "KATAKANA": 2}  # a Han character says as much as 3 letters
+SURE_HAN = 6  # this many Han characters without kana are hardly Japanese
+MIXED = 0.3  # a second script with this share of the text makes the first doubtful
+
+Source = Literal["asked", "detected", "unsure"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detected:
+    """A language the model has, and how it was found."""
+
+    tag: str
+    source: Source
+
+
+def choose(asked: str, available: Collection[str]) -> str:
+    """The available language that `asked` (BCP 47, any case) names: itself, or the language without its region."""
+    by_lower = {tag.lower().replace("_", "-"): tag for tag in available}
+    wanted = asked.lower().replace("_", "-")
+    parts = wanted.split("-")
+    for length in range(len(parts), 0, -1):
+        found = by_lower.get("-".join(parts[:length]))
+        if found is not None:
+            return found
+    longer = [tag for lower, tag in by_lower.items() if lower.startswith(wanted + "-")]
+    if len(longer) == 1:
+        return longer[0]
+    near = nearest(wanted, by_lower)
+    raise UserError(
+        f"language {asked!r} is {'ambiguous' if longer else 'not in this model'}",
+        allowed=", ".join(sorted(longer if longer else available)),
+        hint=f"Did you mean {by_lower[near]!r}?" if near and not longer else "",
+    )
+
+
+def detect(text: str, available: Collection[str], default: str | None = None) -> Detected:
+    """The likeliest of the available languages for a text.
+
+    source is "unsure" when the script leaves a choice, when scripts are mixed, or when there are no letters.
+    default: the model's own language, taken when the text says nothing. UserError when its script has no language here.
+    """
+    default = next(iter(available)) if default is None else default
+    scripts = _scripts(text)
+    if not scripts:
+        return Detected(tag=default, source="unsure")
+    (script, most), *others = scripts.most_common()
+    mixed = sum(count for _, count in others) >= MIXED * (most + sum(count for _, count in others))
+    tag, sure = _language(script, text, available, default)
+    return Detected(tag=tag, source="detected" if sure and not mixed else "unsure")
+
+
+def _language(script: str, text: str, available: Collection[str], default: str) -> tuple[str, bool]:
+    by_base: dict[str, str] = {}
+    for tag in available:
+        by_base.setdefault(tag.lower().replace("_", "-").split("-")[0], tag)
+    if script == "CJK":
+        return _han(text, available, by_base)
+    if script == "LATIN":
+        latin = [tag for base, tag in by_base.items() if base not in NOT_LATIN]
+        if not latin:
+            raise _no_language("Latin", available)
+        choice = default if default in latin else latin[0]
+        return choice, len(latin) == 1 and text.isascii()
+    readings = [by_base[base] for base in SCRIPTS.get(script, ()) if base in by_base]
+    if not readings:
+        raise _no_language(script.capitalize(), available)
+    return readings[0], len(readings) == 1
+
+
+def _han(text: str, available: Collection[str], by_base: dict[str, str]) -> tuple[str, bool]:
+    readings = [by_base[base] for base in HAN if base in by_base]
+    if not readings:
+        raise _no_language("Han", available)
+    han = [c for c in unicodedata.normalize("NFKC", text) if _script(c) == "CJK"]
+    simplified = sum(_in("gb2312", c) and not _in("shift_jis", c) for c in han)
+    japanese = sum(_in("shift_jis", c) and not _in("gb2312", c) and not _in("big5", c) for c in han)
+    traditional = sum(_in("big5", c) and not _in("gb2312", c) for c in han)
+    if japanese > simplified:
+        return by_base.get("ja", readings[0]), "ja" in by_base
+    chinese = [tag for tag in available if tag.lower().split("-")[0] in ("zh", "yue")]
+    if not chinese:
+        return readings[0], False
+    if len(chinese) > 1:  # zh-Hans beside zh-Hant: the forms decide where they differ
+        ending = "hant" if traditional > simplified else "hans"
+        chinese = [t for t in chinese if t.lower().endswith(ending)] or chinese
+    possessive = "的" in text.replace("目的", "")  # between nouns only in Chinese
+    sure = simplified > japanese or possessive or (len(han) >= SURE_HAN and not japanese) or "ja" not in by_base
+    return chinese[0], sure
+
+
+def _no_language(script: str, available: Collection[str]) -> UserError:
+    return UserError(
+        f"the prompt is in {script} script, and this model has no language written in it",
+        allowed=", ".join(sorted(available)),
+        hint="Write the prompt in one of these, or name the one to read it as with --language",
+    )
+
+
+def _scripts(text: str) -> Counter[str]:
+    """Weighted letters by script, kana and the Han around them as one."""
+    found: Counter[str] = Counter()
+    for c in unicodedata.normalize("NFKC", text):
+        script = _script(c)
+        if script:
+            found[script] += WEIGHT.get(script, 1)
+    if any(found[s] for s in JAPANESE):
+        found["JAPANESE"] = sum(found.pop(s, 0) for s in (*JAPANESE, "CJK"))
+    if found["HANGUL"] and found["HANGUL"] >= found["CJK"]:  # Korean with Han in it
+        found["HANGUL"] += found.pop("CJK", 0)
+    return +found
+
+
+@cache
+def _script(c: str) -> str:
+    if c == "々":
+        return "CJK"
+    if not unicodedata.category(c).startswith("L"):
+        return ""
+    word = unicodedata.name(c, "").replace("-", " ").split(" ")[0]
+    return word if word in SCRIPTS or word in WEIGHT or word == "LATIN" else ""
+
+
+def _in(charset: str, c: str) -> bool:
+    try:
+        c.encode(charset)
+    except UnicodeEncodeError:
+        return False
+    return True
