@@ -94,10 +94,15 @@ def generate(bundle: Bundle, request: Request, *, on_step: OnStep | None = None)
     return list(draw(bundle, request, on_step=on_step))
 
 
-def draw(bundle: Bundle, request: Request, *, on_step: OnStep | None = None) -> Iterator[Picture]:
-    """As `generate`, but each batch's pictures are handed over when they are done."""
+def draw(
+    bundle: Bundle, request: Request, *, jobs: Sequence[Job] | None = None, on_step: OnStep | None = None
+) -> Iterator[Picture]:
+    """As `generate`, but each batch's pictures are handed over when they are done.
+
+    jobs: what to draw, prompt by prompt, where every prompt has a seed of its own; None: what `plan` makes of request.
+    """
     request = resolve(bundle, request)
-    jobs = plan(bundle, request)
+    jobs = plan(bundle, request) if jobs is None else jobs
     reads = read_prompts(bundle, request, jobs)
     total, done = len(jobs) * steps_run(request), 0
     for batch in _batches(jobs, reads, request.batch_size):
