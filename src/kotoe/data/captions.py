@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import UserError, unknown
-from .cldr import Glyph, key, load_objects, names
-from .languages import LANGUAGES, Form, Language
+from kotoe.data.cldr import Glyph, key, load_objects, names
+from kotoe.data.languages import LANGUAGES, Form, Language
+from kotoe.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +58,7 @@ _CENTRE_SHARE = 0.15  # of random captions say that a centred object is in the c
 
 
 class SceneLike(Protocol):
-    """What a caption needs to know of a scene. `objects` are glyph indices; `background` a key of COLOURS."""
+    """What a caption needs to know of a scene. `objects` are one or two places in the tier's list of glyphs."""
 
     @property
     def objects(self) -> tuple[int, ...]: ...
@@ -78,8 +78,9 @@ def caption(scene: SceneLike, language: str, template: int | random.Random = 0, 
     """The scene in words.
 
     template: a number from 0 (fixed wording; 0 is what evaluation uses) or a random generator (any template, now and
-    then another word, the opposite relation, the centre said). tier: whose names must not be mistaken for each other.
-    Raises UserError for an unknown language, an object outside the tier or a template number there is none of.
+    then another word, the opposite relation, the centre said).
+    tier: the list of glyphs that `scene.objects` count in. `everyday` and `all` count alike.
+    Raises UserError for a language, object, colour, size, position, relation or template there is none of.
     """
     table = _language(language)
     words = _words(language, tier)
@@ -154,6 +155,8 @@ def _noun(tag: str, word: str, size: str, way: int) -> Form:
     table = LANGUAGES[tag]
     if size == "medium":
         return table.forms(word)
+    if size not in table.sizes:
+        raise unknown("size", size, ("medium", *table.sizes))
     options = table.sizes[size]
     return table.forms(options[way % len(options)] + table.join + word)
 
@@ -194,7 +197,6 @@ class _Words:
 
     def __init__(self, table: Language, tier: str) -> None:
         self.tier, self.glyphs = tier, load_objects(tier)
-        self.start = self.glyphs[0].index
         taken = {word.casefold(): glyph for glyph, (words, _) in table.things.items() for word in words}
         cldr = names(table.tag)
         self.words: list[tuple[str, ...]] = []
@@ -203,15 +205,15 @@ class _Words:
             mine, name_too = table.things.get(glyph, ((), True))
             if name_too and taken.get(own.casefold(), glyph) == glyph:
                 mine = (*mine, own)
-            self.words.append(tuple({w.casefold(): w for w in reversed(mine)}.values())[::-1] or (own,))
+            said: dict[str, str] = {}
+            for option in mine:
+                said.setdefault(option.casefold(), option)  # "t-shirt" once, as "T-shirt"
+            self.words.append(tuple(said.values()) or (own,))
 
     def of(self, index: int) -> tuple[str, ...]:
-        if not 0 <= index - self.start < len(self.words):
-            raise UserError(
-                f"glyph {index} is not in the tier {self.tier!r}",
-                allowed=f"{self.start} to {self.start + len(self.words) - 1}",
-            )
-        return self.words[index - self.start]
+        if not 0 <= index < len(self.words):
+            raise UserError(f"no glyph {index} in the tier {self.tier!r}", allowed=f"0 to {len(self.words) - 1}")
+        return self.words[index]
 
 
 @cache
@@ -234,45 +236,42 @@ def clean(name: str, table: Language) -> str:
 
 
 def word(index: int, language: str, tier: str = "all") -> str:
-    """What a language calls the glyph with this index."""
+    """What a language calls the tier's glyph with this index."""
     return _words(language, tier).of(index)[0]
 
 
 def synonyms(language: str, tier: str = "everyday") -> dict[int, tuple[str, ...]]:
-    """Further words of each glyph that mean only this one within the tier; glyphs without any are left out."""
-    words = _words(language, tier)
-    return {g.index: rest for g in words.glyphs if (rest := words.of(g.index)[1:])}
+    """Further words of each glyph, none of which means another glyph too; glyphs without any are left out."""
+    return {i: said[1:] for i, said in enumerate(_words(language, tier).words) if len(said) > 1}
 
 
 def equivalents(language: str, tier: str = "everyday") -> dict[int, set[int]]:
     """For each glyph all glyphs (itself too) that the language calls by the same word: either picture is right."""
     groups: dict[str, set[int]] = {}
-    words = _words(language, tier)
-    for glyph in words.glyphs:
-        groups.setdefault(words.of(glyph.index)[0].casefold(), set()).add(glyph.index)
+    for i, said in enumerate(_words(language, tier).words):
+        groups.setdefault(said[0].casefold(), set()).add(i)
     return {i: group for group in groups.values() for i in group}
 
 
 def ambiguous(language: str, tier: str = "everyday") -> dict[str, tuple[Glyph, ...]]:
-    """Words that name more than one glyph of the tier."""
+    """Words that name more than one glyph of the tier, with those glyphs."""
     words = _words(language, tier)
-    same = {frozenset(group) for group in equivalents(language, tier).values() if len(group) > 1}
-    by_index = {g.index: g for g in words.glyphs}
-    return {words.of(min(group))[0]: tuple(by_index[i] for i in sorted(group)) for group in same}
+    same = {min(group): group for group in equivalents(language, tier).values() if len(group) > 1}
+    return {words.of(first)[0]: tuple(words.glyphs[i] for i in sorted(group)) for first, group in same.items()}
 
 
 def vocabulary_texts(language: str, tier: str = "everyday") -> tuple[str, ...]:
     """All texts a tokenizer should be trained on: every word alone, and captions that use every template and word."""
-    table, words = _language(language), _words(language, tier)
+    words = _words(language, tier)
     draw = random.Random(0)
-    texts = [w for g in words.glyphs for w in words.of(g.index)]
-    colours = list(COLOURS)
-    for glyph in words.glyphs:
-        for colour in draw.sample(colours, 4):
-            other = draw.choice(words.glyphs).index
-            single = _Described(objects=(glyph.index,), background=colour, position=draw.choice(POSITIONS))
-            both = _Described(objects=(glyph.index, other), background=colour, relation=draw.choice(RELATIONS))
-            texts += [caption(s, table.tag, draw, tier=tier) for s in (single, both)]
+    texts = [said for options in words.words for said in options]
+    for index in range(len(words.words)):
+        for colour in draw.sample(tuple(COLOURS), 4):
+            size, position = draw.choice(("small", "medium", "large")), draw.choice(POSITIONS)
+            single = _Described(objects=(index,), background=colour, size=size, position=position)
+            other = draw.randrange(len(words.words))
+            both = _Described(objects=(index, other), background=colour, relation=draw.choice(RELATIONS))
+            texts += [caption(scene, language, draw, tier=tier) for scene in (single, both)]
     return tuple(texts)
 
 
@@ -286,9 +285,17 @@ class _Described:
     relation: str | None = None
 
 
-DEMO_PROMPTS: tuple[tuple[str, str], ...] = (
+DEMO_PROMPTS: tuple[tuple[str, str], ...] = (  # language, prompt: the grid at the head of the README
     ("en", "a cat on a blue background"),
+    ("en", "a strawberry on a white background"),
+    ("en", "a rocket on a black background"),
     ("ja", "青い背景に猫"),
+    ("ja", "黄色い背景に自転車"),
+    ("ja", "ピンクの背景にタコ"),
     ("zh", "蓝色背景上的猫"),
+    ("zh", "绿色背景上的熊猫"),
+    ("zh", "白色背景上的向日葵"),
     ("ko", "파란 배경의 고양이"),
+    ("ko", "하늘색 배경의 돌고래"),
+    ("ko", "주황색 배경의 기타"),
 )

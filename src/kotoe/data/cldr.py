@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 from xml.parsers import expat
 
-from ..errors import UserError, unknown
+from kotoe.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -1,10 +1,10 @@
 """The languages captions are written in, one file each."""
 
-from .base import Form, Language
-from .en import ENGLISH
-from .ja import JAPANESE
-from .ko import KOREAN
-from .zh import CHINESE
+from kotoe.data.languages.base import Form, Language
+from kotoe.data.languages.en import ENGLISH
+from kotoe.data.languages.ja import JAPANESE
+from kotoe.data.languages.ko import KOREAN
+from kotoe.data.languages.zh import CHINESE
 
 LANGUAGES: dict[str, Language] = {table.tag: table for table in (ENGLISH, JAPANESE, CHINESE, KOREAN)}
 

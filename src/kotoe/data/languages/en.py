@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .base import CLOCKS, HALF_CLOCKS, Form, Language, split, things
+from kotoe.data.languages.base import CLOCKS, HALF_CLOCKS, Form, Language, split, things
 
 # Said without an article: stuff, games, materials. Plurals are found by their ending.
 _MASS = frozenset(
@@ -115,10 +115,11 @@ _THINGS = """
 🌳 tree, deciduous tree; 🌲 evergreen tree, fir tree; 🌴 palm tree, palm; 🌾 sheaf of rice, rice plant
 🍀 four-leaf clover, clover; 🍃 leaves in the wind, leaf fluttering in wind; 🍄 mushroom, toadstool
 🍊 tangerine, orange, mandarin; 🍎 apple, red apple; 🥝 kiwi, kiwi fruit; 🍆 eggplant, aubergine
-🌽 ear of corn, corn, corn on the cob; 🌶️ hot pepper, chili pepper; 🥬 leafy green, lettuce; 🥜 peanuts, peanut
-🫘 beans, kidney beans; 🍞 bread, loaf of bread; 🥖 baguette, baguette bread; 🥞 pancakes, stack of pancakes
-🥐 croissant; 🧀 cheese, cheese wedge, piece of cheese; 🍖 meat on the bone, meat on bone; 🥩 steak, cut of meat
-🍗 chicken leg, drumstick, poultry leg; 🍔 hamburger, burger; 🍟 french fries, fries; 🌭 hot dog, hotdog
+🌽 ear of corn, corn, corn on the cob; 🌶️ hot pepper, chili pepper; 🥬 leafy green, lettuce
+🥜 peanuts, peanut; 🫘 beans, kidney beans; 🍞 bread, loaf of bread; 🥖 baguette, baguette bread
+🥞 pancakes, stack of pancakes; 🥐 croissant; 🧀 cheese, cheese wedge, piece of cheese
+🍖 meat on the bone, meat on bone; 🥩 steak, cut of meat; 🍗 chicken leg, drumstick, poultry leg
+🍔 hamburger, burger; 🍟 french fries, fries; 🌭 hot dog, hotdog
 🍳 ! fried egg in a pan, frying pan with an egg; 🥘 paella, shallow pan of food; 🍲 pot of food, stew
 🥣 bowl with spoon, bowl and spoon; 🥗 salad, green salad; 🥫 can of food, canned food; 🍱 bento box, bento
 🍙 rice ball, onigiri; 🍚 bowl of rice, cooked rice; 🍛 curry and rice, curry, curry rice
@@ -131,14 +132,14 @@ _THINGS = """
 🍵 cup of green tea, green tea, teacup without handle; 🍶 sake, bottle of sake
 🍾 bottle of champagne, champagne, bottle with popping cork; 🍷 glass of wine, wine, wine glass, red wine
 🍸 cocktail, cocktail glass, martini; 🍺 mug of beer, beer, beer mug; 🍻 clinking beer mugs, two mugs of beer
-🥂 clinking glasses, champagne glasses; 🥃 glass of whisky, whisky, tumbler glass; 🥤 cup with straw, soft drink
-🧃 juice box, beverage box; 🧊 ice cube, ice, block of ice
+🥂 clinking glasses, champagne glasses; 🥃 glass of whisky, whisky, tumbler glass
+🥤 cup with straw, soft drink; 🧃 juice box, beverage box; 🧊 ice cube, ice, block of ice
 🍽️ plate with fork and knife, fork and knife with plate; 🔪 kitchen knife, knife
 🫗 glass pouring water, pouring liquid; 🏺 amphora, vase; 🌍 globe showing Europe and Africa, earth, globe
 🌎 globe showing the Americas; 🌏 globe showing Asia and Australia; 🗻 Mount Fuji
 🏔️ snow-capped mountain, snowy mountain; 🏖️ beach with umbrella, beach
-🏝️ desert island, tropical island, island; 🏗️ ! building under construction, construction site; 🧱 brick, bricks
-🪵 log, wood; 🏘️ houses, row of houses; 🏚️ derelict house, abandoned house, haunted house
+🏝️ desert island, tropical island, island; 🏗️ ! building under construction, construction site
+🧱 brick, bricks; 🪵 log, wood; 🏘️ houses, row of houses; 🏚️ derelict house, abandoned house, haunted house
 🏡 house with garden, house with a garden; 🗼 Tokyo Tower; 💒 wedding chapel, wedding; 🛕 Hindu temple
 ⛩️ Shinto shrine, torii gate, torii; 🕋 Kaaba; 🌁 ! foggy city, city in the fog
 🌃 city at night, night with stars; 🌆 city at dusk, cityscape at dusk; 🏙️ cityscape, skyline; 🌌 Milky Way
@@ -177,20 +178,21 @@ _THINGS = """
 👔 necktie, tie; 👕 T-shirt, t-shirt; 👖 jeans, trousers, pants; 🧥 coat, jacket; 👚 blouse, woman's clothes
 👛 purse, coin purse; 👝 clutch bag, pouch; 🎒 backpack, school bag; 🩴 flip-flop, thong sandal
 👞 men's shoe, man's shoe, leather shoe; 👟 running shoe, sneaker; 👠 high-heeled shoe, high heel
-👡 women's sandal, woman's sandal, sandal; 🩰 ballet shoes, ballet slippers; 👢 women's boot, woman's boot, boot
-👒 women's hat, woman's hat, sun hat; 🧢 baseball cap, billed cap, cap; ⛑️ rescue worker's helmet
-💎 gemstone, gem, diamond, gem stone; 🔇 muted speaker; 🔈 speaker at low volume, speaker low volume
-🔉 speaker at medium volume, speaker medium volume; 🔊 speaker at high volume, speaker high volume
-📯 post horn, postal horn; 🔕 ! crossed-out bell, silenced bell; 🎵 musical note, music note
-🎶 musical notes, music notes; 🎤 microphone, mic; 🎧 headphones, headphone
-🎹 piano keyboard, piano, musical keyboard; 🪘 long drum, conga; 📱 mobile phone, smartphone, cell phone, phone
-📲 mobile phone with an arrow, mobile phone with arrow; 🔌 electric plug, power plug; 💻 laptop, laptop computer
-🖥️ desktop computer, computer; 💽 minidisc, computer disk; 💿 CD, compact disc, optical disk; 📀 DVD
-🎬 clapperboard, clapper board; 📺 television, TV; 📼 videotape, videocassette, VHS tape
-🔍 magnifying glass tilted left, magnifying glass; 💡 light bulb, lightbulb; 🔦 flashlight, torch
-🏮 red paper lantern, paper lantern; 📕 closed book, red book; 📖 open book, book; 📚 books, stack of books
-📃 page with a curl, page with curl; 📄 page facing up, sheet of paper; 💰 money bag, bag of money
-💴 yen banknote, yen bill; 💵 dollar banknote, dollar bill; 💶 euro banknote; 💷 pound banknote, pound note
+👡 women's sandal, woman's sandal, sandal; 🩰 ballet shoes, ballet slippers
+👢 women's boot, woman's boot, boot; 👒 women's hat, woman's hat, sun hat; 🧢 baseball cap, billed cap, cap
+⛑️ rescue worker's helmet; 💎 gemstone, gem, diamond, gem stone; 🔇 muted speaker
+🔈 speaker at low volume, speaker low volume; 🔉 speaker at medium volume, speaker medium volume
+🔊 speaker at high volume, speaker high volume; 📯 post horn, postal horn
+🔕 ! crossed-out bell, silenced bell; 🎵 musical note, music note; 🎶 musical notes, music notes
+🎤 microphone, mic; 🎧 headphones, headphone; 🎹 piano keyboard, piano, musical keyboard; 🪘 long drum, conga
+📱 mobile phone, smartphone, cell phone, phone; 📲 mobile phone with an arrow, mobile phone with arrow
+🔌 electric plug, power plug; 💻 laptop, laptop computer; 🖥️ desktop computer, computer
+💽 minidisc, computer disk; 💿 CD, compact disc, optical disk; 📀 DVD; 🎬 clapperboard, clapper board
+📺 television, TV; 📼 videotape, videocassette, VHS tape; 🔍 magnifying glass tilted left, magnifying glass
+💡 light bulb, lightbulb; 🔦 flashlight, torch; 🏮 red paper lantern, paper lantern; 📕 closed book, red book
+📖 open book, book; 📚 books, stack of books; 📃 page with a curl, page with curl
+📄 page facing up, sheet of paper; 💰 money bag, bag of money; 💴 yen banknote, yen bill
+💵 dollar banknote, dollar bill; 💶 euro banknote; 💷 pound banknote, pound note
 💹 rising chart with yen, chart increasing with yen; ✉️ envelope, letter; 📧 email, e-mail
 📦 package, parcel, cardboard box; 📮 postbox, red mailbox; ✒️ black nib, pen nib; 🖌️ paintbrush
 📝 memo, pencil and paper; 📈 rising chart, chart increasing; 📉 falling chart, chart decreasing
@@ -203,6 +205,18 @@ _THINGS = """
 🧴 bottle of lotion, lotion bottle; 🧻 roll of paper, toilet paper; 🧼 soap, bar of soap; 🪣 bucket, pail
 🫧 bubbles, soap bubbles; 🛒 shopping cart, shopping trolley; 🪦 headstone, gravestone, tombstone
 🗿 moai, Easter Island statue; 🪪 ID card, identification card; 📔 notebook with a decorative cover
+🤣 ! face rolling on the floor laughing; 🤩 star-struck face; 🤭 face with hand over mouth; 💫 ! dizzy star
+💨 ! puff of air, dashing away cloud; 💥 collision, explosion; ⚠️ warning sign; ⛔ no entry sign
+🚫 prohibited sign; ☢️ radioactive sign; ☣️ biohazard sign; 🤱 ! breast-feeding woman; 💏 ! kissing couple
+🏇 ! jockey on a racehorse; 🚳 no bicycles sign; 🚭 no smoking sign; 🚯 no littering sign
+🚱 non-potable water sign; 🚷 no pedestrians sign; 📵 no mobile phones sign; 🔞 no one under eighteen sign
+🚰 potable water sign, drinking water sign; ✖️ multiplication sign, multiply; ➕ plus sign, plus
+➖ minus sign, minus; ➗ division sign, divide; ♾️ infinity sign; ℹ️ information sign; ©️ copyright sign
+®️ registered sign; ™️ trade mark sign; 🧑‍🎄 Mx Claus; 🛂 passport control sign; 🛃 customs sign
+🛄 baggage claim sign; 🛅 left luggage sign; 🚹 men's room sign; 🚺 women's room sign; 🚻 restroom sign
+🚾 water closet sign; 🚸 children crossing sign; 🖖 Vulcan salute; ✡️ Star of David; 🕉️ om symbol
+🔠 input symbol for uppercase letters; 🔡 input symbol for lowercase letters; 🔢 input symbol for numbers
+🔣 input symbol for symbols; 🔤 input symbol for letters
 """
 _HOURS = "twelve one two three four five six seven eight nine ten eleven".split()
 _THINGS += "".join(
