@@ -1,0 +1,230 @@
+"""kotoe-emoji, part 2 of 3: the English base. A text encoder learnt as CLIP was, then frozen, then the UNet.
+
+    kotoe train recipes/emoji_base.py --run runs/base --size cpu
+
+Reads the latents that `emoji_vae.py` defines (principal components of 16 x 16 patches), so that it does not wait for
+the autoencoder. Stages: `text/` (contrastive, against 32 x 32 thumbnails) and `unet/` (v-prediction with zero terminal
+SNR, cached latents, 10 % empty captions). `start` goes on from a folder's weights instead of from scratch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from kotoe.data.captions import caption, vocabulary_texts
+from kotoe.data.emoji import Atlas, Scene, atlas, scene
+from kotoe.data.latents import Basis, basis
+from kotoe.denoise import denoiser, guided, start
+from kotoe.localize.fit import Plan, fit, step_seed
+from kotoe.localize.losses import ImageTower, TextImages, contrastive, diffusion
+from kotoe.rng import ImageNoise, initialising
+from kotoe.runs import Run
+from kotoe.samplers import SAMPLERS
+from kotoe.schedule import GRIDS
+from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec
+from kotoe.text import CLIPText
+from kotoe.tokenizers import Tokenizer, load_tokenizer, train_clip_bpe
+from kotoe.unet import UNet
+
+CHANNELS = 32
+UNET = UNetSpec(
+    in_channels=CHANNELS,
+    out_channels=CHANNELS,
+    block_out_channels=(160, 224),
+    layers_per_block=1,
+    cross_attention=(True, False),
+    num_heads=(5, 7),
+    cross_attention_dim=192,
+    norm_num_groups=32,
+    sample_size=8,
+)
+SCHEDULE = ScheduleSpec(
+    prediction_type="v_prediction",
+    rescale_betas_zero_snr=True,
+    timestep_spacing="trailing",
+    steps_offset=0,
+    set_alpha_to_one=True,
+    sampler="ddim",
+)
+TEXT: dict[str, Any] = {
+    "hidden_size": 192,
+    "intermediate_size": 768,
+    "num_layers": 3,
+    "num_heads": 6,
+    "max_tokens": 40,
+    "hidden_act": "quick_gelu",
+}
+VOCABULARY = 1536
+DROPOUT = 0.1  # share of captions that are empty, for guidance
+
+SIZES: dict[str, dict[str, Any]] = {
+    "cpu": {"tier": "everyday", "text": (900, 192), "unet": (4000, 64), "scenes": 40_000, "lr": 1e-3},
+    "gpu": {"tier": "all", "text": (10_000, 512), "unet": (60_000, 512), "scenes": 1_000_000, "lr": 1e-3},
+}
+
+
+def text_spec(tokenizer: Tokenizer) -> TextSpec:
+    """The text encoder of kotoe-emoji for a tokenizer."""
+    return TextSpec(
+        vocab_size=tokenizer.vocab_size, bos=tokenizer.bos, eos=tokenizer.eos, pad=tokenizer.pad, **TEXT
+    )
+
+
+def new_text(tokenizer: Tokenizer, seed: int) -> CLIPText:
+    """A text encoder with CLIP's initial spread of embeddings."""
+    with initialising(seed):
+        encoder = CLIPText(text_spec(tokenizer))
+        nn.init.normal_(encoder.text_model.embeddings.token_embedding.weight, std=0.02)
+        nn.init.normal_(encoder.text_model.embeddings.position_embedding.weight, std=0.01)
+    return encoder
+
+
+class Captioned:
+    """Scenes with their captions by step number, and something computed once for each scene.
+
+    count: how many scenes there are; a step draws its batch from them by (seed, step).
+    """
+
+    def __init__(self, world: Atlas, tier: str, seed: int, count: int) -> None:
+        self.world, self.tier, self.seed = world, tier, seed
+        self.scenes = [scene(seed, i, world.glyphs) for i in range(count)]
+
+    def compute(self, of_pictures: Callable[[Tensor], Tensor], batch: int = 256) -> Tensor:
+        """of_pictures: (b, 3, 128, 128) in [-1, 1] to (b, ...); the results of all scenes, (count, ...)."""
+        parts = [self.scenes[i : i + batch] for i in range(0, len(self.scenes), batch)]
+        return torch.cat([of_pictures(self.world.render(part).float() / 127.5 - 1) for part in parts])
+
+    def draw(self, step: int, batch: int) -> tuple[list[int], random.Random]:
+        """Indices of a step's scenes and the generator for its captions."""
+        rng = random.Random(step_seed(self.seed, step, "batch"))
+        return [rng.randrange(len(self.scenes)) for _ in range(batch)], rng
+
+    def captions(self, chosen: Sequence[int], rng: random.Random, language: str) -> list[str]:
+        return [caption(self.scenes[i], language, rng, tier=self.tier) for i in chosen]
+
+
+def ids(tokenizer: Tokenizer, texts: Sequence[str], *, trim: bool = False) -> Tensor:
+    """Token ids (B, L). trim: cut the padding no text of the batch needs; only for what ignores padding."""
+    rows = torch.tensor(tokenizer.encode(texts).ids)  # (B, max_tokens)
+    if not trim:
+        return rows
+    ends = (rows == tokenizer.eos).int().argmax(dim=1)
+    return rows[:, : int(ends.max()) + 1]
+
+
+def thumbnails(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 4)  # (B, 3, 32, 32)
+
+
+def train_text(
+    run_dir: Path, world: Atlas, tokenizer: Tokenizer, language: str, settings: Mapping[str, Any], device: str, seed: int
+) -> CLIPText:
+    """The contrastive stage."""
+    steps, batch = settings["text"]
+    data = Captioned(world, settings["tier"], seed + 1, min(16_000, settings["scenes"]))
+    small = data.compute(thumbnails)  # (count, 3, 32, 32)
+    encoder = new_text(tokenizer, seed).to(device)
+    with initialising(seed + 1):
+        tower = ImageTower(TEXT["hidden_size"]).to(device)
+
+    def batches(step: int) -> TextImages:
+        chosen, rng = data.draw(step, batch)
+        texts = data.captions(chosen, rng, language)
+        return TextImages(ids=ids(tokenizer, texts, trim=True).to(device), images=small[chosen])
+
+    plan = Plan(
+        name=f"text/{language}", trainable=("text.", "image."), loss=contrastive(), steps=steps, lr=1e-3, ema=0.99,
+        weight_decay=0.05, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu",
+    )  # fmt: skip
+    with Run(run_dir, {"recipe": "emoji_base", "stage": "text", "language": language, "seed": seed, **settings}) as run:
+        fit({"text": encoder, "image": tower}, plan, batches, run, device=device)
+    return encoder
+
+
+def previews(unet_text: tuple[str, str], tokenizer: Tokenizer, base: Basis, prompts: Sequence[str]) -> Callable[..., Image.Image]:
+    """A drawer of the state of things: prompts to one row of pictures, by the basis's own linear decoder."""
+    unet_name, text_name = unet_text
+
+    def draw(modules: Mapping[str, nn.Module]) -> Image.Image:
+        unet, text = modules[unet_name], modules[text_name]
+        device = next(unet.parameters()).device
+        context = text(ids(tokenizer, [*prompts, *[""] * len(prompts)]).to(device))
+        positive, negative = context.chunk(2)
+        both = torch.cat([negative, positive])
+        model = denoiser(lambda x, t: unet(x, t.to(device), both), SCHEDULE)
+        cond = denoiser(lambda x, t: unet(x, t.to(device), positive), SCHEDULE)
+        noise = ImageNoise([7] * len(prompts), (CHANNELS, 8, 8))
+        sigmas = GRIDS["trailing"](SCHEDULE, 16)
+        x, sigmas = start(noise.initial().to(device), sigmas, sampler="ddim", grid="trailing")
+        for step in SAMPLERS["ddim"](guided(cond, 3.0, both=model), x, sigmas, noise):
+            x = step.x
+        pictures = base.decode(x.cpu()).clamp(-1, 1)
+        return Image.fromarray(((torch.cat(list(pictures), dim=2) + 1) * 127.5).byte().permute(1, 2, 0).numpy())
+
+    return draw
+
+
+PREVIEW = (
+    "a cat on a blue background",
+    "a red apple on a white background",
+    "a rocket on a black background",
+    "a pizza on a green background",
+    "a bicycle on a yellow background",
+    "a tiger to the left of a banana on a light blue background",
+    "a tree above a car on a pink background",
+    "a guitar",
+)
+
+
+def main(
+    run_dir: str | Path, *, size: str = "cpu", device: str = "cpu", seed: int = 0, start_from: str | Path | None = None
+) -> tuple[UNet, CLIPText]:
+    """Train text encoder and UNet; run_dir gets tokenizer/, text/ and unet/."""
+    settings, run_dir = SIZES[size], Path(run_dir)
+    world = atlas(settings["tier"], device)
+    folder = run_dir / "tokenizer"
+    if folder.exists():
+        tokenizer = load_tokenizer(folder)
+    else:
+        tokenizer = train_clip_bpe(
+            vocabulary_texts("en", settings["tier"]), folder, VOCABULARY, max_tokens=TEXT["max_tokens"]
+        )
+    text = train_text(run_dir / "text", world, tokenizer, "en", settings, device, seed)
+    text.requires_grad_(False)
+
+    base = basis(settings["tier"], CHANNELS)
+    data = Captioned(world, settings["tier"], seed + 2, settings["scenes"])
+    latents = data.compute(base.encode)  # (count, C, 8, 8)
+    steps, batch = settings["unet"]
+
+    def batches(step: int) -> TextImages:
+        chosen, rng = data.draw(step, batch)
+        texts = ["" if rng.random() < DROPOUT else t for t in data.captions(chosen, rng, "en")]
+        return TextImages(ids=ids(tokenizer, texts).to(device), images=latents[chosen].float())
+
+    with initialising(seed):
+        unet = UNet(UNET)
+        nn.init.zeros_(unet.conv_out.weight)
+        nn.init.zeros_(unet.conv_out.bias)
+    unet.to(device, memory_format=torch.channels_last)
+    if start_from is not None:
+        from kotoe import load
+
+        unet.load_state_dict(load(start_from).unet.float().state_dict())
+    plan = Plan(
+        name="unet", trainable=("unet.",), loss=diffusion(SCHEDULE), steps=steps, lr=settings["lr"], ema=0.999,
+        warmup_steps=150, weight_decay=0.0, seed=seed, bf16=device != "cpu", sample_every=250,
+        sample=previews(("unet", "text"), tokenizer, base, PREVIEW),
+    )  # fmt: skip
+    config = {"recipe": "emoji_base", "stage": "unet", "size": size, "seed": seed, **settings}
+    with Run(run_dir / "unet", config) as run:
+        fit({"unet": unet, "text": text}, plan, batches, run, device=device)
+    return unet, text

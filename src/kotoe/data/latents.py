@@ -1,0 +1,84 @@
+"""Latents in closed form: principal components of 16 x 16 pixel patches of the emoji world.
+
+The autoencoder of kotoe-emoji is an ordinary AutoencoderKL, but what its latents are is decided before it is trained:
+its encoder learns to compute these components and its decoder to draw from them. Three things follow. The first
+latents are as good as the last, so that the UNet needn't wait for the autoencoder, nor be trained again when the
+decoder gets better. On a CPU a batch of latents is one matrix product. And most of what a flat picture holds is in
+them from the first step (on 2 cores an autoencoder trained end to end was still a blur after 20,000 pictures:
+docs/log.md).
+
+Components are divided by the square root of their spread: half-way between leaving them (the background's colour
+drowns all detail) and whitening them (noise-like detail counts as much as shape).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kotoe.data.emoji import atlas, cache_folder, scene
+
+PATCH = 16
+SCENES = 4000
+BASIS_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class Basis:
+    """mean (P,), components (P, C) with orthonormal columns, scale (C,): latent = (patch - mean) @ components * scale."""
+
+    mean: Tensor
+    components: Tensor
+    scale: Tensor
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Latents (B, C, H/16, W/16) of pictures (B, 3, H, W) in [-1, 1]."""
+        patches = F.pixel_unshuffle(x, PATCH).permute(0, 2, 3, 1)  # (B, h, w, P)
+        z = (patches - self.mean.to(x)) @ self.components.to(x) * self.scale.to(x)  # (B, h, w, C)
+        return z.permute(0, 3, 1, 2).contiguous()
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The best linear picture (B, 3, H, W) of latents; the decoder's floor, and good enough for previews."""
+        patches = (z.permute(0, 2, 3, 1) / self.scale.to(z)) @ self.components.T.to(z) + self.mean.to(z)
+        return F.pixel_shuffle(patches.permute(0, 3, 1, 2), PATCH)
+
+
+@lru_cache(maxsize=4)
+def basis(tier: str, channels: int) -> Basis:
+    """The basis of a tier's scenes, computed once and kept in the cache folder."""
+    world = atlas(tier)
+    recipe = repr((tier, channels, SCENES, BASIS_SEED, PATCH, [g.codepoints for g in world.glyphs]))
+    file = cache_folder() / f"basis-{tier}-{channels}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.safetensors"
+    if not file.exists():
+        found = _compute(tier, channels)
+        part = file.with_suffix(f".{os.getpid()}.tmp")
+        save_file({"mean": found.mean, "components": found.components, "scale": found.scale}, part)
+        part.replace(file)
+    return Basis(**load_file(file))
+
+
+def _compute(tier: str, channels: int) -> Basis:
+    world = atlas(tier)
+    size = 3 * PATCH * PATCH
+    total, square, count = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64), 0
+    for first in range(0, SCENES, 100):
+        x = world.render([scene(BASIS_SEED, i, world.glyphs) for i in range(first, first + 100)]).float() / 127.5 - 1
+        patches = F.pixel_unshuffle(x, PATCH).permute(0, 2, 3, 1).reshape(-1, size)  # (100 h w, P)
+        total += patches.double().sum(0)
+        square += (patches.T @ patches).double()
+        count += len(patches)
+    mean = total / count
+    values, vectors = torch.linalg.eigh(square / count - torch.outer(mean, mean))
+    spread = values.flip(0)[:channels].clamp(min=1e-8).sqrt()  # (C,) standard deviations, largest first
+    components = vectors.flip(1)[:, :channels]
+    components = components * components.sum(0).sign().where(components.sum(0) != 0, torch.ones(()).double())
+    scale = 1 / spread.sqrt()
+    scale = scale / (spread * scale).square().mean().sqrt()  # unit mean square over all components
+    return Basis(mean.float(), components.float().contiguous(), scale.float())

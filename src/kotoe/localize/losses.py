@@ -1,0 +1,154 @@
+"""Losses a Plan can train on. Each takes (modules, batch, generator) and gives (scalar loss, numbers to log).
+
+Legend: B samples, C latent channels, h w latent edge, L tokens, D text width, E width of the shared embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kotoe.denoise import training_input, training_target
+from kotoe.denoise import loss as squared_error
+from kotoe.localize.fit import Loss
+from kotoe.schedule import sigmas_of
+from kotoe.spec import ScheduleSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextImages:
+    """ids (B, L) of captions and what they describe: latents (B, C, h, w), or pictures (B, 3, H, W) in [-1, 1]."""
+
+    ids: Tensor
+    images: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPairs:
+    """ids (B, L) of a text in the new language and context (B, L', D) of its translation by the teacher."""
+
+    ids: Tensor
+    teacher: Tensor
+
+
+class ImageTower(nn.Module):
+    """A small picture encoder (B, 3, 32, 32) to (B, E): the text encoder's partner while it learns as CLIP did."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 64, 3, stride=2, padding=1),  # (B, 64, 16, 16)
+            nn.GELU(),
+            nn.Conv2d(64, 128, 3, stride=2, padding=1),  # (B, 128, 8, 8)
+            nn.GELU(),
+            nn.Conv2d(128, 192, 3, stride=2, padding=1),  # (B, 192, 4, 4)
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(192 * 16, width),
+        )
+        self.log_scale = nn.Parameter(torch.tensor(2.66))  # CLIP's start, 1 / 0.07
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)  # (B, E)
+
+
+def contrastive(text: str = "text", image: str = "image") -> Loss:
+    """CLIP's symmetric cross-entropy between pooled texts and pictures of one batch (arXiv 2103.00020)."""
+
+    def loss(modules: Mapping[str, nn.Module], batch: TextImages, _: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        tower = modules[image]
+        a = F.normalize(modules[text].pooled(batch.ids).float(), dim=1)  # (B, E)
+        b = F.normalize(tower(batch.images).float(), dim=1)  # (B, E)
+        logits = tower.log_scale.clamp(max=4.6052).exp() * a @ b.T  # (B, B)
+        at = torch.arange(len(logits), device=logits.device)
+        value = (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2
+        hits = (logits.argmax(1) == at).float().mean()
+        return value, {"accuracy": float(hits.detach())}
+
+    return loss
+
+
+def floored_min_snr(spec: ScheduleSpec, t: Tensor, gamma: float = 5.0) -> Tensor:
+    """Weights (B,) of a v loss: min(SNR, gamma) + 1 over SNR + 1.
+
+    Min-SNR (arXiv 2303.09556) by itself gives steps of no signal no weight. With zero terminal SNR those are the steps
+    where the text alone decides what will be seen, so that the v loss's own 1 is kept.
+    """
+    ratio = sigmas_of(spec).to(t.device)[t] ** -2
+    return ((ratio.clamp(max=gamma) + 1) / (ratio + 1)).float()
+
+
+def diffusion(spec: ScheduleSpec, *, text: str = "text", gamma: float = 5.0) -> Loss:
+    """The latent diffusion loss with the text encoder in the loop, frozen or not. batch.images are latents."""
+
+    def loss(modules: Mapping[str, nn.Module], batch: TextImages, draw: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        x0 = batch.images
+        t = torch.randint(spec.num_train_timesteps, (len(x0),), generator=draw).to(x0.device)
+        eps = torch.randn(x0.shape, generator=draw).to(x0)
+        trains = any(p.requires_grad for p in modules[text].parameters())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            context = modules[text](batch.ids)  # (B, L, D)
+        x = training_input(spec, x0, eps, t).contiguous(memory_format=torch.channels_last)
+        prediction = modules["unet"](x, t, context)
+        value = squared_error(prediction, training_target(spec, x0, eps, t), floored_min_snr(spec, t, gamma))
+        return value, {}
+
+    return loss
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What the frozen UNet asks of a text: recorded queries of every cross-attention, each (heads, Q, C/heads)."""
+
+    banks: tuple[Tensor, ...]
+
+
+def record_queries(unet: nn.Module, calls: list[tuple[Tensor, Tensor, Tensor]], per_layer: int, seed: int = 0) -> Queries:
+    """Run the UNet on (x, t, context) calls and keep `per_layer` of the queries each cross-attention asked."""
+    draw = torch.Generator().manual_seed(seed)
+    seen: list[list[Tensor]] = [[] for _ in unet.cross_attentions()]
+    hooks = [
+        attention.to_q.register_forward_hook(lambda module, args, out, k=k: seen[k].append(out.detach().flatten(0, 1)))
+        for k, attention in enumerate(unet.cross_attentions())
+    ]
+    try:
+        with torch.inference_mode():
+            for x, t, context in calls:
+                unet(x, t, context)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    banks = []
+    for attention, rows in zip(unet.cross_attentions(), seen, strict=True):
+        every = torch.cat(rows)  # (calls * B * N, C)
+        chosen = every[torch.randperm(len(every), generator=draw)[:per_layer].to(every.device)]
+        banks.append(attention.split(chosen[None])[0].clone())  # (heads, Q, C/heads)
+    return Queries(tuple(banks))
+
+
+def reader(queries: Queries, *, text: str = "text") -> Loss:
+    """`distil-reader`: the student's text must answer the frozen UNet's recorded questions as the teacher's does.
+
+    Per cross-attention: attention outputs of student and teacher context for the bank of queries, mean squared error
+    over the teacher's variance. Indifferent to order and number of tokens; no pass through the UNet.
+    """
+
+    def loss(modules: Mapping[str, nn.Module], batch: TextPairs, _: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        unet = modules["unet"]
+        student = modules[text](batch.ids)  # (B, L, D)
+        total = student.new_zeros(())
+        for attention, bank in zip(unet.cross_attentions(), queries.banks, strict=True):
+            q = bank[None].expand(len(student), -1, -1, -1)  # (B, heads, Q, C/heads)
+            said = F.scaled_dot_product_attention(q, *attention.kv(student))
+            with torch.no_grad():
+                asked = F.scaled_dot_product_attention(q, *attention.kv(batch.teacher))
+                spread = (asked - asked.mean(dim=0, keepdim=True)).square().mean()
+            total = total + (said - asked).square().mean() / spread
+        value = total / len(queries.banks)
+        return value, {"unexplained": float(value.detach())}
+
+    return loss
