@@ -27,9 +27,9 @@ from kotoe.checkpoints.files import tensors_sha256
 from kotoe.config import DEFAULT_STRENGTH, ETA_SAMPLERS, ConditionerRecord, ModelRecord, Record, Request, dumps
 from kotoe.denoise import Denoiser, denoiser, guided, inpainted, start
 from kotoe.errors import UserError
-from kotoe.language import Source, choose, detect
+from kotoe.language import Detected, Source, choose, detect
 from kotoe.rng import ImageNoise
-from kotoe.samplers import SAMPLERS, Step
+from kotoe.samplers import SAMPLERS, Step, ddim
 from kotoe.schedule import GRIDS, sigma_to_t, tail
 from kotoe.unet import KV, TimeTable, UNet
 
@@ -198,12 +198,13 @@ def plan(bundle: Bundle, request: Request) -> list[Job]:
     """One Job per picture, prompt by prompt, with the language of each prompt."""
     jobs = []
     for prompt in request.prompt:
-        tag, source = request.language, "asked"
-        if tag is None:
+        if request.language is None:
             found = detect(prompt, bundle.languages, bundle.default_language)
-            tag, source = found.tag, found.source
+        else:
+            found = Detected(tag=choose(request.language, bundle.languages), source="asked")
         jobs += [
-            Job(prompt=prompt, language=tag, language_source=source, seed=request.seed + k) for k in range(request.n)
+            Job(prompt=prompt, language=found.tag, language_source=found.source, seed=request.seed + k)
+            for k in range(request.n)
         ]
     return jobs
 
@@ -287,9 +288,7 @@ def _draw_batch(
     if mask is not None and known is not None:
         # A latent pixel is painted anew as soon as any of its pixels is: no seam of the old inside the new.
         denoise = inpainted(denoise, known, F.max_pool2d(mask, scale).to(device))  # (1, 1, h, w)
-    sampler = SAMPLERS[request.sampler]
-    if request.sampler in ETA_SAMPLERS:
-        sampler = partial(sampler, eta=request.eta)
+    sampler = partial(ddim, eta=request.eta) if request.sampler == "ddim" else SAMPLERS[request.sampler]
     for step in sampler(denoise, x, sigmas, noise):
         report(step)
     wanted = range(len(jobs)) if only is None else (only,)

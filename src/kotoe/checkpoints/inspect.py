@@ -1,0 +1,70 @@
+"""What a model is made of, from its configurations and the heads of its weight files: no tensor is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from kotoe import builtin
+from kotoe.checkpoints import _card, _model_index, diffusers, schedulers
+from kotoe.checkpoints.files import Folder, _entries, file_sha256
+from kotoe.config import to_json
+
+
+def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
+    """JSON-able description of a built-in model's name or a folder: source, folder, family, languages, components,
+    sizes, licence, hashes.
+
+    components: by part, the class and the configuration. sizes: by part, the number of parameters and the bytes on
+    disk. hashes: by part, sha256 of the weights and of the tokenizers.
+    """
+    folder = Folder(builtin.resolve(source))
+    index, card = _model_index(folder), _card(folder)
+    schedule, grid, notes = schedulers.schedule_spec(folder.json("scheduler/scheduler_config.json"), index["scheduler"])
+    main, *others = card["languages"]
+    bases = {main: "", **{language: f"conditioners/{language}/" for language in others}}
+
+    unet = diffusers.unet_spec(folder.json("unet/config.json"))
+    vae = diffusers.vae_spec(folder.json("vae/config.json"))
+    components: dict[str, Any] = {"unet": _spec("UNet", unet), "vae": _spec("VAE", vae)}
+    components["scheduler"] = _spec("ScheduleSpec", schedule)
+    sizes, hashes = {}, {}
+    for part in ("unet", "vae", *(f"{base}text_encoder" for base in bases.values())):
+        files = diffusers.weight_files(folder, part)
+        sizes[part] = {
+            "parameters": sum(math.prod(shape) for file in files for _, shape, _ in _entries(file, part, False)),
+            "bytes": sum(file.stat().st_size for file in files),
+        }
+        each = [file_sha256(file) for file in files]
+        hashes[part] = each[0] if len(each) == 1 else each
+    for base in bases.values():
+        config = folder.json(f"{base}text_encoder/config.json")
+        positions = config.get("max_position_embeddings", diffusers.TEXT_DEFAULTS["max_position_embeddings"])
+        tokenizer = diffusers.read_tokenizer(folder, f"{base}tokenizer", positions)
+        components[f"{base}tokenizer"] = {
+            "class": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "max_tokens": tokenizer.max_tokens,
+        }
+        components[f"{base}text_encoder"] = _spec("CLIPText", diffusers.text_spec(config, tokenizer))
+        hashes[f"{base}tokenizer"] = tokenizer.sha256
+    return {
+        "source": str(source),
+        "folder": str(folder.root),
+        "name": card["name"],
+        "family": "sd2" if unet.use_linear_projection else "sd1",
+        "languages": list(card["languages"]),
+        "size_px": unet.sample_size * vae.downscale,
+        "defaults": {"sampler": schedule.sampler, "grid": grid or schedule.timestep_spacing, **card["defaults"]},
+        "components": components,
+        "sizes": sizes,
+        "licence": card["licence"],
+        "hashes": hashes,
+        "notes": list(notes),
+    }
+
+
+def _spec(name: str, spec: Any) -> dict[str, Any]:
+    return {"class": name, **{f.name: to_json(getattr(spec, f.name)) for f in dataclasses.fields(spec)}}
