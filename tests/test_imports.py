@@ -26,6 +26,8 @@ SIBLINGS = 5  # this layer's packages don't see each other, except:
 ACROSS = {
     ("localize", "kotoe.data.shards"),
     ("localize", "kotoe.evaluate.metrics"),
+    ("evaluate", "kotoe.data.emoji"),  # the suite's world is the one the model was trained on
+    ("evaluate", "kotoe.data.captions"),
     ("bench", "kotoe.localize"),
 }
 BELOW_SERVE = {"safety"}  # all that serve sees of layer 5

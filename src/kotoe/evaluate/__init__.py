@@ -1,1 +1,57 @@
+"""How good a model is: `run` draws a suite's prompts and counts what the pictures show. See docs/evaluation.md."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kotoe.checkpoints import Bundle
+
+__all__ = ["run"]
+
+
+def run(
+    bundle: Bundle,
+    *,
+    suite: str = "emoji",
+    languages: Sequence[str] | None = None,
+    tier: str = "everyday",
+    n: int | None = None,
+    controls: bool = True,
+    batch: int = 16,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """The figures of a suite: `suite, version, languages: {en: {r1, r5, background, relation, ssim, ...}}`, each
+    `{value, n, low, high}`, and `controls`. The arguments are those of `suites.evaluate`.
+
+    out: a folder for results.json, report.md, failures.json and a grid of pictures; it is made if missing.
+    Raises UserError for what the model, the suite or the machine doesn't have, before a picture is drawn.
+    """
+    from kotoe.evaluate import report, suites
+
+    if out is not None:
+        report.check_folder(Path(out))
+        for language in suites.spoken(bundle, languages):
+            report.check_labels(suites.items(language, tier=tier, n=n))
+    evaluation = suites.evaluate(
+        bundle,
+        suite=suite,
+        languages=languages,
+        tier=tier,
+        n=n,
+        controls=controls,
+        batch=batch,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        progress=progress,
+    )
+    if out is not None:
+        report.write(evaluation, Path(out))
+    return evaluation.results

@@ -160,7 +160,9 @@ class Matcher:
         best, sizes, centres = self._everywhere(d, b, total)  # (B, N), (B, N), (B, N, 2)
 
         order = best.topk(min(LIKELY, self.count), dim=1).indices  # (B, L)
-        places = _around(sizes, centres, order[:, :ANCHORS], factors=(0.93, 1.0, 1.07), shifts=(-4.0, -2.0, 0.0, 2.0, 4.0))
+        places = _around(
+            sizes, centres, order[:, :ANCHORS], factors=(0.93, 1.0, 1.07), shifts=(-4.0, -2.0, 0.0, 2.0, 4.0)
+        )
         best, where = self._at(d, b, total, places, self._middle, order)  # (B, L)
         sizes, centres = _place(places, where)
 

@@ -100,7 +100,9 @@ def halves(relation: str, edge: int) -> tuple[Tensor, Tensor]:
     return (first, ~first) if relation in ("left_of", "above") else (~first, first)
 
 
-def related(first: Match, second: Match, wanted: Sequence[tuple[Collection[int], Collection[int]]], k: int) -> np.ndarray:
+def related(
+    first: Match, second: Match, wanted: Sequence[tuple[Collection[int], Collection[int]]], k: int
+) -> np.ndarray:
     """(B,) bool: both objects are found, each among the k best of the half of the picture it was asked to be in."""
     return recall(first, [a for a, _ in wanted], k) & recall(second, [b for _, b in wanted], k)
 
