@@ -23,7 +23,7 @@ from kotoe.data.captions import caption, vocabulary_texts
 from kotoe.data.emoji import Atlas, Scene, atlas, scene
 from kotoe.data.latents import Basis, basis
 from kotoe.denoise import denoiser, guided, start
-from kotoe.localize.fit import Plan, fit, step_seed
+from kotoe.localize.fit import Plan, fit, load_average, step_seed
 from kotoe.localize.losses import ImageTower, TextImages, contrastive, diffusion
 from kotoe.rng import ImageNoise, initialising
 from kotoe.runs import Run
@@ -147,6 +147,16 @@ def train_text(
     with Run(run_dir, {"recipe": "emoji_base", "stage": "text", "language": language, "seed": seed, **settings}) as run:
         fit({"text": encoder, "image": tower}, plan, batches, run, device=device)
     return encoder
+
+
+def trained(run_dir: str | Path, device: str = "cpu") -> tuple[UNet, CLIPText, Tokenizer]:
+    """UNet, English encoder and tokenizer of a run of this recipe, as averaged at its latest checkpoint."""
+    run_dir = Path(run_dir)
+    tokenizer = load_tokenizer(run_dir / "tokenizer")
+    text, unet = new_text(tokenizer, 0), UNet(UNET)
+    load_average({"text": text}, run_dir / "text")
+    load_average({"unet": unet}, run_dir / "unet")
+    return unet.to(device, memory_format=torch.channels_last), text.to(device), tokenizer
 
 
 def previews(unet_text: tuple[str, str], tokenizer: Tokenizer, base: Basis, prompts: Sequence[str]) -> Callable[..., Image.Image]:

@@ -6,7 +6,6 @@ comes from a generator seeded by (seed, step), so that a run killed at any momen
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import re
 import time
@@ -199,13 +198,16 @@ class averaged:
         _restore(self.parameters, self.kept)
 
 
-def average_of(modules: Mapping[str, nn.Module], run: Run) -> Mapping[str, nn.Module]:
-    """Copies of `modules` with the averaged weights of the latest checkpoint: a look at a run that goes on."""
-    state = torch.load(run.path("state.pt"), map_location="cpu", weights_only=True)
-    copies = {part: copy.deepcopy(module) for part, module in modules.items()}
-    parameters = {f"{part}.{name}": p for part, m in copies.items() for name, p in m.named_parameters()}
-    _restore({name: parameters[name] for name in state["average"]}, state["average"])
-    return copies
+def load_average(modules: Mapping[str, nn.Module], directory: str | Path) -> int:
+    """Fill modules with the averaged weights of a run's latest checkpoint, finished or going on; returns its step."""
+    file = Path(directory) / "state.pt"
+    if not file.exists():
+        raise UserError(f"{directory} holds no checkpoint (state.pt)", hint="Train it first, or wait for its first save")
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    parameters = {f"{part}.{name}": p for part, m in modules.items() for name, p in m.named_parameters()}
+    values = {name: value for name, value in state["average"].items() if name.split(".")[0] in modules}
+    _restore(parameters, values)
+    return int(state["step"])
 
 
 def _restore(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:

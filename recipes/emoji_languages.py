@@ -1,0 +1,159 @@
+"""kotoe-emoji, part 3 of 3: Japanese, Chinese and Korean, each with an own tokenizer and text encoder, the LDM frozen.
+
+    kotoe train recipes/emoji_languages.py --run runs/languages --size cpu
+
+Per language: a SentencePiece unigram tokenizer is trained on its captions; the text encoder starts from nothing and
+learns first from parallel text alone what the frozen UNet reads (`reader/`, design section 7), then from captioned
+latents through the frozen UNet (`stage1/`). English encoder and UNet come from `emoji_base.py`'s runs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kotoe.checkpoints.files import tensors_sha256
+from kotoe.data.captions import vocabulary_texts
+from kotoe.data.emoji import atlas
+from kotoe.data.latents import basis
+from kotoe.denoise import training_input
+from kotoe.errors import UserError
+from kotoe.localize.fit import Plan, fit, step_seed
+from kotoe.localize.losses import Queries, TextImages, TextPairs, diffusion, reader, record_queries
+from kotoe.rng import keyed_generator
+from kotoe.runs import Run
+from kotoe.text import CLIPText
+from kotoe.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+from kotoe.unet import UNet
+from recipes.emoji_base import CHANNELS, DROPOUT, SCHEDULE, TEXT, Captioned, ids, new_text, previews
+
+LANGUAGES = ("ja", "zh", "ko")
+VOCABULARY = {"ja": 2000, "zh": 2000, "ko": 1800}
+PREVIEWS = {
+    "ja": ("青い背景に猫", "白い背景に赤いりんご", "黒い背景にロケット", "緑の背景にピザ"),
+    "zh": ("蓝色背景上的猫", "白色背景上的红苹果", "黑色背景上的火箭", "绿色背景上的披萨"),
+    "ko": ("파란 배경의 고양이", "하얀 배경의 빨간 사과", "검은 배경의 로켓", "초록 배경의 피자"),
+}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "cpu": {"tier": "everyday", "reader": (1000, 64), "stage1": (0, 64), "scenes": 20_000, "queries": 96, "lr": 1e-3},
+    "gpu": {"tier": "all", "reader": (20_000, 256), "stage1": (10_000, 256), "scenes": 200_000, "queries": 256,
+            "lr": 1e-3},
+}  # fmt: skip
+
+
+def questions(unet: UNet, text: CLIPText, tokenizer: Tokenizer, data: Captioned, latents: Tensor, per_layer: int) -> Queries:
+    """Queries of the frozen UNet over 256 noised latents with their English captions, all noise levels."""
+    draw = keyed_generator(data.seed, "queries")
+    device = next(unet.parameters()).device
+    calls = []
+    for step in range(4):
+        chosen, rng = data.draw(step, 64)
+        x0 = latents[chosen].float().to(device)
+        t = torch.randint(SCHEDULE.num_train_timesteps, (64,), generator=draw).to(device)
+        eps = torch.randn(x0.shape, generator=draw).to(device)
+        with torch.inference_mode():
+            context = text(ids(tokenizer, data.captions(chosen, rng, "en")).to(device))
+        calls.append((training_input(SCHEDULE, x0, eps, t), t, context))
+    return record_queries(unet, calls, per_layer)
+
+
+def train_language(
+    run_dir: Path,
+    language: str,
+    unet: UNet,
+    english: CLIPText,
+    english_tokenizer: Tokenizer,
+    settings: Mapping[str, Any],
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    student: CLIPText | None = None,
+) -> tuple[Tokenizer, CLIPText]:
+    """One language; run_dir gets tokenizer/, reader/ and stage1/. student: an encoder to go on from."""
+    if language not in LANGUAGES:
+        raise UserError(f"no recipe for {language!r}", allowed=", ".join(LANGUAGES))
+    tier = settings["tier"]
+    folder = run_dir / "tokenizer"
+    if folder.exists():
+        tokenizer = load_tokenizer(folder)
+    else:
+        tokenizer = train_sentencepiece(
+            vocabulary_texts(language, tier), folder, VOCABULARY[language], max_tokens=TEXT["max_tokens"]
+        )
+    world, base = atlas(tier, device), basis(tier, CHANNELS)
+    data = Captioned(world, tier, seed + 3, settings["scenes"])
+    latents = data.compute(base.encode)  # (count, C, 8, 8)
+    student = new_text(tokenizer, seed) if student is None else student
+    student.to(device)
+    frozen = {"unet": unet, "english": english}
+    for module in frozen.values():
+        module.requires_grad_(False)
+    before = {name: tensors_sha256(module) for name, module in frozen.items()}
+    common = {"recipe": "emoji_languages", "language": language, "seed": seed, **settings}
+    modules = {"unet": unet, "text": student}
+
+    def emptied(texts: Sequence[Sequence[str]], rng: Any) -> list[list[str]]:
+        """The same rows of every language emptied, for guidance."""
+        drop = [rng.random() < DROPOUT for _ in texts[0]]
+        return [["" if gone else t for t, gone in zip(side, drop, strict=True)] for side in texts]
+
+    def pairs(step: int) -> TextPairs:
+        chosen, rng = data.draw(step, settings["reader"][1])
+        there = data.captions(chosen, random.Random(step_seed(seed, step, "english")), "en")
+        here, there = emptied([data.captions(chosen, rng, language), there], rng)
+        with torch.inference_mode():
+            teacher = english(ids(english_tokenizer, there).to(device))  # (B, L, D)
+        return TextPairs(ids=ids(tokenizer, here).to(device), teacher=teacher.clone())
+
+    def captioned(step: int) -> TextImages:
+        chosen, rng = data.draw(step, settings["stage1"][1])
+        (texts,) = emptied([data.captions(chosen, rng, language)], rng)
+        return TextImages(ids=ids(tokenizer, texts).to(device), images=latents[chosen].float())
+
+    sample = previews(("unet", "text"), tokenizer, base, PREVIEWS[language])
+    if settings["reader"][0]:
+        bank = questions(unet, english, english_tokenizer, data, latents, settings["queries"])
+        plan = Plan(
+            name=f"{language}/reader", trainable=("text.",), loss=reader(bank), steps=settings["reader"][0],
+            lr=settings["lr"], ema=0.99, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu", sample=sample,
+            sample_every=500,
+        )  # fmt: skip
+        with Run(run_dir / "reader", {**common, "stage": "reader"}) as run:
+            fit(modules, plan, pairs, run, device=device)
+    if settings["stage1"][0]:
+        plan = Plan(
+            name=f"{language}/stage1", trainable=("text.",), loss=diffusion(SCHEDULE), steps=settings["stage1"][0],
+            lr=settings["lr"] / 4, ema=0.99, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu", sample=sample,
+            sample_every=500,
+        )  # fmt: skip
+        with Run(run_dir / "stage1", {**common, "stage": "stage1"}) as run:
+            fit(modules, plan, captioned, run, device=device)
+    after = {name: tensors_sha256(module) for name, module in frozen.items()}
+    if before != after:
+        raise AssertionError(f"frozen parts changed: {[n for n in before if before[n] != after[n]]}")
+    return tokenizer, student
+
+
+def main(
+    run_dir: str | Path, *, size: str = "cpu", device: str = "cpu", seed: int = 0, base_run: str | Path | None = None,
+    languages: Sequence[str] = LANGUAGES,
+) -> dict[str, tuple[Tokenizer, CLIPText]]:  # fmt: skip
+    """Train every language on the base that `emoji_base.py` left in base_run (default: `base` beside run_dir)."""
+    from recipes.emoji_base import trained
+
+    run_dir = Path(run_dir)
+    unet, english, tokenizer = trained(run_dir.parent / "base" if base_run is None else base_run, device)
+    settings = SIZES[size]
+    return {
+        language: train_language(
+            run_dir / language, language, unet, english, tokenizer, settings, device=device, seed=seed
+        )
+        for language in languages
+    }
+
