@@ -11,10 +11,9 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 .PHONY: demo test lint bench clean help
 
 demo: $(VENV)/.demo ## pictures from prompts in four languages, in out/
-	$(BIN)/kotoe generate "a cat on a blue background" "a strawberry on a white background" \
-	    "a rocket on a black background" "青い背景に猫" "黄色い背景に自転車" "ピンクの背景にタコ" \
-	    "蓝色背景上的猫" "绿色背景上的熊猫" "白色背景上的向日葵" \
-	    "파란 배경의 고양이" "하늘색 배경의 돌고래" "주황색 배경의 기타" --seed 7 --out out
+	$(BIN)/kotoe generate "a cat on a blue background" "青い背景に猫" "蓝色背景上的猫" "파란 배경의 고양이" \
+	    "a strawberry on a white background" "黄色い背景にスイカ" "绿色背景上的熊猫" "하늘색 배경의 돌고래" \
+	    "a rocket on a black background" "ピンクの背景にタコ" "橙色背景上的自行车" "보라색 배경의 기타" --seed 7 --out out
 	@echo "Look at out/grid.png"
 
 test: $(VENV)/.test lint ## everything that CI checks
