@@ -148,8 +148,9 @@ def _name(node: ast.expr) -> str:
 def effects(module: str, source: str) -> list[str]:
     """Global switches anywhere, and calls at module level that are there for their effect."""
     tree, found = ast.parse(source), []
+    scoped = {item.context_expr for node in ast.walk(tree) if isinstance(node, ast.With) for item in node.items}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and _name(node.func) in SWITCHES - SWITCHES_OF.get(module, set()):
+        if node not in scoped and isinstance(node, ast.Call) and _name(node.func) in SWITCHES - SWITCHES_OF.get(module, set()):
             found.append(f"{node.lineno}: {_name(node.func)} is a switch for the whole process")
         targets = node.targets if isinstance(node, ast.Assign) else []
         if any(isinstance(t, ast.Subscript) and _name(t.value) == "os.environ" for t in targets):
@@ -171,6 +172,7 @@ def test_an_effect_is_seen() -> None:
     assert effects("kotoe.unet", "def f():\n    torch.set_grad_enabled(False)")
     assert effects("kotoe.unet", "Path('cache').mkdir()")
     assert effects("kotoe.unet", "os.environ['A'] = '1'")
+    assert not effects("kotoe.unet", "def f():\n    with torch.set_grad_enabled(False):\n        pass")
     assert not effects("kotoe.unet", "g = torch.Generator()\ndef f():\n    g.manual_seed(0)")
 
 

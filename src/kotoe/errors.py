@@ -16,12 +16,8 @@ class UserError(Exception):
 
     def __init__(self, given: str, *, allowed: str = "", hint: str = "") -> None:
         self.given, self.allowed, self.hint = given, allowed, hint
-        parts = [given.rstrip(".") + "."]
-        if allowed:
-            parts.append(f"Allowed: {allowed.rstrip('.')}.")
-        if hint:
-            parts.append(hint.rstrip(".") + ".")
-        super().__init__(" ".join(parts))
+        parts = [given, f"Allowed: {allowed}" if allowed else "", hint]
+        super().__init__(" ".join(part if part.endswith("?") else part.rstrip(".") + "." for part in parts if part))
 
 
 class CheckpointError(UserError):

@@ -73,6 +73,15 @@ def to_pil(pixels: Tensor) -> Image.Image:
     return Image.frombytes("RGB", (data.shape[1], data.shape[0]), data.numpy().tobytes())
 
 
+def differences(a: Image.Image, b: Image.Image) -> tuple[int, int]:
+    """How many pixels of two RGB pictures differ, and by how much at most. Pictures of two sizes differ everywhere."""
+    if a.size != b.size:
+        return max(a.width * a.height, b.width * b.height), 255
+    x, y = to_tensor(a), to_tensor(b)
+    largest = (x - y).abs().amax(dim=1)  # (1, H, W)
+    return int((largest > 0).sum()), round(float(largest.max()) * 127.5)
+
+
 # Files
 
 

@@ -1,0 +1,296 @@
+"""The command line: generate, inspect, evaluate, train, check. Made from frozen dataclasses by cyclopts.
+
+Exit codes: 0 done, 1 `check` found a fault, 2 bad input, 130 interrupted. `kotoe --help` loads no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import shutil
+import sys
+import textwrap
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any
+
+from kotoe import __version__, verbs
+from kotoe.config import Request, from_json, read_json
+from kotoe.errors import UserError, nearest, unknown
+from kotoe.verbs import INTERRUPTED, Common, Values, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """A verb: its parts (dataclasses whose fields are its options), what it does, and its one positional option."""
+
+    parts: tuple[type, ...]
+    positional: str | None
+    run: Callable[[Common, Values], Any]
+    doc: str
+
+
+# --- The verbs -----------------------------------------------------------------------------------
+
+VERBS = {
+    "generate": Verb(
+        parts=(Request, verbs.Drawing),
+        positional="prompt",
+        run=verbs.generate,
+        doc="""Draw pictures from prompts in any language the model has.
+
+Each PNG carries the record of how it was drawn. Image k of a prompt has seed + k.
+
+    kotoe generate "a cat on a blue background" --seed 7
+    kotoe generate "青い背景に猫" "蓝色背景上的猫" "파란 배경의 고양이" --n 2 --out out
+    kotoe generate "a cat" --init-image photo.png --strength 0.6
+    kotoe generate "a cat" --init-image photo.png --mask mask.png
+    kotoe generate --replay out/picture.png""",
+    ),
+    "inspect": Verb(
+        parts=(verbs.Inspecting,),
+        positional="model",
+        run=verbs.inspect,
+        doc="""Say what a model is made of, without loading its weights.
+
+    kotoe inspect kotoe-emoji
+    kotoe inspect path/to/folder --json""",
+    ),
+    "evaluate": Verb(
+        parts=(verbs.Evaluating,),
+        positional=None,
+        run=verbs.evaluate,
+        doc="""Measure what a model draws, per language, each figure with its n and 95 % interval, beside controls.
+
+    kotoe evaluate --suite emoji
+    kotoe evaluate --suite emoji --languages en ja --n 40 --json""",
+    ),
+    "train": Verb(
+        parts=(verbs.Training,),
+        positional="recipe",
+        run=verbs.train,
+        doc="""Run a recipe. The same command resumes it; Ctrl-C saves first.
+
+    kotoe train recipes/emoji_base.py --run runs/base --size cpu""",
+    ),
+    "check": Verb(
+        parts=(verbs.Checking,),
+        positional=None,
+        run=verbs.check,
+        doc="""Test this machine: versions, processor, fonts, and a picture in every language with the time it took.
+
+    kotoe check""",
+    ),
+}
+
+
+# --- From dataclasses to a command line -----------------------------------------------------------
+
+
+def field_help(cls: type) -> dict[str, str]:
+    """Option to help: the `name: text` lines of a dataclass's docstring."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in inspect.cleandoc(cls.__doc__ or "").splitlines():
+        if match := re.match(r"(\w+): +(.*)", line):
+            name = match[1]
+            found[name] = match[2]
+        elif name and line.startswith("  "):
+            found[name] += " " + line.strip()
+        else:
+            name = ""
+    return found
+
+
+def options(verb: Verb) -> dict[str, tuple[Any, Any, str]]:
+    """Option to (type, default, help) over all parts of a verb and what every verb takes."""
+    found = {}
+    for part in (*verb.parts, Common):
+        texts, hints = field_help(part), typing.get_type_hints(part)
+        for field in dataclasses.fields(part):
+            found[field.name] = (hints[field.name], field.default, texts[field.name])
+    return found
+
+
+def _bare(hint: Any) -> Any:
+    """The type without its None."""
+    rest = [a for a in typing.get_args(hint) if a is not type(None)]
+    return rest[0] if type(None) in typing.get_args(hint) and len(rest) == 1 else hint
+
+
+def _many(hint: Any) -> bool:
+    return typing.get_origin(_bare(hint)) is tuple
+
+
+def _negatable(hint: Any, default: Any) -> bool:
+    """Flags that are on, or undecided, can be switched off: --no-flag."""
+    return _bare(hint) is bool and default is not False
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _signature(verb: Verb) -> inspect.Signature:
+    """Every option as a parameter that may be left out, so that what was given can be told from what was not."""
+    from cyclopts import Parameter
+
+    first, rest = [], []
+    for name, (hint, default, _) in options(verb).items():
+        off = "--no-" + name.replace("_", "-") if _negatable(hint, default) else ""
+        described = Parameter(negative=off, consume_multiple=_many(hint))
+        if name == verb.positional and _many(hint):
+            annotation = Annotated[str, described]
+            first.append(inspect.Parameter(name, inspect.Parameter.VAR_POSITIONAL, annotation=annotation))
+            continue
+        annotation = Annotated[_bare(hint) | None, described]
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if name == verb.positional else inspect.Parameter.KEYWORD_ONLY
+        parameter = inspect.Parameter(name, kind, default=None, annotation=annotation)
+        (first if name == verb.positional else rest).append(parameter)
+    return inspect.Signature([*first, *rest])
+
+
+@cache
+def application() -> Any:
+    """The cyclopts App of all verbs. Its functions are never called: `parse` takes what was bound to them."""
+    from cyclopts import App
+
+    app = App(name="kotoe", help_flags=[], version_flags=[])
+    for name, verb in VERBS.items():
+
+        def bound() -> None:
+            pass
+
+        signature = _signature(verb)
+        bound.__signature__ = signature  # type: ignore[attr-defined]
+        bound.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        app.command(bound, name=name, help_flags=[], version_flags=[])
+    return app
+
+
+# --- Help -----------------------------------------------------------------------------------------
+
+
+def help_text(name: str | None = None, width: int | None = None) -> str:
+    """The help of a verb, or of the whole, for a terminal of that width (None: this one's)."""
+    width = min(shutil.get_terminal_size((100, 24)).columns if width is None else width, 110)
+    if name is None:
+        rows = [(n, verb.doc.splitlines()[0]) for n, verb in VERBS.items()]
+        return "\n".join(
+            [
+                "Usage: kotoe VERB [OPTIONS]\n",
+                "Pictures from words of any language.\n",
+                *_table(rows, width),
+                "\nkotoe VERB --help says more. kotoe --version says which version this is.",
+            ]
+        )
+    verb = VERBS[name]
+    rows, usage = [], f"Usage: kotoe {name}"
+    for option, (hint, default, text) in options(verb).items():
+        kind = _kind(hint)
+        if option == verb.positional:
+            argument = option.upper() + ("..." if _many(hint) else "")
+            usage += f" [{argument}]" if default is not dataclasses.MISSING or _many(hint) else f" {argument}"
+            rows.insert(0, (argument, text + _default(default)))
+        else:
+            both = f"{_flag(option)}, --no-{_flag(option)[2:]}" if _negatable(hint, default) else _flag(option)
+            rows.append((f"{both} {kind}".strip(), text + _default(default)))
+    return "\n".join([usage + " [OPTIONS]\n", verb.doc, "\nOptions:", *_table(rows, width)])
+
+
+def _kind(hint: Any) -> str:
+    bare = _bare(hint)
+    if typing.get_origin(bare) is typing.Literal:
+        return "|".join(typing.get_args(bare))
+    if _many(hint):
+        return "TEXT..."
+    return {bool: "", int: "N", float: "X"}.get(bare, "TEXT")
+
+
+def _default(default: Any) -> str:
+    if default is dataclasses.MISSING or default is None or default == "" or isinstance(default, bool):
+        return ""
+    return f" [{default}]"
+
+
+def _table(rows: Sequence[tuple[str, str]], width: int) -> list[str]:
+    left = min(max(len(name) for name, _ in rows), 30) + 4
+    lines = []
+    for name, text in rows:
+        wrapped = textwrap.wrap(text, max(width - left, 30), break_on_hyphens=False) or [""]
+        head = f"  {name}"
+        if len(head) + 2 > left:
+            lines.append(head)
+            head = ""
+        lines += [f"{head:<{left}}{wrapped[0]}", *(" " * left + line for line in wrapped[1:])]
+    return lines
+
+
+# --- Parsing --------------------------------------------------------------------------------------
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, Values] | None:
+    """(verb, values given), or None when help or the version was printed instead."""
+    arguments = list(arguments)
+    before = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if not arguments or {"--help", "-h"} & set(before):
+        print(help_text(before[0] if before and before[0] in VERBS else None))
+        return None
+    if arguments == ["--version"]:
+        print(__version__)
+        return None
+    if arguments[0] not in VERBS:
+        raise unknown("verb", arguments[0], VERBS)
+    from cyclopts import CycloptsError
+
+    try:
+        _, bound, _ = application().parse_args(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        message = re.sub(r"\s+", " ", str(error))
+        raise UserError(message, hint=f"kotoe {arguments[0]} --help lists the options") from None
+    given = {k: list(v) if isinstance(v, tuple) else v for k, v in bound.arguments.items()}
+    return arguments[0], {k: v for k, v in given.items() if v is not None and v != []}
+
+
+def settings(verb: Verb, given: Values) -> tuple[Common, Values]:
+    """The common options, and the verb's own as given on the command line or else in --config."""
+    own = {name for part in verb.parts for name in (f.name for f in dataclasses.fields(part))}
+    path = given.get("config")
+    values: Values = {}
+    if path is not None:
+        document = read_json(path)
+        if not isinstance(document, dict):
+            raise UserError(f"{path} holds no JSON object", allowed='{"option": value, ...}')
+        for key in document:
+            if key not in own:
+                near = nearest(key, own)
+                raise UserError(
+                    f"{path}: unknown key {key!r}",
+                    allowed=", ".join(sorted(own)),
+                    hint=f"Did you mean {near!r}?" if near else "",
+                )
+        values = {key: value for key, value in document.items() if value is not None}
+    common = from_json(Common, {k: v for k, v in given.items() if k not in own}, "option")
+    return common, values | {k: v for k, v in given.items() if k in own}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `kotoe` command. Raises SystemExit unless all went well."""
+    try:
+        parsed = parse(sys.argv[1:] if arguments is None else arguments)
+        if parsed is None:
+            return
+        name, given = parsed
+        verb = VERBS[name]
+        code = verb.run(*settings(verb, given))
+    except UserError as error:
+        say(f"kotoe: {error}")
+        code = 2
+    except KeyboardInterrupt:
+        say("kotoe: interrupted")
+        code = INTERRUPTED
+    if code:
+        sys.exit(code)

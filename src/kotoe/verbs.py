@@ -1,0 +1,583 @@
+"""What the verbs of the command line do. Nothing heavy is imported before a verb needs it.
+
+Standard output carries data (paths, figures; with --json one JSON document as the last line); all else goes to
+standard error. Nothing half-written stays behind, and what was finished before Ctrl-C is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import inspect as inspection
+import json
+import sys
+import time
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kotoe import __version__, builtin
+from kotoe.config import Record, Request, dumps, from_json, to_json
+from kotoe.errors import UserError, nearest, unknown
+from kotoe.runs import atomic, write_atomic
+
+Values = dict[str, Any]
+INTERRUPTED = 130
+MOST_THREADS = 1024
+
+
+# --- What each verb takes -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every verb takes.
+
+    config:  a JSON file with any of these options; the command line wins over it.
+    dry_run: check everything, print the resolved configuration, and do nothing.
+    json:    the last line of standard output is one JSON document.
+    """
+
+    config: str | None = None
+    dry_run: bool = False
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Where from and where to.
+
+    model:      a built-in model's name, or a folder in diffusers' layout.
+    out:        folder for the pictures, and beside them the resolved configuration as generate-*.json.
+    replay:     draw a picture of Kotoe's again, from the record inside it; no prompt then.
+    grid_image: also write grid.png, all pictures with their prompts; by default when there are several.
+    """
+
+    model: str = builtin.DEFAULT
+    out: str = "out"
+    replay: str | None = None
+    grid_image: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspecting:
+    """What to look at.
+
+    model: a built-in model's name, or a folder in diffusers' layout.
+    """
+
+    model: str = builtin.DEFAULT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluating:
+    """What to measure.
+
+    suite:      emoji: fixed prompts and seeds, the drawn objects looked up by a matcher that has learned nothing.
+    model:      a built-in model's name, or a folder in diffusers' layout.
+    languages:  BCP 47 tags; all that the model and the suite share by default.
+    tier:       everyday, all or flags: which objects.
+    n:          prompts of one object per language, and half as many of two; all of the suite's by default.
+    controls:   also measure true renders, shuffled prompts, and the English encoder fed foreign prompts.
+    batch_size: pictures drawn together.
+    steps:      denoising steps; the model's default otherwise.
+    out:        folder for report.json and, per language, a sheet of the first pictures.
+    """
+
+    suite: str = "emoji"
+    model: str = builtin.DEFAULT
+    languages: tuple[str, ...] | None = None
+    tier: str = "everyday"
+    n: int | None = None
+    controls: bool = True
+    batch_size: int = 16
+    steps: int | None = None
+    out: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What to train.
+
+    recipe: a Python file with main(run, size=..., device=..., seed=...), such as those in recipes/.
+    run:    the run's directory; the same command resumes it.
+    size:   how much effort, of those the recipe names: cpu or gpu.
+    device: cpu, cuda or cuda:N; the size's own by default.
+    seed:   of everything that is drawn while training.
+    """
+
+    recipe: str
+    run: str
+    size: str = "cpu"
+    device: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checking:
+    """What to check.
+
+    model: a built-in model's name, or a folder in diffusers' layout.
+    """
+
+    model: str = builtin.DEFAULT
+
+
+# --- Saying things --------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """A line on standard error."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def show_config(verb: str, config: Any) -> None:
+    """The resolved configuration, one line on standard error."""
+    shown = {k: v for k, v in config.items() if v is not None}
+    say(f"{verb}: {dumps(shown)}")
+
+
+def finish(common: Common, document: Mapping[str, Any], plain: Sequence[str]) -> None:
+    """The data of a verb on standard output: with --json the document, else plain lines."""
+    for line in [dumps(document)] if common.json else plain:
+        sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def part_of(values: Values, cls: type) -> Any:
+    """The dataclass `cls` from those of the values that are its fields."""
+    fields = dataclasses.fields(cls)
+    for field in fields:
+        if field.default is dataclasses.MISSING and field.name not in values:
+            needed = ", ".join(f.name for f in fields if f.default is dataclasses.MISSING)
+            raise UserError(f"{field.name} is missing", allowed=f"{needed} are needed", hint="--help says more")
+    names = {field.name for field in fields}
+    return from_json(cls, {k: v for k, v in values.items() if k in names}, "option")
+
+
+class Bar:
+    """Progress with time left, on a terminal, once something has taken longer than a second."""
+
+    def __init__(self, common: Common, what: str) -> None:
+        self.what, self.began = what, time.monotonic()
+        self.enabled = sys.stderr.isatty() and not common.json
+        self.bar: Any = None
+
+    def __call__(self, done: int, total: int, what: str | None = None) -> None:
+        if not self.enabled or (self.bar is None and time.monotonic() - self.began < 1.0):
+            return
+        if self.bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.task = self.bar.add_task(self.what, total=total)
+            self.bar.start()
+        self.bar.update(self.task, completed=done, total=total, description=self.what if what is None else what)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+# --- generate -------------------------------------------------------------------------------------
+
+
+def generate(common: Common, values: Values) -> int:
+    """Draw a request's pictures, or one picture's again."""
+    drawing: Drawing = part_of(values, Drawing)
+    out = Path(drawing.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file", allowed="a folder, there or not")
+    if drawing.replay is not None:
+        return _replay(common, drawing, values)
+    request: Request = part_of({"prompt": [], **values}, Request)
+    bundle = _load(drawing.model, request.dtype)
+
+    from kotoe.generate import draw, plan, read_prompts, resolve
+
+    resolved = resolve(bundle, request)
+    jobs = plan(bundle, resolved)
+    for job in {job.prompt: job for job in jobs if job.language_source == "unsure"}.values():
+        say(f"the language of {job.prompt!r} is unsure, it is read as {job.language}; --language TAG settles it")
+    config = {**to_json(resolved), **to_json(drawing)}
+    show_config("generate", config)
+    labels = _labels_wanted(drawing, [job.prompt for job in jobs], [job.language for job in jobs])
+    if common.dry_run:
+        read_prompts(bundle, resolved, jobs)  # over the token limit?
+        finish(common, {"dry_run": True, "config": config, "pictures": []}, [])
+        return 0
+    pictures: list[Any] = []
+    entries: list[dict[str, Any]] = []
+    document = {"pictures": entries, "config": config, "grid": None, "interrupted": False}
+    code = 0
+    try:
+        with Bar(common, "drawing") as bar:
+            for picture in draw(bundle, resolved, jobs=jobs, on_step=lambda p: bar(p.done, p.total)):
+                if not pictures:
+                    _save_config(out, config)
+                path = _save_picture(out, picture, "")
+                pictures.append(picture)
+                entries.append({"path": str(path), "seed": picture.record.seed, "record": to_json(picture.record)})
+                if not common.json:
+                    finish(common, {}, [str(path)])
+        if labels:
+            document["grid"] = str(_save_grid(out, pictures))
+    except KeyboardInterrupt:
+        say(f"kotoe: interrupted; {len(entries)} of {len(jobs)} pictures are done and kept")
+        document["interrupted"], code = True, INTERRUPTED
+    finish(common, document, [] if document["grid"] is None else [str(document["grid"])])
+    return code
+
+
+def _load(model: str, dtype: Any) -> Any:
+    """The Bundle of a model. dtype: as `load` takes it, "auto" for its own choice."""
+    from kotoe.checkpoints import load
+
+    return load(model, dtype=None if dtype == "auto" else dtype)
+
+
+def _labels_wanted(drawing: Drawing, prompts: Sequence[str], languages: Sequence[str]) -> bool:
+    """Whether to write a grid. Asked for, missing glyphs are an error; by default they are said, and no grid drawn."""
+    if drawing.grid_image is False or (drawing.grid_image is None and len(prompts) < 2):
+        return False
+    from kotoe.labels import check_labels
+
+    try:
+        check_labels(prompts, languages)
+    except UserError as error:
+        if drawing.grid_image:
+            raise
+        say(f"no grid.png: {error}")
+        return False
+    return True
+
+
+def _save_config(out: Path, config: Mapping[str, Any]) -> Path:
+    text = dumps({k: v for k, v in config.items() if v is not None}, indent=2) + "\n"
+    with _writing(out):
+        return write_atomic(out / f"generate-{_short_hash(text)}.json", text)
+
+
+def _save_picture(out: Path, picture: Any, suffix: str) -> Path:
+    from kotoe.images import save_png
+
+    record = dumps(picture.record)
+    path = out / f"{picture_name(picture.record)}{suffix}.png"
+    with _writing(out), atomic(path) as temp:
+        save_png(picture.image, temp, record)
+    return path
+
+
+def _save_grid(out: Path, pictures: Sequence[Any]) -> Path:
+    from kotoe.labels import labelled_grid
+
+    records = [picture.record for picture in pictures]
+    grid = labelled_grid(
+        [picture.image for picture in pictures],
+        [record.prompt for record in records],
+        [record.conditioner.language for record in records],
+    )
+    path = out / "grid.png"
+    with _writing(out), atomic(path) as temp:
+        grid.save(temp, format="PNG")
+    return path
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"can't write in {out}: {error.strerror or error}", allowed="a writable folder") from error
+
+
+def picture_name(record: Record) -> str:
+    """`<prompt, shortened>-s<seed>-<hash of the record>`: one name per picture, readable in any script."""
+    words = "".join(c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in record.prompt)
+    slug = "-".join(unicodedata.normalize("NFC", words).split())
+    while len(slug.encode()) > 90:  # file names hold 255 bytes, and a character of CJK takes three
+        slug = slug[:-1]
+    incidental = ("seconds", "batch", "threads", "device")
+    same = {k: v for k, v in to_json(record).items() if k not in incidental}
+    return "-".join(filter(None, (slug.strip("-"), f"s{record.seed}", _short_hash(dumps(same)))))
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+# --- generate --replay ----------------------------------------------------------------------------
+
+
+def read_picture_record(path: str) -> Record:
+    """The Record inside a picture, which is untrusted: every field is checked as if it were typed."""
+    from kotoe.images import read_record
+
+    try:
+        document = json.loads(read_record(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the record in {path} is no JSON document", allowed="a picture that Kotoe drew") from error
+    record: Record = from_json(Record, document, f"the record in {path}")
+    record.request()  # its own checks: sizes, ranges, names
+    return record
+
+
+def _replay(common: Common, drawing: Drawing, values: Values) -> int:
+    asked = sorted(set(values) - {f.name for f in dataclasses.fields(Drawing)})
+    if asked:
+        raise UserError(
+            f"--replay together with {', '.join(asked)}",
+            allowed="--replay with --model and --out",
+            hint="A replay draws the picture as it was; without --replay you can change it",
+        )
+    assert drawing.replay is not None
+    record = read_picture_record(drawing.replay)
+    name = record.model.name
+    if "model" not in values and name not in builtin.NAMES:
+        raise UserError(f"{drawing.replay} was drawn by {name!r}", hint="Say where that model is: --model FOLDER")
+    source = drawing.model if "model" in values else name
+    bundle = _load(source, {"unet": record.dtype, "vae": record.vae_dtype, "text_encoder": record.text_dtype})
+
+    import torch
+
+    from kotoe.generate import check_same, replay
+    from kotoe.images import differences, open_picture
+
+    check_same(bundle, record)
+    show_config("replay", {**to_json(record), **to_json(drawing)})
+    for what, then, here in (("torch", record.torch, torch.__version__), ("kotoe", record.kotoe, __version__)):
+        if then != here:
+            say(f"drawn with {what} {then}, here is {here}: the last bits may differ")
+    if common.dry_run:
+        finish(common, {"dry_run": True, "pictures": [], "config": to_json(drawing)}, [])
+        return 0
+    if record.threads <= MOST_THREADS:
+        torch.set_num_threads(record.threads)  # sums are split among them: another number rounds differently
+    with Bar(common, "drawing") as bar:
+        picture = replay(bundle, record, on_step=lambda p: bar(p.done, p.total))
+    changed, largest = differences(picture.image, open_picture(drawing.replay))
+    path = _save_picture(Path(drawing.out), picture, "-replay")
+    say("identical pixels" if not changed else f"{changed} pixels differ, by up to {largest} of 255")
+    entry = {"path": str(path), "seed": record.seed, "record": to_json(picture.record)}
+    finish(common, {"pictures": [entry], "replayed": drawing.replay, "identical": not changed}, [str(path)])
+    return 0
+
+
+# --- inspect --------------------------------------------------------------------------------------
+
+
+def inspect(common: Common, values: Values) -> int:
+    """Describe a model from its configurations and file heads."""
+    wanted: Inspecting = part_of(values, Inspecting)
+    if common.dry_run:
+        show_config("inspect", to_json(wanted))
+        builtin.resolve(wanted.model)
+        finish(common, {"dry_run": True, "config": to_json(wanted)}, [])
+        return 0
+    from kotoe.checkpoints.inspect import describe
+
+    found = describe(wanted.model)
+    lines = [
+        f"{found['name']}: {found['family']}, {found['size_px']} x {found['size_px']} pixels, "
+        f"languages {', '.join(found['languages'])}, licence {found['licence'] or 'not stated'}",
+        f"folder {found['folder']}",
+        f"defaults {dumps(found['defaults'])}",
+    ]
+    for part, size in found["sizes"].items():
+        lines.append(f"{part}: {size['parameters']:,} parameters, {size['bytes']:,} bytes")
+    lines += [f"{part}: {dumps(component)}" for part, component in found["components"].items()]
+    lines += [f"{part} sha256 {value}" for part, value in found["hashes"].items()]
+    lines += [f"note: {note}" for note in found["notes"]]
+    finish(common, found, lines)
+    return 0
+
+
+# --- evaluate -------------------------------------------------------------------------------------
+
+
+def evaluate(common: Common, values: Values) -> int:
+    """Run a suite and print its figures."""
+    wanted: Evaluating = part_of(values, Evaluating)
+    show_config("evaluate", to_json(wanted))
+    folder = builtin.resolve(wanted.model)
+    if common.dry_run:
+        finish(common, {"dry_run": True, "config": to_json(wanted), "folder": str(folder)}, [])
+        return 0
+    bundle = _load(wanted.model, "auto")
+
+    from kotoe.evaluate import report, suites
+
+    with Bar(common, "evaluating") as bar, redirect_stdout(sys.stderr):
+        evaluation = suites.evaluate(
+            bundle,
+            suite=wanted.suite,
+            languages=wanted.languages,
+            tier=wanted.tier,
+            n=wanted.n,
+            controls=wanted.controls,
+            batch=wanted.batch_size,
+            steps=wanted.steps,
+            progress=bar,
+        )
+        if wanted.out is not None:
+            with _writing(Path(wanted.out)):
+                report.write(evaluation, Path(wanted.out))
+    finish(common, evaluation.results, report.text(evaluation).splitlines())
+    return 0
+
+
+# --- train ----------------------------------------------------------------------------------------
+
+
+def train(common: Common, values: Values) -> int:
+    """Run a recipe's main."""
+    wanted: Training = part_of(values, Training)
+    path = Path(wanted.recipe)
+    if path.suffix != ".py" or not path.is_file():
+        there = sorted(str(p) for p in Path("recipes").glob("*.py"))
+        near = nearest(wanted.recipe, there)
+        raise UserError(
+            f"no recipe at {wanted.recipe}",
+            allowed=", ".join(there) if there else "a Python file with main(run, size=..., device=..., seed=...)",
+            hint=f"Did you mean {near}?" if near else "",
+        )
+    show_config("train", to_json(wanted))
+    recipe = _recipe(path)
+    sizes = getattr(recipe, "SIZES", None)
+    if sizes is not None and wanted.size not in sizes:
+        raise unknown(f"size of {path.name}", wanted.size, sizes)
+    asked = {"size": wanted.size, "device": wanted.device, "seed": wanted.seed}
+    taken = inspection.signature(recipe.main).parameters
+    for name in asked.keys() & values.keys():
+        if name not in taken:
+            raise UserError(f"{path.name} takes no {name}", allowed=", ".join(taken))
+    passed = {k: v for k, v in asked.items() if k in taken and v is not None}
+    if common.dry_run:
+        about = (recipe.__doc__ or "").strip()
+        say(about)
+        sizes_here = None if sizes is None else {k: repr(v) for k, v in sizes.items()}
+        finish(common, {"dry_run": True, "config": to_json(wanted), "about": about, "sizes": sizes_here}, [])
+        return 0
+    try:
+        with redirect_stdout(sys.stderr):
+            recipe.main(wanted.run, **passed)
+    except KeyboardInterrupt:
+        say(f"kotoe: interrupted; the same command goes on from {wanted.run}")
+        return INTERRUPTED
+    finish(common, {"run": wanted.run, "config": to_json(wanted)}, [wanted.run])
+    return 0
+
+
+def _recipe(path: Path) -> Any:
+    """The module in a recipe's file. Its neighbours can be imported by name, as when it is run itself."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{path} is no Python file (line {error.lineno}: {error.msg})") from error
+    if not callable(getattr(module, "main", None)):
+        raise UserError(f"{path} has no main", allowed="main(run, *, size=..., device=..., seed=...)")
+    return module
+
+
+# --- check ----------------------------------------------------------------------------------------
+
+CHECK_PROMPTS = {
+    "en": "a cat on a blue background",
+    "ja": "青い背景に猫",
+    "zh": "蓝色背景上的猫",
+    "ko": "파란 배경의 고양이",
+}
+
+
+def check(common: Common, values: Values) -> int:
+    """Look at the machine and draw one picture per language."""
+    wanted: Checking = part_of(values, Checking)
+    if common.dry_run:
+        show_config("check", to_json(wanted))
+        builtin.resolve(wanted.model)
+        finish(common, {"dry_run": True, "config": to_json(wanted)}, [])
+        return 0
+    began = time.perf_counter()
+    import torch
+
+    from kotoe.checkpoints.files import has_bf16
+    from kotoe.generate import generate as draw_all
+    from kotoe.labels import check_labels
+    from kotoe.runs import environment
+
+    torch_s = time.perf_counter() - began
+    problems: list[str] = []
+    about = environment()
+    machine = {
+        **{key: about[key] for key in ("platform", "python", "cpus")},
+        "threads": torch.get_num_threads(),
+        "bfloat16": has_bf16(torch.device("cpu")),
+        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+    fonts = {}
+    for language, prompt in CHECK_PROMPTS.items():
+        try:
+            check_labels([prompt], [language])
+            fonts[language] = True
+        except UserError as error:
+            fonts[language] = False
+            problems.append(f"labels in {language}: {error}")
+    began = time.perf_counter()
+    bundle = _load(wanted.model, "auto")
+    load_s = time.perf_counter() - began
+    drawn = {}
+    for language in bundle.languages:
+        request = Request(prompt=CHECK_PROMPTS.get(language, "1"), language=language, seed=7)
+        began = time.perf_counter()
+        picture = draw_all(bundle, request)[0]
+        again = draw_all(bundle, request)[0]
+        same = picture.image.tobytes() == again.image.tobytes()
+        drawn[language] = {"seconds": round((time.perf_counter() - began) / 2, 3), "repeatable": same}
+        flat = all(low == high for low, high in picture.image.getextrema())
+        if not same:
+            problems.append(f"the same request in {language} drew two different pictures")
+        if flat:
+            problems.append(f"the picture in {language} is one flat colour")
+    document = {
+        "ok": not problems,
+        "problems": problems,
+        "versions": about["packages"],
+        "machine": machine,
+        "fonts": fonts,
+        "model": {"name": bundle.name, "folder": str(bundle.folder), "load_s": round(load_s, 3)},
+        "import_s": round(torch_s, 3),
+        "pictures": drawn,
+    }
+    finish(common, document, _check_lines(document))
+    return 0 if not problems else 1
+
+
+def _check_lines(document: Mapping[str, Any]) -> list[str]:
+    machine = document["machine"]
+    return [
+        "versions: " + ", ".join(f"{k} {v}" for k, v in document["versions"].items()),
+        f"machine: {machine['platform']}, Python {machine['python']}, {machine['cpus']} processors, "
+        f"{machine['threads']} threads, bfloat16 {'yes' if machine['bfloat16'] else 'no'}",
+        f"accelerators: {', '.join(machine['cuda']) or 'none'}",
+        "label fonts: " + ", ".join(f"{k} {'yes' if v else 'MISSING'}" for k, v in document["fonts"].items()),
+        f"model: {document['model']['name']}, loaded in {document['model']['load_s']} s",
+        *(f"picture in {k}: {v['seconds']} s" for k, v in document["pictures"].items()),
+        *(f"PROBLEM: {problem}" for problem in document["problems"]),
+        "all is well" if document["ok"] else f"{len(document['problems'])} problems",
+    ]
