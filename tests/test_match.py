@@ -184,7 +184,9 @@ class TestEmoji:
         assert share(found, asked) <= 0.05
         assert found.scores.max() < 0.1
 
-    def test_a_picture_in_a_batch_is_the_picture_alone(self, matcher: Matcher, sample: tuple[Tensor, list[int]]) -> None:
+    def test_a_picture_in_a_batch_is_the_picture_alone(
+        self, matcher: Matcher, sample: tuple[Tensor, list[int]]
+    ) -> None:
         pictures = sample[0][:11]  # more than one chunk, the last one not full
         together, again = matcher.match(pictures), matcher.match(pictures)
         for name in ("glyphs", "scores", "sizes", "centres"):

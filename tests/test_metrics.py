@@ -15,7 +15,18 @@ from torch import Tensor
 from kotoe.errors import UserError
 from kotoe.evaluate import metrics
 from kotoe.evaluate.match import Match
-from kotoe.evaluate.metrics import Score, aligned_ssim, halves, nearest_colour, ratio, recall, related, score, ssim, to_lab
+from kotoe.evaluate.metrics import (
+    Score,
+    aligned_ssim,
+    halves,
+    nearest_colour,
+    ratio,
+    recall,
+    related,
+    score,
+    ssim,
+    to_lab,
+)
 
 
 def found(*glyphs: list[int]) -> Match:
@@ -23,7 +34,11 @@ def found(*glyphs: list[int]) -> Match:
     best = torch.tensor(glyphs)
     blank = torch.zeros(best.shape)
     return Match(
-        glyphs=best, scores=blank, sizes=blank, centres=torch.stack([blank] * 2, -1), background=torch.zeros(len(best), 3)
+        glyphs=best,
+        scores=blank,
+        sizes=blank,
+        centres=torch.stack([blank] * 2, -1),
+        background=torch.zeros(len(best), 3),
     )
 
 

@@ -36,9 +36,8 @@ def run(
     from kotoe.evaluate import report, suites
 
     if out is not None:
-        report.check_folder(Path(out))
-        for language in suites.spoken(bundle, languages):
-            report.check_labels(suites.items(language, tier=tier, n=n))
+        prompts = [i for spoken in suites.spoken(bundle, languages) for i in suites.items(spoken, tier=tier, n=n)]
+        report.check(Path(out), prompts)
     evaluation = suites.evaluate(
         bundle,
         suite=suite,

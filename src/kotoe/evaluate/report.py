@@ -29,8 +29,14 @@ HEADINGS = {
 RATIOS = ("ssim", "gap")  # shown as they are; the others are shares, shown in percent
 
 
-def check_folder(out: Path) -> None:
-    """Raise a UserError now, not after an hour of drawing, when a report can't be written into `out`."""
+def check(out: Path, items: Sequence[Item]) -> None:
+    """Raise a UserError now, not after an hour of drawing, when `out` can't be written into or no font here has the
+    characters of the prompts, which label the pictures. Makes the folder if it is missing."""
+    _folder(out)
+    labels.check_labels([item.prompt for item in items], [item.language for item in items])
+
+
+def _folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".kotoe-probe"
@@ -42,14 +48,9 @@ def check_folder(out: Path) -> None:
         ) from error
 
 
-def check_labels(items: Sequence[Item]) -> None:
-    """Raise a UserError when no font here has the characters of the prompts, which the pictures' labels are."""
-    labels.check_labels([item.prompt for item in items], [item.language for item in items])
-
-
 def write(evaluation: Evaluation, out: Path) -> dict[str, Path]:
     """Write the report into the folder `out`. Returns the files by name: results, report, failures, pictures."""
-    check_folder(out)
+    _folder(out)
     files = {
         "results": out / "results.json",
         "report": out / "report.md",
@@ -77,6 +78,18 @@ def _save(path: Path, text: str) -> None:
 
 def markdown(results: Mapping[str, Any], failed: list[dict[str, Any]]) -> str:
     """The figures as a table, then the controls, then what went wrong."""
+    lines = _tables(results)
+    lines += ["", f"## Failures ({len(failed)})", ""]
+    lines += [f"- {_sentence(failure)}" for failure in failed] or ["None."]
+    return "\n".join(lines) + "\n"
+
+
+def text(evaluation: Evaluation) -> str:
+    """The tables alone, for a terminal."""
+    return "\n".join(_tables(evaluation.results)) + "\n"
+
+
+def _tables(results: Mapping[str, Any]) -> list[str]:
     settings = results["settings"]
     used = ", ".join(f"{name} {value}" for name, value in settings.items())
     lines = [
@@ -96,9 +109,7 @@ def markdown(results: Mapping[str, Any], failed: list[dict[str, Any]]) -> str:
             f"{language} read by the English encoder": row for language, row in controls["english_encoder"].items()
         }
         lines += ["", "## Controls", "", *_table("control", rows, COLUMNS[:4])]
-    lines += ["", f"## Failures ({len(failed)})", ""]
-    lines += [f"- {_sentence(failure)}" for failure in failed] or ["None."]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _table(first: str, rows: Mapping[str, Mapping[str, Any]], columns: tuple[str, ...]) -> Iterator[str]:
