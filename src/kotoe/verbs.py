@@ -85,7 +85,7 @@ class Evaluating:
     controls:   also measure true renders, shuffled prompts, and the English encoder fed foreign prompts.
     batch_size: pictures drawn together.
     steps:      denoising steps; the model's default otherwise.
-    out:        folder for report.json and, per language, a sheet of the first pictures.
+    out:        folder for results.json, report.md, failures.json and pictures.png beside their true renders.
     """
 
     suite: str = "emoji"
@@ -417,6 +417,9 @@ def evaluate(common: Common, values: Values) -> int:
 
     from kotoe.evaluate import report, suites
 
+    if wanted.out is not None:
+        spoken = suites.spoken(bundle, wanted.languages)
+        report.check(Path(wanted.out), [i for x in spoken for i in suites.items(x, tier=wanted.tier, n=wanted.n)])
     with Bar(common, "evaluating") as bar, redirect_stdout(sys.stderr):
         evaluation = suites.evaluate(
             bundle,
