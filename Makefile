@@ -24,7 +24,7 @@ lint: $(VENV)/.test ## style and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.test ## cold start against a minimal diffusers script, the same folder
-	$(BIN)/python benchmarks/cold_start.py
+	$(BIN)/python benchmarks/cold_start.py --card benchmarks/cold_start.md
 
 clean: ## remove the environment, pictures and caches; runs/ stays
 	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
