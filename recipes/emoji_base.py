@@ -66,7 +66,7 @@ VOCABULARY = 1536
 DROPOUT = 0.1  # share of captions that are empty, for guidance
 
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"tier": "everyday", "text": (900, 192), "unet": (4000, 64), "scenes": 40_000, "lr": 1e-3},
+    "cpu": {"tier": "everyday", "text": (900, 192), "unet": (3200, 64), "scenes": 40_000, "lr": 1e-3},
     "gpu": {"tier": "all", "text": (10_000, 512), "unet": (60_000, 512), "scenes": 1_000_000, "lr": 1e-3},
 }
 

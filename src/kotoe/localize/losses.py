@@ -89,9 +89,7 @@ def diffusion(spec: ScheduleSpec, *, text: str = "text", gamma: float = 5.0) -> 
         x0 = batch.images
         t = torch.randint(spec.num_train_timesteps, (len(x0),), generator=draw).to(x0.device)
         eps = torch.randn(x0.shape, generator=draw).to(x0)
-        trains = any(p.requires_grad for p in modules[text].parameters())
-        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            context = modules[text](batch.ids)  # (B, L, D)
+        context = modules[text](batch.ids)  # (B, L, D)
         x = training_input(spec, x0, eps, t).contiguous(memory_format=torch.channels_last)
         prediction = modules["unet"](x, t, context)
         value = squared_error(prediction, training_target(spec, x0, eps, t), floored_min_snr(spec, t, gamma))
