@@ -105,6 +105,11 @@ class Tokenizer:
             raise unknown("long_prompt", long_prompt, LONG_PROMPT)
         if windows < 1:
             raise UserError(f"{windows} windows", allowed="1 or more")
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # half a character, as a terminal of another encoding leaves behind
+                raise UserError(f"the text {text!r} is not Unicode", hint="Use a UTF-8 terminal or file") from None
         ids = self.text_ids(list(texts))
         overflow = [self._overflow(text) if len(i) > self.room else [] for text, i in zip(texts, ids, strict=True)]
         if long_prompt == "error":
@@ -168,6 +173,12 @@ def tokenizer_from_files(
 ) -> Tokenizer:
     """The tokenizer that a checkpoint's files (name to content) describe. See `load_tokenizer`."""
     files = dict(files)
+    spm = any(name in files for name in SPM_NAMES)
+    if not spm and "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files.keys():
+        raise CheckpointError(
+            f"{where}: no tokenizer that Kotoe reads; found {', '.join(files) or 'no file of one'}",
+            allowed=f"vocab.json with merges.txt, tokenizer.json, or one of {', '.join(SPM_NAMES)}",
+        )
     config = parse_json(files.get("tokenizer_config.json", b"{}"), f"{where}/tokenizer_config.json")
     if config.get("padding_side", "right") != "right":
         raise CheckpointError(f"{where}: padding_side {config['padding_side']!r}", allowed="right")
@@ -181,15 +192,7 @@ def tokenizer_from_files(
             )
         limit = config["model_max_length"] = positions
         files["tokenizer_config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-    if any(name in files for name in SPM_NAMES):
-        tokenizer = _sentencepiece(files, config, int(limit), where)
-    elif "tokenizer.json" in files or {"vocab.json", "merges.txt"} <= files.keys():
-        tokenizer = _clip_bpe(files, config, int(limit), where)
-    else:
-        raise CheckpointError(
-            f"{where}: no tokenizer that Kotoe reads; found {', '.join(files) or 'no file of one'}",
-            allowed=f"vocab.json with merges.txt, tokenizer.json, or one of {', '.join(SPM_NAMES)}",
-        )
+    tokenizer = (_sentencepiece if spm else _clip_bpe)(files, config, int(limit), where)
     if tokenizer.room < 1:
         raise CheckpointError(f"{where}: model_max_length {limit} leaves no room for text", allowed="3 or more")
     return tokenizer
@@ -360,9 +363,11 @@ def _add_tokens(backend: Any, added: dict[int, dict], specials: dict, config: di
 
     names = {_content(v) for v in specials.values()}
     found = {t["content"]: token(t, special=t["content"] in names) for _, t in sorted(added.items())}
+    known = set(found)
     extra = [e for source in (config, legacy) for e in _extra(source)]
     for value in [*(specials[key] for key in SPECIAL_KEYS if key in specials), *extra]:
-        found.setdefault(_content(value), token(value, special=True))
+        if _content(value) not in known:  # of two that share their text, the later one's flags hold, as in transformers
+            found[_content(value)] = token(value, special=True)
     backend.add_tokens(list(found.values()))
 
 
@@ -403,6 +408,8 @@ def _sentencepiece(files: Mapping[str, bytes], config: dict[str, Any], max_token
     try:
         model = SentencePieceProcessor(model_proto=files[name])
         size = model.get_piece_size()
+        if size < 1:
+            raise ValueError("empty")
     except (RuntimeError, OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}/{name} is not a SentencePiece model ({str(error).strip()[:120]})") from None
     legacy = parse_json(files.get("special_tokens_map.json", b"{}"), f"{where}/special_tokens_map.json")
@@ -526,8 +533,9 @@ def train_clip_bpe(
         raise UserError(f"vocab_size {vocab_size}", allowed=f"{smallest} or more (every byte, twice, and two specials)")
     vocab = {piece: i for i, piece in enumerate([*letters, *ends])}
     backend = _bpe_backend(dict(vocab), [], letters[0], str(folder))
+    # Named as specials, all 512 pieces have their ids before counting starts: else ties between merges fall by chance.
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=letters, end_of_word_suffix=WORD_END, show_progress=False
+        vocab_size=vocab_size, special_tokens=list(vocab), end_of_word_suffix=WORD_END, show_progress=False
     )
     backend.train_from_iterator(iter(texts), trainer)
     merges = []
