@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kotoe.data.captions import caption, vocabulary_texts
-from kotoe.data.emoji import Atlas, Scene, atlas, scene
+from kotoe.data.emoji import Atlas, atlas, scene
 from kotoe.data.latents import Basis, basis
 from kotoe.denoise import denoiser, guided, start
 from kotoe.localize.fit import Plan, fit, load_average, step_seed
@@ -73,9 +73,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def text_spec(tokenizer: Tokenizer) -> TextSpec:
     """The text encoder of kotoe-emoji for a tokenizer."""
-    return TextSpec(
-        vocab_size=tokenizer.vocab_size, bos=tokenizer.bos, eos=tokenizer.eos, pad=tokenizer.pad, **TEXT
-    )
+    return TextSpec(vocab_size=tokenizer.vocab_size, bos=tokenizer.bos, eos=tokenizer.eos, pad=tokenizer.pad, **TEXT)
 
 
 def new_text(tokenizer: Tokenizer, seed: int) -> CLIPText:
@@ -125,7 +123,13 @@ def thumbnails(x: Tensor) -> Tensor:
 
 
 def train_text(
-    run_dir: Path, world: Atlas, tokenizer: Tokenizer, language: str, settings: Mapping[str, Any], device: str, seed: int
+    run_dir: Path,
+    world: Atlas,
+    tokenizer: Tokenizer,
+    language: str,
+    settings: Mapping[str, Any],
+    device: str,
+    seed: int,
 ) -> CLIPText:
     """The contrastive stage."""
     steps, batch = settings["text"]
@@ -159,7 +163,9 @@ def trained(run_dir: str | Path, device: str = "cpu") -> tuple[UNet, CLIPText, T
     return unet.to(device, memory_format=torch.channels_last), text.to(device), tokenizer
 
 
-def previews(unet_text: tuple[str, str], tokenizer: Tokenizer, base: Basis, prompts: Sequence[str]) -> Callable[..., Image.Image]:
+def previews(
+    unet_text: tuple[str, str], tokenizer: Tokenizer, base: Basis, prompts: Sequence[str]
+) -> Callable[..., Image.Image]:
     """A drawer of the state of things: prompts to one row of pictures, by the basis's own linear decoder."""
     unet_name, text_name = unet_text
 

@@ -47,7 +47,9 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def questions(unet: UNet, text: CLIPText, tokenizer: Tokenizer, data: Captioned, latents: Tensor, per_layer: int) -> Queries:
+def questions(
+    unet: UNet, text: CLIPText, tokenizer: Tokenizer, data: Captioned, latents: Tensor, per_layer: int
+) -> Queries:
     """Queries of the frozen UNet over 256 noised latents with their English captions, all noise levels."""
     draw = keyed_generator(data.seed, "queries")
     device = next(unet.parameters()).device
@@ -156,4 +158,3 @@ def main(
         )
         for language in languages
     }
-

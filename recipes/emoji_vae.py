@@ -11,6 +11,7 @@ picture. Decoder loss: L1 and L1 of neighbouring differences (edges); encoder lo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,5 +146,6 @@ def main(
         )  # fmt: skip
         config = {"recipe": "emoji_vae", "stage": stage, "size": size, "seed": seed, **settings}
         with Run(Path(run_dir) / stage, config) as run:
-            fit(modules, plan, lambda step: pictures(world, seed, step, batch, crop=stage == "crops"), run, device=device)
+            batches = partial(pictures, world, seed, batch=batch, crop=stage == "crops")
+            fit(modules, plan, batches, run, device=device)
     return vae

@@ -7,11 +7,11 @@ import sys
 import time
 
 import torch
-from test_fit import batches, modules, plan
 from torch import Tensor
 
 from kotoe.localize.fit import fit
 from kotoe.runs import Run
+from test_fit import batches, modules, plan
 
 
 def slowly(step: int) -> Tensor:

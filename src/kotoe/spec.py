@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kotoe.errors import UserError
 
 
-def _same_length(what: str, **fields: tuple) -> None:
+def _same_length(what: str, **fields: tuple[object, ...]) -> None:
     lengths = {name: len(value) for name, value in fields.items()}
     if len(set(lengths.values())) != 1:
         raise UserError(
@@ -19,7 +19,7 @@ def _same_length(what: str, **fields: tuple) -> None:
 def _groups(what: str, channels: tuple[int, ...], groups: int) -> None:
     for c in channels:
         if c % groups:
-            raise UserError(f"{what}: {c} channels can't be split into {groups} groups", allowed=f"multiples of {groups}")
+            raise UserError(f"{what}: {c} channels don't split into {groups} groups", allowed=f"multiples of {groups}")
 
 
 @dataclass(frozen=True, kw_only=True)

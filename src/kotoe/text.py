@@ -9,7 +9,7 @@ Legend: B texts, L tokens, D text width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +26,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 class Embeddings(nn.Module):
@@ -79,11 +79,17 @@ class Layer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
+class Encoder(nn.Module):
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Layer(spec) for _ in range(spec.num_layers)])
+
+
 class Transformer(nn.Module):
     def __init__(self, spec: TextSpec) -> None:
         super().__init__()
         self.embeddings = Embeddings(spec)
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList([Layer(spec) for _ in range(spec.num_layers)])})
+        self.encoder = Encoder(spec)
         self.final_layer_norm = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
 
 
@@ -101,7 +107,7 @@ class CLIPText(nn.Module):
         if ids.shape[1] > spec.max_tokens:
             raise UserError(f"{ids.shape[1]} tokens for an encoder of {spec.max_tokens} positions")
         x = model.embeddings(ids)  # (B, L, D)
-        for layer in model.encoder["layers"][: spec.num_layers + 1 + spec.layer]:
+        for layer in model.encoder.layers[: spec.num_layers + 1 + spec.layer]:
             x = layer(x)
         return model.final_layer_norm(x) if spec.final_norm else x
 
@@ -126,10 +132,10 @@ class Conditioner:
     language: str
     tokenizer: Tokenizer
     encoder: CLIPText
-    hashes: dict[str, str] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     def encode(self, texts: Sequence[str], *, long_prompt: str = "error") -> Context:
-        """Texts to context (B, L, D). Over the token limit: an error, or with "chunk" several windows joined along L."""
+        """Texts to context (B, L, D). Over the token limit: an error, or with "chunk" several windows along L."""
         tokens = self.tokenizer.encode(texts, long_prompt=long_prompt)
         device = self.encoder.text_model.final_layer_norm.weight.device
         ids = torch.tensor(tokens.ids, device=device)  # (B, windows * max_tokens)

@@ -13,8 +13,9 @@ every cross-attention (`text_kv`), and the time projections of every residual bl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -265,7 +266,8 @@ class UNet(nn.Module):
 
         x = self.conv_in(x)  # (B, C0, h, w)
         skips = [x]
-        for level in self.down_blocks:
+        level: Level
+        for level in cast("Iterable[Level]", self.down_blocks):
             for j in range(len(level.resnets)):
                 x = level.block(j, x, rows, kv)
                 skips.append(x)
@@ -273,7 +275,7 @@ class UNet(nn.Module):
                 x = resample(x)
                 skips.append(x)
         x = self.mid_block(x, rows, kv)
-        for level in self.up_blocks:
+        for level in cast("Iterable[Level]", self.up_blocks):
             for j in range(len(level.resnets)):
                 x = level.block(j, torch.cat([x, skips.pop()], dim=1), rows, kv)
             for resample in getattr(level, "upsamplers", ()):

@@ -87,7 +87,9 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The residual blocks of one resolution, then its resampler if it has one."""
 
-    def __init__(self, spec: VAESpec, c_in: int, c_out: int, blocks: int, *, down: bool = False, up: bool = False) -> None:
+    def __init__(
+        self, spec: VAESpec, c_in: int, c_out: int, blocks: int, *, down: bool = False, up: bool = False
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList([ResnetBlock(spec, c_in if j == 0 else c_out, c_out) for j in range(blocks)])
         if down:
@@ -159,7 +161,7 @@ class VAE(nn.Module):
         return mean, logvar.clamp(*LOGVAR_RANGE)
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Unit-scaled latents of pictures in [-1, 1]. Without noise the mean, with noise (like the latents) a sample."""
+        """Unit-scaled latents of pictures in [-1, 1]. Without noise the mean, with noise a sample."""
         mean, logvar = self.moments(x)
         z = mean if noise is None else mean + torch.exp(0.5 * logvar) * noise
         return z * self.spec.scaling_factor

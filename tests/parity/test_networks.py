@@ -11,7 +11,6 @@ from contextlib import contextmanager
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from tiny import seeded
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -21,6 +20,7 @@ from kotoe.spec import TextSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText
 from kotoe.unet import UNet
 from kotoe.vae import VAE
+from tiny import seeded
 
 TOLERANCE = 1e-5  # of the output's scale; observed about 1e-6
 Fault = Callable[[nn.Module], None]
@@ -198,7 +198,13 @@ def symmetric_padding(module: nn.Module) -> None:
         (swap_qk, 1),
         (symmetric_padding, 0),
     ],
-    ids=["eps, encoder", "eps, decoder", "q and v swapped, encoder", "q and v swapped, decoder", "padding left and top"],
+    ids=[
+        "eps, encoder",
+        "eps, decoder",
+        "q and v swapped, encoder",
+        "q and v swapped, decoder",
+        "padding left and top",
+    ],
 )
 def test_vae_fault_is_seen(fault: Fault, side: int) -> None:
     ours, theirs = vaes()

@@ -32,7 +32,7 @@ BASIS_SEED = 1_000_003
 
 @dataclass(frozen=True)
 class Basis:
-    """mean (P,), components (P, C) with orthonormal columns, scale (C,): latent = (patch - mean) @ components * scale."""
+    """latent = (patch - mean) @ components * scale; mean (P,), components (P, C) orthonormal, scale (C,)."""
 
     mean: Tensor
     components: Tensor

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kotoe.denoise import training_input, training_target
 from kotoe.denoise import loss as squared_error
+from kotoe.denoise import training_input, training_target
 from kotoe.localize.fit import Loss
 from kotoe.schedule import sigmas_of
 from kotoe.spec import ScheduleSpec
+from kotoe.unet import UNet
+
+Answer = tuple[Tensor, dict[str, float]]  # scalar loss, numbers to log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,7 @@ class ImageTower(nn.Module):
 def contrastive(text: str = "text", image: str = "image") -> Loss:
     """CLIP's symmetric cross-entropy between pooled texts and pictures of one batch (arXiv 2103.00020)."""
 
-    def loss(modules: Mapping[str, nn.Module], batch: TextImages, _: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(modules: Mapping[str, Any], batch: TextImages, _: torch.Generator) -> Answer:
         tower = modules[image]
         a = F.normalize(modules[text].pooled(batch.ids).float(), dim=1)  # (B, E)
         b = F.normalize(tower(batch.images).float(), dim=1)  # (B, E)
@@ -85,7 +89,7 @@ def floored_min_snr(spec: ScheduleSpec, t: Tensor, gamma: float = 5.0) -> Tensor
 def diffusion(spec: ScheduleSpec, *, text: str = "text", gamma: float = 5.0) -> Loss:
     """The latent diffusion loss with the text encoder in the loop, frozen or not. batch.images are latents."""
 
-    def loss(modules: Mapping[str, nn.Module], batch: TextImages, draw: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(modules: Mapping[str, Any], batch: TextImages, draw: torch.Generator) -> Answer:
         x0 = batch.images
         t = torch.randint(spec.num_train_timesteps, (len(x0),), generator=draw).to(x0.device)
         eps = torch.randn(x0.shape, generator=draw).to(x0)
@@ -105,7 +109,7 @@ class Queries:
     banks: tuple[Tensor, ...]
 
 
-def record_queries(unet: nn.Module, calls: list[tuple[Tensor, Tensor, Tensor]], per_layer: int, seed: int = 0) -> Queries:
+def record_queries(unet: UNet, calls: list[tuple[Tensor, Tensor, Tensor]], per_layer: int, seed: int = 0) -> Queries:
     """Run the UNet on (x, t, context) calls and keep `per_layer` of the queries each cross-attention asked."""
     draw = torch.Generator().manual_seed(seed)
     seen: list[list[Tensor]] = [[] for _ in unet.cross_attentions()]
@@ -135,7 +139,7 @@ def reader(queries: Queries, *, text: str = "text") -> Loss:
     over the teacher's variance. Indifferent to order and number of tokens; no pass through the UNet.
     """
 
-    def loss(modules: Mapping[str, nn.Module], batch: TextPairs, _: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(modules: Mapping[str, Any], batch: TextPairs, _: torch.Generator) -> Answer:
         unet = modules["unet"]
         student = modules[text](batch.ids)  # (B, L, D)
         total = student.new_zeros(())
