@@ -149,8 +149,9 @@ def effects(module: str, source: str) -> list[str]:
     """Global switches anywhere, and calls at module level that are there for their effect."""
     tree, found = ast.parse(source), []
     scoped = {item.context_expr for node in ast.walk(tree) if isinstance(node, ast.With) for item in node.items}
+    switches = SWITCHES - SWITCHES_OF.get(module, set())
     for node in ast.walk(tree):
-        if node not in scoped and isinstance(node, ast.Call) and _name(node.func) in SWITCHES - SWITCHES_OF.get(module, set()):
+        if node not in scoped and isinstance(node, ast.Call) and _name(node.func) in switches:
             found.append(f"{node.lineno}: {_name(node.func)} is a switch for the whole process")
         targets = node.targets if isinstance(node, ast.Assign) else []
         if any(isinstance(t, ast.Subscript) and _name(t.value) == "os.environ" for t in targets):
