@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import re
 import shutil
 import sys
@@ -292,5 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         say("kotoe: interrupted")
         code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as in `kotoe inspect | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     if code:
         sys.exit(code)

@@ -14,12 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +66,16 @@ def _fsync(path: Path) -> None:
 
 def run_name(verb: str, config: Any) -> str:
     """`<utc>-<verb>-<hash of the config>`: a directory name that sorts by time and tells configs apart."""
-    digest = hashlib.sha256(dumps(config).encode("utf-8")).hexdigest()[:8]
+    text = json.dumps(to_json(config), sort_keys=True, ensure_ascii=False)
+    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()[:8]
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{verb}-{digest}"
 
 
 def environment() -> dict[str, Any]:
     """Versions and machine, without names of users or hosts."""
+    import platform  # these two take longer to import than all of `kotoe --help`
+    from importlib import metadata
+
     versions = {}
     for package in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -101,9 +103,7 @@ class Run:
         self.directory = Path(directory)
         self.config: dict[str, Any] = json.loads(dumps(config))
         if self.directory.exists() and not self.directory.is_dir():
-            raise UserError(
-                f"run directory {self.directory} is a file", allowed="a new or existing directory"
-            )
+            raise UserError(f"run directory {self.directory} is a file", allowed="a new or existing directory")
         path = self.directory / "config.json"
         self.resumed = path.exists()
         if not self.resumed and self.directory.exists() and any(self.directory.iterdir()):
@@ -137,9 +137,7 @@ class Run:
     def _check(self, before: Any, free: Collection[str]) -> None:
         changed = [k for k in differing_keys(before, self.config) if k.split(".")[0] not in free]
         if changed:
-            shown = "; ".join(
-                f"{k}: {_at(before, k)} there, {_at(self.config, k)} asked" for k in changed[:5]
-            )
+            shown = "; ".join(f"{k}: {_at(before, k)} there, {_at(self.config, k)} asked" for k in changed[:5])
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
             raise UserError(
                 f"{self.directory} is a run of another configuration ({shown}{more})",
@@ -184,9 +182,7 @@ class Run:
 
     def say(self, text: str) -> None:
         """Append a dated line to log.txt."""
-        self._append(
-            self.directory / "log.txt", f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n"
-        )
+        self._append(self.directory / "log.txt", f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
 
     @staticmethod
     def _append(path: Path, text: str) -> None:
@@ -241,9 +237,7 @@ class _Lock:
             directory.mkdir(parents=True, exist_ok=True)
             self._handle: int | None = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise UserError(
-                f"can't write in {directory}: {error.strerror}", allowed="a writable directory"
-            ) from error
+            raise UserError(f"can't write in {directory}: {error.strerror}", allowed="a writable directory") from error
         try:
             _take(self._handle)
         except OSError as error:

@@ -57,7 +57,7 @@ def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
         "family": "sd2" if unet.use_linear_projection else "sd1",
         "languages": list(card["languages"]),
         "size_px": unet.sample_size * vae.downscale,
-        "defaults": {"sampler": schedule.sampler, "grid": grid or schedule.timestep_spacing, **card["defaults"]},
+        "defaults": {"sampler": schedule.sampler, **card["defaults"], "grid": grid or schedule.timestep_spacing},
         "components": components,
         "sizes": sizes,
         "licence": card["licence"],
