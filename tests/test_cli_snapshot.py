@@ -1,0 +1,51 @@
+"""The command line is frozen: a new verb or option changes docs/cli.md, and so a reviewed file."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from kotoe import cli
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+FROZEN = {
+    "generate": "prompt negative_prompt language width height steps sampler grid guidance_scale guidance_rescale "
+    "seed n eta init_image mask strength long_prompt dtype batch_size model out replay grid_image config dry_run json",
+    "inspect": "model config dry_run json",
+    "evaluate": "suite model languages tier n controls batch_size steps out config dry_run json",
+    "train": "recipe run size device seed config dry_run json",
+    "check": "model config dry_run json",
+}
+
+
+def test_verbs_and_options_are_these() -> None:
+    assert {name: " ".join(cli.options(verb)) for name, verb in cli.VERBS.items()} == FROZEN
+
+
+def test_the_page_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("make_cli", DOCS / "make_cli.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (DOCS / "cli.md").read_text("utf-8") == module.page(), "run: python docs/make_cli.py"
+
+
+@pytest.mark.parametrize("verb", list(FROZEN))
+def test_every_option_has_help(verb: str) -> None:
+    for name, (_, _, text) in cli.options(cli.VERBS[verb]).items():
+        assert len(text) > 5, name
+    for width in (40, 80, 200):
+        text = cli.help_text(verb, width)
+        prose = [line for line in text.splitlines() if not line.startswith("    kotoe ")]
+        assert max(map(len, prose)) <= max(width, 110), prose
+
+
+def test_help_is_generated_from_the_parameters() -> None:
+    """What help shows is what parsing takes."""
+    for name in FROZEN:
+        parameters = list(cli._signature(cli.VERBS[name]).parameters)
+        assert sorted(parameters) == sorted(cli.options(cli.VERBS[name]))
