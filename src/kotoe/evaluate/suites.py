@@ -67,7 +67,9 @@ class Seen:
     @property
     def best(self) -> list[tuple[int, ...]]:
         """The best glyph of each single, and of both halves of each pair."""
-        one = [] if self.singles is None else [(g,) for g in self.singles.glyphs[:, 0].tolist()]
+        one: list[tuple[int, ...]] = []
+        if self.singles is not None:
+            one += [(g,) for g in self.singles.glyphs[:, 0].tolist()]
         if self.first is None or self.second is None:
             return one
         return one + list(zip(self.first.glyphs[:, 0].tolist(), self.second.glyphs[:, 0].tolist()))
@@ -153,7 +155,8 @@ def items(language: str, *, tier: str = "everyday", n: int | None = None) -> lis
         raise unknown("evaluation language", language, LANGUAGES)
     first = atlas(tier).glyphs[0].index
     made = []
-    for i, (shown, held_out) in enumerate(_scenes(tier, singles, pairs)):
+    for k, (shown, held_out) in enumerate(_scenes(tier, singles, pairs)):
+        i = k if k < singles else SINGLES + k - singles  # its place in the whole suite, which words and noise go by
         in_all = replace(shown, objects=tuple(first + k for k in shown.objects))  # captions count from `everyday` on
         options = len(templates(in_all, language))
         turn = i // 2  # not i: seen and held out take turns too
@@ -253,7 +256,7 @@ def evaluate(
         raise unknown("suite", suite, SUITES)
     chosen = spoken(bundle, languages)
     asked = {language: items(language, tier=tier, n=n) for language in chosen}
-    settings = Request(prompt="-", batch_size=batch, steps=steps, guidance_scale=guidance, sampler=sampler)
+    settings = Request(prompt=("-",), batch_size=batch, steps=steps, guidance_scale=guidance, sampler=sampler)
     settings = resolve(bundle, settings)
     world = atlas(tier)
     if (settings.width, settings.height) != (PIXELS, PIXELS):
