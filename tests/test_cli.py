@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from kotoe import cli, images, verbs
+from kotoe import cli, console, images
 from tiny import saved_tiny
 
 PROGRAM = [sys.executable, "-m", "kotoe"]
@@ -336,7 +336,7 @@ def test_train(kotoe: Kotoe, tmp_path: Path) -> None:
     assert "Says hello" in dry.err
     assert not (tmp_path / "b").exists()
     interrupted = kotoe("train", "r.py", "--run", "c", "--seed", "130")
-    assert interrupted.code == verbs.INTERRUPTED
+    assert interrupted.code == console.INTERRUPTED
     assert "the same command goes on" in interrupted.err
 
 

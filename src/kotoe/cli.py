@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from kotoe import __version__, verbs
+from kotoe import __version__, console, verbs
 from kotoe.config import Request, from_json, read_json
+from kotoe.console import INTERRUPTED, Common, Values, say
 from kotoe.errors import UserError, nearest, unknown
-from kotoe.verbs import INTERRUPTED, Common, Values, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Verb:
 
 VERBS = {
     "generate": Verb(
-        parts=(Request, verbs.Drawing),
+        parts=(Request, console.Drawing),
         positional="prompt",
         run=verbs.generate,
         doc="""Draw pictures from prompts in any language the model has.
@@ -52,7 +52,7 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
     kotoe generate --replay out/picture.png""",
     ),
     "inspect": Verb(
-        parts=(verbs.Inspecting,),
+        parts=(console.Inspecting,),
         positional="model",
         run=verbs.inspect,
         doc="""Say what a model is made of, without loading its weights.
@@ -61,7 +61,7 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
     kotoe inspect path/to/folder --json""",
     ),
     "evaluate": Verb(
-        parts=(verbs.Evaluating,),
+        parts=(console.Evaluating,),
         positional=None,
         run=verbs.evaluate,
         doc="""Measure what a model draws, per language, each figure with its n and 95 % interval, beside controls.
@@ -70,7 +70,7 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
     kotoe evaluate --suite emoji --languages en ja --n 40 --json""",
     ),
     "train": Verb(
-        parts=(verbs.Training,),
+        parts=(console.Training,),
         positional="recipe",
         run=verbs.train,
         doc="""Run a recipe. The same command resumes it; Ctrl-C saves first.
@@ -78,7 +78,7 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
     kotoe train recipes/emoji_base.py --run runs/base --size cpu""",
     ),
     "check": Verb(
-        parts=(verbs.Checking,),
+        parts=(console.Checking,),
         positional=None,
         run=verbs.check,
         doc="""Test this machine: versions, processor, fonts, and a picture in every language with the time it took.
@@ -123,7 +123,7 @@ def _bare(hint: Any) -> Any:
 
 
 def _many(hint: Any) -> bool:
-    return typing.get_origin(_bare(hint)) is tuple
+    return typing.get_origin(_bare(hint)) in (tuple, Sequence)
 
 
 def _negatable(hint: Any, default: Any) -> bool:
@@ -139,12 +139,13 @@ def _signature(verb: Verb) -> inspect.Signature:
     """Every option as a parameter that may be left out, so that what was given can be told from what was not."""
     from cyclopts import Parameter
 
-    first, rest = [], []
+    first: list[inspect.Parameter] = []
+    rest: list[inspect.Parameter] = []
     for name, (hint, default, _) in options(verb).items():
         off = "--no-" + name.replace("_", "-") if _negatable(hint, default) else ""
         described = Parameter(negative=off, consume_multiple=_many(hint))
         if name == verb.positional and _many(hint):
-            annotation = Annotated[str, described]
+            annotation: Any = Annotated[str, described]
             first.append(inspect.Parameter(name, inspect.Parameter.VAR_POSITIONAL, annotation=annotation))
             continue
         annotation = Annotated[_bare(hint) | None, described]

@@ -7,9 +7,8 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -118,9 +117,13 @@ def _same_number(a: Any, b: Any) -> bool:
     return isinstance(a, (int, float)) and isinstance(b, (int, float)) and not isinstance(a, bool) and a == b
 
 
-@cache
+_HINTS: dict[type, dict[str, Any]] = {}  # known annotations; evaluating them takes a millisecond
+
+
 def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    if cls not in _HINTS:
+        _HINTS[cls] = typing.get_type_hints(cls)
+    return _HINTS[cls]
 
 
 def _shown(value: Any) -> str:
@@ -147,8 +150,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             return value
         if isinstance(value, str):
             raise unknown(where, value, [str(a) for a in args])
-    elif origin is tuple and isinstance(value, (list, tuple)):
-        inner = args[:1] * len(value) if len(args) == 2 and args[1] is ... else args
+    elif origin in (tuple, Sequence) and isinstance(value, (list, tuple)):
+        inner = args[:1] * len(value) if len(args) == 1 or args[1] is ... else args
         if len(inner) == len(value):
             return tuple(_typed(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
     elif origin in (dict, Mapping) and isinstance(value, Mapping):
@@ -169,7 +172,7 @@ def _described(hint: Any) -> str:
         return " or ".join(dict.fromkeys(_described(a) for a in args))
     if origin is Literal:
         return ", ".join(map(str, args))
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return f"a list ({_described(args[0])} each)"
     names = {
         int: "a whole number",
@@ -209,7 +212,7 @@ class Request:
     batch_size:      images denoised together, 1 or more. It changes speed and memory, not the pictures.
     """
 
-    prompt: tuple[str, ...]
+    prompt: Sequence[str]  # stored as a tuple
     negative_prompt: str = ""
     language: str | None = None
     width: int | None = None

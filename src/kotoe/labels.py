@@ -114,7 +114,8 @@ def check_labels(labels: Sequence[str], languages: Sequence[str | None] | None =
 def _runs(label: str, language: str | None) -> list[Run]:
     """The label in pieces of one face each: the first face that has the character."""
     text = " ".join(unicodedata.normalize("NFC", label).split())
-    faces, missing = [], []
+    faces: list[Face] = []
+    missing: list[str] = []
     for character in text:
         if faces and _clings(character):
             faces.append(faces[-1])

@@ -1,7 +1,6 @@
 """What the verbs of the command line do. Nothing heavy is imported before a verb needs it.
 
-Standard output carries data (paths, figures; with --json one JSON document as the last line); all else goes to
-standard error. Nothing half-written stays behind, and what was finished before Ctrl-C is kept.
+Nothing half-written stays behind, and what was finished before Ctrl-C is kept.
 """
 
 from __future__ import annotations
@@ -16,177 +15,30 @@ import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kotoe import __version__, builtin
 from kotoe.config import Record, Request, dumps, from_json, to_json
+from kotoe.console import (
+    INTERRUPTED,
+    Bar,
+    Checking,
+    Common,
+    Drawing,
+    Evaluating,
+    Inspecting,
+    Training,
+    Values,
+    finish,
+    part_of,
+    say,
+    show_config,
+)
 from kotoe.errors import UserError, nearest, unknown
 from kotoe.runs import atomic, write_atomic
 
-Values = dict[str, Any]
-INTERRUPTED = 130
 MOST_THREADS = 1024
-
-
-# --- What each verb takes -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """What every verb takes.
-
-    config:  a JSON file with any of these options; the command line wins over it.
-    dry_run: check everything, print the resolved configuration, and do nothing.
-    json:    the last line of standard output is one JSON document.
-    """
-
-    config: str | None = None
-    dry_run: bool = False
-    json: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """Where from and where to.
-
-    model:      a built-in model's name, or a folder in diffusers' layout.
-    out:        folder for the pictures, and beside them the resolved configuration as generate-*.json.
-    replay:     draw a picture of Kotoe's again, from the record inside it; no prompt then.
-    grid_image: also write grid.png, all pictures with their prompts; by default when there are several.
-    """
-
-    model: str = builtin.DEFAULT
-    out: str = "out"
-    replay: str | None = None
-    grid_image: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inspecting:
-    """What to look at.
-
-    model: a built-in model's name, or a folder in diffusers' layout.
-    """
-
-    model: str = builtin.DEFAULT
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluating:
-    """What to measure.
-
-    suite:      emoji: fixed prompts and seeds, the drawn objects looked up by a matcher that has learned nothing.
-    model:      a built-in model's name, or a folder in diffusers' layout.
-    languages:  BCP 47 tags; all that the model and the suite share by default.
-    tier:       everyday, all or flags: which objects.
-    n:          prompts of one object per language, and half as many of two; all of the suite's by default.
-    controls:   also measure true renders, shuffled prompts, and the English encoder fed foreign prompts.
-    batch_size: pictures drawn together.
-    steps:      denoising steps; the model's default otherwise.
-    out:        folder for results.json, report.md, failures.json and pictures.png beside their true renders.
-    """
-
-    suite: str = "emoji"
-    model: str = builtin.DEFAULT
-    languages: tuple[str, ...] | None = None
-    tier: str = "everyday"
-    n: int | None = None
-    controls: bool = True
-    batch_size: int = 16
-    steps: int | None = None
-    out: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """What to train.
-
-    recipe: a Python file with main(run, size=..., device=..., seed=...), such as those in recipes/.
-    run:    the run's directory; the same command resumes it.
-    size:   how much effort, of those the recipe names: cpu or gpu.
-    device: cpu, cuda or cuda:N; the size's own by default.
-    seed:   of everything that is drawn while training.
-    """
-
-    recipe: str
-    run: str
-    size: str = "cpu"
-    device: str | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checking:
-    """What to check.
-
-    model: a built-in model's name, or a folder in diffusers' layout.
-    """
-
-    model: str = builtin.DEFAULT
-
-
-# --- Saying things --------------------------------------------------------------------------------
-
-
-def say(text: str) -> None:
-    """A line on standard error."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
-
-
-def show_config(verb: str, config: Any) -> None:
-    """The resolved configuration, one line on standard error."""
-    shown = {k: v for k, v in config.items() if v is not None}
-    say(f"{verb}: {dumps(shown)}")
-
-
-def finish(common: Common, document: Mapping[str, Any], plain: Sequence[str]) -> None:
-    """The data of a verb on standard output: with --json the document, else plain lines."""
-    for line in [dumps(document)] if common.json else plain:
-        sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def part_of(values: Values, cls: type) -> Any:
-    """The dataclass `cls` from those of the values that are its fields."""
-    fields = dataclasses.fields(cls)
-    for field in fields:
-        if field.default is dataclasses.MISSING and field.name not in values:
-            needed = ", ".join(f.name for f in fields if f.default is dataclasses.MISSING)
-            raise UserError(f"{field.name} is missing", allowed=f"{needed} are needed", hint="--help says more")
-    names = {field.name for field in fields}
-    return from_json(cls, {k: v for k, v in values.items() if k in names}, "option")
-
-
-class Bar:
-    """Progress with time left, on a terminal, once something has taken longer than a second."""
-
-    def __init__(self, common: Common, what: str) -> None:
-        self.what, self.began = what, time.monotonic()
-        self.enabled = sys.stderr.isatty() and not common.json
-        self.bar: Any = None
-
-    def __call__(self, done: int, total: int, what: str | None = None) -> None:
-        if not self.enabled or (self.bar is None and time.monotonic() - self.began < 1.0):
-            return
-        if self.bar is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self.task = self.bar.add_task(self.what, total=total)
-            self.bar.start()
-        self.bar.update(self.task, completed=done, total=total, description=self.what if what is None else what)
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
 
 
 # --- generate -------------------------------------------------------------------------------------
@@ -218,7 +70,7 @@ def generate(common: Common, values: Values) -> int:
         return 0
     pictures: list[Any] = []
     entries: list[dict[str, Any]] = []
-    document = {"pictures": entries, "config": config, "grid": None, "interrupted": False}
+    document: dict[str, Any] = {"pictures": entries, "config": config, "grid": None, "interrupted": False}
     code = 0
     try:
         with Bar(common, "drawing") as bar:
@@ -415,8 +267,12 @@ def evaluate(common: Common, values: Values) -> int:
         return 0
     bundle = _load(wanted.model, "auto")
 
+    from kotoe.data.languages import LANGUAGES
     from kotoe.evaluate import report, suites
 
+    if wanted.out is not None:  # now, not after an hour of drawing
+        chosen = wanted.languages or [x for x in bundle.languages if x in LANGUAGES]
+        report.check(Path(wanted.out), [i for x in chosen for i in suites.items(x, tier=wanted.tier, n=wanted.n)])
     if wanted.out is not None:
         spoken = suites.spoken(bundle, wanted.languages)
         report.check(Path(wanted.out), [i for x in spoken for i in suites.items(x, tier=wanted.tier, n=wanted.n)])
@@ -433,8 +289,8 @@ def evaluate(common: Common, values: Values) -> int:
             progress=bar,
         )
         if wanted.out is not None:
-            with _writing(Path(wanted.out)):
-                report.write(evaluation, Path(wanted.out))
+            for path in report.write(evaluation, Path(wanted.out)).values():
+                say(str(path))
     finish(common, evaluation.results, report.text(evaluation).splitlines())
     return 0
 
@@ -521,6 +377,7 @@ def check(common: Common, values: Values) -> int:
 
     from kotoe.checkpoints.files import has_bf16
     from kotoe.generate import generate as draw_all
+    from kotoe.images import to_tensor
     from kotoe.labels import check_labels
     from kotoe.runs import environment
 
@@ -552,7 +409,7 @@ def check(common: Common, values: Values) -> int:
         again = draw_all(bundle, request)[0]
         same = picture.image.tobytes() == again.image.tobytes()
         drawn[language] = {"seconds": round((time.perf_counter() - began) / 2, 3), "repeatable": same}
-        flat = all(low == high for low, high in picture.image.getextrema())
+        flat = bool((to_tensor(picture.image).flatten(2).std(2) == 0).all())
         if not same:
             problems.append(f"the same request in {language} drew two different pictures")
         if flat:

@@ -1,0 +1,180 @@
+"""What the verbs of the command line take, and how they say things.
+
+Standard output carries data (paths, figures; with --json one JSON document as the last line); all else goes to
+standard error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kotoe import builtin
+from kotoe.config import dumps, from_json
+from kotoe.errors import UserError
+
+Values = dict[str, Any]
+INTERRUPTED = 130
+
+
+# --- What each verb takes -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every verb takes.
+
+    config:  a JSON file with any of these options; the command line wins over it.
+    dry_run: check everything, print the resolved configuration, and do nothing.
+    json:    the last line of standard output is one JSON document.
+    """
+
+    config: str | None = None
+    dry_run: bool = False
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Where from and where to.
+
+    model:      a built-in model's name, or a folder in diffusers' layout.
+    out:        folder for the pictures, and beside them the resolved configuration as generate-*.json.
+    replay:     draw a picture of Kotoe's again, from the record inside it; no prompt then.
+    grid_image: also write grid.png, all pictures with their prompts; by default when there are several.
+    """
+
+    model: str = builtin.DEFAULT
+    out: str = "out"
+    replay: str | None = None
+    grid_image: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspecting:
+    """What to look at.
+
+    model: a built-in model's name, or a folder in diffusers' layout.
+    """
+
+    model: str = builtin.DEFAULT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluating:
+    """What to measure.
+
+    suite:      emoji: fixed prompts and seeds, the drawn objects looked up by a matcher that has learned nothing.
+    model:      a built-in model's name, or a folder in diffusers' layout.
+    languages:  BCP 47 tags; all that the model and the suite share by default.
+    tier:       everyday, all or flags: which objects.
+    n:          prompts of one object per language, and half as many of two; all of the suite's by default.
+    controls:   also measure true renders, shuffled prompts, and the English encoder fed foreign prompts.
+    batch_size: pictures drawn together.
+    steps:      denoising steps; the model's default otherwise.
+    out:        folder for results.json, report.md, failures.json and pictures.png beside their true renders.
+    """
+
+    suite: str = "emoji"
+    model: str = builtin.DEFAULT
+    languages: tuple[str, ...] | None = None
+    tier: str = "everyday"
+    n: int | None = None
+    controls: bool = True
+    batch_size: int = 16
+    steps: int | None = None
+    out: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What to train.
+
+    recipe: a Python file with main(run, size=..., device=..., seed=...), such as those in recipes/.
+    run:    the run's directory; the same command resumes it.
+    size:   how much effort, of those the recipe names: cpu or gpu.
+    device: cpu, cuda or cuda:N; the size's own by default.
+    seed:   of everything that is drawn while training.
+    """
+
+    recipe: str
+    run: str
+    size: str = "cpu"
+    device: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checking:
+    """What to check.
+
+    model: a built-in model's name, or a folder in diffusers' layout.
+    """
+
+    model: str = builtin.DEFAULT
+
+
+# --- Saying things --------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """A line on standard error."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def show_config(verb: str, config: Any) -> None:
+    """The resolved configuration, one line on standard error."""
+    shown = {k: v for k, v in config.items() if v is not None}
+    say(f"{verb}: {dumps(shown)}")
+
+
+def finish(common: Common, document: Mapping[str, Any], plain: Sequence[str]) -> None:
+    """The data of a verb on standard output: with --json the document, else plain lines."""
+    for line in [dumps(document)] if common.json else plain:
+        sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def part_of(values: Values, cls: type) -> Any:
+    """The dataclass `cls` from those of the values that are its fields."""
+    fields = dataclasses.fields(cls)
+    for field in fields:
+        if field.default is dataclasses.MISSING and field.name not in values:
+            needed = ", ".join(f.name for f in fields if f.default is dataclasses.MISSING)
+            raise UserError(f"{field.name} is missing", allowed=f"{needed} are needed", hint="--help says more")
+    names = {field.name for field in fields}
+    return from_json(cls, {k: v for k, v in values.items() if k in names}, "option")
+
+
+class Bar:
+    """Progress with time left, on a terminal, once something has taken longer than a second."""
+
+    def __init__(self, common: Common, what: str) -> None:
+        self.what, self.began = what, time.monotonic()
+        self.enabled = sys.stderr.isatty() and not common.json
+        self.bar: Any = None
+
+    def __call__(self, done: int, total: int, what: str | None = None) -> None:
+        if not self.enabled or (self.bar is None and time.monotonic() - self.began < 1.0):
+            return
+        if self.bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.task = self.bar.add_task(self.what, total=total)
+            self.bar.start()
+        self.bar.update(self.task, completed=done, total=total, description=self.what if what is None else what)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
