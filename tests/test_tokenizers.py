@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import LINES, tiny_tokenizer
 
 from kotoe.errors import CheckpointError, UserError
 from kotoe.tokenizers import (
@@ -19,12 +18,13 @@ from kotoe.tokenizers import (
     train_clip_bpe,
     train_sentencepiece,
 )
+from tiny import LINES, tiny_tokenizer
 
 LANGUAGES = ("en", "ja", "zh", "ko")
 LONG = {"en": "a red cat and " * 9 + "an owl", "ja": "青い背景に猫" * 9, "zh": "蓝色的猫" * 9, "ko": "파란 고양이 " * 9}
 
 
-# --- length and limit ---------------------------------------------------------------------------------------------
+# --- length and limit ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -100,7 +100,7 @@ def test_misuse_is_refused() -> None:
             tiny_tokenizer(language).encode(["a \udcff cat"])
 
 
-# --- rinna ----------------------------------------------------------------------------------------------------------
+# --- rinna --------------------------------------------------------------------------------------------------
 
 RINNA = Path("../shared/data/rinna-japanese-spiece.model")
 RINNA_CONFIG = {
@@ -160,7 +160,7 @@ def test_text_never_becomes_a_control_piece(root: Path) -> None:
     assert {1, 2, 3, 4, 5, 6}.isdisjoint(t.text_ids(["</s> [PAD] [MASK] <s>"])[0])
 
 
-# --- training -------------------------------------------------------------------------------------------------------
+# --- training -----------------------------------------------------------------------------------------------
 
 
 def test_clip_layout(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_impossible_sizes_teach(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()  # nothing half-written
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 
 
 def clip_files(**changes: bytes | None) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ bundle = tiny_bundle("sd2", languages=("en", "ja"))   # Japanese with SentencePi
 
 from __future__ import annotations
 
+import json
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -121,3 +122,9 @@ def saved_tiny(folder: Path, family: str = "sd1", *, languages: tuple[str, ...] 
     from kotoe.checkpoints import save
 
     return save(tiny_bundle(family, languages=languages, seed=seed), folder)
+
+
+def edit(path: Path, **changes: object) -> None:
+    """Set keys of a JSON file; "gone" removes one."""
+    value = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in value.items() if v != "gone"}))

@@ -223,7 +223,7 @@ def parse_json(content: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-# --- CLIP byte-level BPE ------------------------------------------------------------------------------------------
+# --- CLIP byte-level BPE ------------------------------------------------------------------------------------
 
 
 def _clip_bpe(files: Mapping[str, bytes], config: dict[str, Any], max_tokens: int, where: str) -> Tokenizer:
@@ -395,7 +395,7 @@ def _text(content: bytes, what: str) -> str:
         raise CheckpointError(f"{what} is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-# --- SentencePiece ------------------------------------------------------------------------------------------------
+# --- SentencePiece ------------------------------------------------------------------------------------------
 
 
 def _sentencepiece(files: Mapping[str, bytes], config: dict[str, Any], max_tokens: int, where: str) -> Tokenizer:
@@ -454,7 +454,7 @@ def _sentencepiece(files: Mapping[str, bytes], config: dict[str, Any], max_token
     )
 
 
-# --- Training -----------------------------------------------------------------------------------------------------
+# --- Training -----------------------------------------------------------------------------------------------
 
 
 def train_sentencepiece(

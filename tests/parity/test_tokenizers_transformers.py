@@ -1,4 +1,4 @@
-"""CLIP BPE against transformers' CLIPTokenizer, id for id, on random Unicode; and faults that the same texts must show."""
+"""CLIP BPE against transformers' CLIPTokenizer, id for id, on random Unicode; and faults that texts must show."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny import LINES
 from tokenizers import normalizers, pre_tokenizers
 from transformers import CLIPTokenizer
 
 from kotoe import tokenizers as ours
 from kotoe.tokenizers import Tokenizer, load_tokenizer, train_clip_bpe
+from tiny import LINES
 
 L = 24
 ALPHABETS = (
@@ -65,7 +65,12 @@ def folder(kind: str) -> Path:
         token = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
         tables = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
         config |= {k: {"__type": "AddedToken", "content": v, **token} for k, v in tables.items()}
-        config |= {"errors": "replace", "add_prefix_space": False, "do_lower_case": True, "special_tokens_map_file": "x"}
+        config |= {
+            "errors": "replace",
+            "add_prefix_space": False,
+            "do_lower_case": True,
+            "special_tokens_map_file": "x",
+        }
         (path / "tokenizer_config.json").write_text(json.dumps(config))
         legacy = {**{k: {"content": v, **token} for k, v in tables.items()}, "pad_token": config["pad_token"]}
         (path / "special_tokens_map.json").write_text(json.dumps(legacy))
@@ -104,7 +109,7 @@ def theirs(tokenizer: CLIPTokenizer, texts: list[str]) -> list[list[int]]:
 @example(texts=["<猫-style> by mycat", "cat  cat!"])
 def test_ids_equal(kind: str, texts: list[str]) -> None:
     mine, other = pair(kind)
-    found = [i for i in mine.text_ids(texts)]
+    found = mine.text_ids(texts)
     expected = [i[1:-1] for i in other(texts).input_ids]  # all of it, without BOS and EOS
     assert found == expected
     fitting = [t for t, ids in zip(texts, found, strict=True) if len(ids) <= mine.room]
@@ -125,7 +130,7 @@ def test_cut_equals_stock_truncation() -> None:
     assert mine.encode(long, long_prompt="cut").ids == theirs(other, long)
 
 
-# --- faults -----------------------------------------------------------------------------------------------------------
+# --- faults -------------------------------------------------------------------------------------------------
 
 
 def _without(step: str) -> Callable[..., object]:

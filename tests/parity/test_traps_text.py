@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import POSITIONS, saved_tiny, seeded, tiny_bundle, tiny_conditioner
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kotoe.checkpoints import load
 from kotoe.checkpoints.diffusers import stock_text
 from kotoe.errors import CheckpointError
 from kotoe.text import CLIPText, Conditioner
+from tiny import POSITIONS, saved_tiny, seeded, tiny_bundle, tiny_conditioner
 
 TOLERANCE = 1e-5
 

@@ -30,7 +30,7 @@ from kotoe.tokenizers import Tokenizer, tokenizer_from_files
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 
-# --- UNet ---------------------------------------------------------------------------------------------------------
+# --- UNet ---------------------------------------------------------------------------------------------------
 
 UNET_DEFAULTS: Config = {
     "sample_size": None,
@@ -145,7 +145,7 @@ def unet_config(spec: UNetSpec) -> Config:
     }
 
 
-# --- VAE ------------------------------------------------------------------------------------------------------------
+# --- VAE ----------------------------------------------------------------------------------------------------
 
 VAE_DEFAULTS: Config = {
     "in_channels": 3,
@@ -222,7 +222,7 @@ def vae_name(name: str) -> str:
     return f"{head}.attentions.0.{VAE_OLD_ATTENTION[layer]}.{leaf}" if layer in VAE_OLD_ATTENTION else name
 
 
-# --- Text encoder -----------------------------------------------------------------------------------------------------
+# --- Text encoder -------------------------------------------------------------------------------------------
 
 TEXT_DEFAULTS: Config = {
     "vocab_size": 49408,
@@ -323,7 +323,7 @@ def text_name(name: str) -> str:
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
-# --- Parts of a folder ----------------------------------------------------------------------------------------------
+# --- Parts of a folder --------------------------------------------------------------------------------------
 
 WEIGHTS = ("diffusion_pytorch_model", "model")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")

@@ -59,7 +59,7 @@ class Folder:
             raise CheckpointError(f"can't read {self.root.name}/{name} ({error.strerror})") from None
         if not stat.S_ISREG(mode):
             raise CheckpointError(f"{self.root.name}/{name} is not a regular file")
-        return real
+        return self.root / relative
 
     def _is_hub_blob(self, real: Path) -> bool:
         # The hub's cache keeps snapshots/<revision>/ as links into blobs/ beside it: that layout is known to be meant.
@@ -79,7 +79,7 @@ class Folder:
         return parse_json(self.read(name), f"{self.root.name}/{name}")
 
 
-# --- Tensors ------------------------------------------------------------------------------------------------------
+# --- Tensors ------------------------------------------------------------------------------------------------
 
 
 class _Skeleton(TorchFunctionMode):
@@ -223,7 +223,7 @@ def write_tensors(module: nn.Module, path: Path, dtype: torch.dtype | None) -> N
     save_file(tensors, path, metadata={"format": "pt"})  # transformers refuses files without it
 
 
-# --- Hashes and dtypes ----------------------------------------------------------------------------------------------
+# --- Hashes and dtypes --------------------------------------------------------------------------------------
 
 
 def file_sha256(path: Path) -> str:
@@ -298,7 +298,7 @@ def choose_dtype(asked: Any, device: torch.device) -> torch.dtype:
     return found
 
 
-# --- Writing ----------------------------------------------------------------------------------------------------------
+# --- Writing ------------------------------------------------------------------------------------------------
 
 
 @contextmanager

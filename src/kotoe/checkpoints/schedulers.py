@@ -106,7 +106,7 @@ def schedule_spec(
         # Not ours: StableDiffusionPipeline has done so to every folder since 2022.
         notes.append(f"{where}: steps_offset {offset} is read as 1, as diffusers' Stable Diffusion pipeline does")
         offset = 1
-    spec = make_spec(
+    spec: ScheduleSpec = make_spec(
         lambda: ScheduleSpec(
             num_train_timesteps=keys.whole("num_train_timesteps", 100_000, 2),
             beta_start=keys.number("beta_start"),
@@ -122,7 +122,10 @@ def schedule_spec(
         where,
     )
     karras = "use_karras_sigmas" in differing and keys.flag("use_karras_sigmas")
-    return spec, "karras" if karras else None, notes
+    grid = "karras" if karras else None
+    if (reason := drawn_otherwise(spec, grid)) is not None:
+        notes.append(f"{where}: diffusers draws other pictures from the same noise: {reason}")
+    return spec, grid, notes
 
 
 def schedule_config(spec: ScheduleSpec, grid: str | None = None) -> tuple[str, Config]:
@@ -157,3 +160,17 @@ def schedule_config(spec: ScheduleSpec, grid: str | None = None) -> tuple[str, C
         **fixed,
     }
     return kind, config
+
+
+def drawn_otherwise(spec: ScheduleSpec, grid: str | None = None) -> str | None:
+    """Why stock diffusers, with this default sampler, ends at other latents than we do (docs/numerics.md); or None."""
+    spacing = grid if grid is not None else spec.timestep_spacing
+    if spec.sampler in ("dpmpp_2m", "dpmpp_2m_sde", "unipc") and spacing in ("linspace", "leading"):
+        return f"its {spacing} grid is cut for one step more, and that step dropped; trailing is the same in both"
+    if spec.sampler in ("ddim", "pndm") and spacing == "linspace":
+        return (
+            "its steps on linspace aren't those between the grid's timesteps; trailing and leading are the same in both"
+        )
+    if spec.sampler in ("ddim", "pndm") and not spec.set_alpha_to_one:
+        return "with set_alpha_to_one false its last step leaves the noise of timestep 0 in"
+    return None

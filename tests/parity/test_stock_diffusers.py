@@ -1,0 +1,228 @@
+"""What Kotoe writes, stock diffusers opens and draws the same latents from; what diffusers writes, Kotoe opens.
+
+The stock side is the real client: StableDiffusionPipeline.from_pretrained with its own tokenizer, text encoder, UNet,
+autoencoder and scheduler, called as its users call it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from kotoe import generate as g
+from kotoe.checkpoints import Bundle, load, save
+from kotoe.config import Request
+from kotoe.rng import ImageNoise
+from tiny import POSITIONS, tiny_bundle, tiny_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+TOLERANCE = 3e-4  # of the largest latent, where 1e-3 is promised; measured: 1e-4 at zero terminal SNR, else 1e-6
+PROMPT, NEGATIVE, SEED, STEPS, SCALE = "a red cat on a dog!", "an owl", 7, 4, 3.0
+
+
+def our_latents(bundle: Bundle, **changes: Any) -> Tensor:
+    """The latents (1, C, h, w), scaled as the UNet sees them, that `generate` ends with."""
+    steps: list[Tensor] = []
+    request = Request(
+        **{
+            "prompt": PROMPT,
+            "negative_prompt": NEGATIVE,
+            "language": "en",
+            "seed": SEED,
+            "steps": STEPS,
+            "guidance_scale": SCALE,
+            **changes,
+        }
+    )
+    g.generate(bundle, request, on_step=lambda progress: steps.append(progress.step.x))
+    return steps[-1]
+
+
+def stock_latents(pipe: StableDiffusionPipeline, prompt: str = PROMPT) -> Tensor:
+    config = pipe.unet.config
+    noise = ImageNoise([SEED], (config.in_channels, config.sample_size, config.sample_size)).initial()
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe(
+        prompt,
+        negative_prompt=NEGATIVE,
+        latents=noise,
+        num_inference_steps=STEPS,
+        guidance_scale=SCALE,
+        output_type="latent",
+    )
+    return out.images
+
+
+def stock(folder: Path) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """Largest difference relative to the largest value."""
+    assert a.shape == b.shape
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def with_schedule(family: str, **changes: Any) -> Bundle:
+    bundle = tiny_bundle(family)
+    return bundle.changed(schedule=replace(bundle.schedule, **{"set_alpha_to_one": True, **changes}))
+
+
+# Samplers without noise of their own, each the default of a folder.
+SAME = [
+    ("sd1", "pndm", "leading"),
+    ("sd1", "ddim", "leading"),
+    ("sd1", "euler", "linspace"),
+    ("sd1", "heun", "leading"),
+    ("sd1", "lms", "trailing"),
+    ("sd1", "dpmpp_2m", "trailing"),
+    ("sd1", "unipc", "trailing"),
+    ("sd2", "ddim", "trailing"),
+    ("sd2", "euler", "trailing"),
+    ("sd2", "dpmpp_2m", "trailing"),
+]
+
+
+@pytest.mark.parametrize(("family", "sampler", "spacing"), SAME)
+def test_stock_draws_the_same_latents(family: str, sampler: str, spacing: str, tmp_path: Path) -> None:
+    folder = save(with_schedule(family, sampler=sampler, timestep_spacing=spacing), tmp_path / "m")
+    expected = stock_latents(stock(folder))
+    loaded = load(folder, dtype="float32")
+    assert loaded.notes == ()
+    assert apart(our_latents(loaded), expected) < TOLERANCE
+    # faults: another prompt, the other sign of guidance, another grid, another seed are all far over the tolerance
+    for fault in (
+        {"prompt": "a red dog on a cat!"},
+        {"prompt": NEGATIVE, "negative_prompt": PROMPT},
+        {"grid": "karras"},
+        {"seed": SEED + 1},
+    ):
+        assert apart(our_latents(loaded, **fault), expected) > 10 * TOLERANCE, fault
+
+
+@pytest.mark.parametrize(
+    ("sampler", "spacing", "alpha", "reason"),
+    [
+        ("pndm", "leading", False, "set_alpha_to_one false"),
+        ("ddim", "trailing", False, "set_alpha_to_one false"),
+        ("ddim", "linspace", True, "linspace"),
+        ("dpmpp_2m", "leading", True, "one step more"),
+        ("unipc", "linspace", True, "one step more"),
+    ],
+)
+def test_where_stock_draws_others_the_bundle_says_so(
+    sampler: str, spacing: str, alpha: bool, reason: str, tmp_path: Path
+) -> None:
+    """These choices of ours are reasoned in docs/numerics.md; a note that weren't needed would fail here too."""
+    folder = save(
+        with_schedule("sd1", sampler=sampler, timestep_spacing=spacing, set_alpha_to_one=alpha), tmp_path / "m"
+    )
+    loaded = load(folder, dtype="float32")
+    assert any("diffusers draws other pictures" in note and reason in note for note in loaded.notes)
+    assert apart(our_latents(loaded), stock_latents(stock(folder))) > TOLERANCE
+
+
+def test_stock_decodes_the_same_pixels(tmp_path: Path) -> None:
+    bundle = tiny_bundle()
+    pipe = stock(save(bundle, tmp_path / "m"))
+    z = ImageNoise([1], (4, 8, 8)).initial()
+    with torch.no_grad():
+        theirs = pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample
+        assert apart(bundle.vae.decode(z), theirs) < 1e-4
+        assert apart(bundle.vae.decode(z * 1.1), theirs) > 1e-2  # the fault: a lost factor
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_half_precision_on_disk_opens_in_stock(family: str, tmp_path: Path) -> None:
+    folder = save(tiny_bundle(family, sampler="euler"), tmp_path / "m", dtype="float16")
+    assert apart(our_latents(load(folder, dtype="float32")), stock_latents(stock(folder))) < TOLERANCE
+
+
+def theirs(family: str) -> StableDiffusionPipeline:
+    """A pipeline that diffusers and transformers built themselves, at random weights."""
+    two = family == "sd2"
+    torch.manual_seed(3)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=48,
+        attention_head_dim=(4, 8, 8) if two else 4,
+        use_linear_projection=two,
+        norm_num_groups=16,
+        upcast_attention=two,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=8,
+        sample_size=16,
+        scaling_factor=0.3,
+    )
+    tokenizer = tiny_tokenizer("en", "!" if two else "<|endoftext|>")
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=POSITIONS,
+            hidden_act="gelu" if two else "quick_gelu",
+        )
+    )
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    scheduler = (
+        DDIMScheduler(**betas, clip_sample=False, prediction_type="v_prediction", timestep_spacing="trailing")
+        if two
+        else EulerDiscreteScheduler(**betas)
+    )
+    return StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=text.eval(),
+        tokenizer=None,
+        unet=unet.eval(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_a_folder_that_diffusers_wrote(family: str, tmp_path: Path) -> None:
+    pipe = theirs(family)
+    words = tmp_path / "words"
+    words.mkdir()
+    tiny_tokenizer("en", "!" if family == "sd2" else "<|endoftext|>").save(words)
+    pipe.register_modules(tokenizer=CLIPTokenizer.from_pretrained(words))
+    pipe.save_pretrained(tmp_path / "m")
+    bundle = load(tmp_path / "m", dtype="float32")
+    assert (bundle.family, bundle.notes, bundle.languages) == (family, (), ("en",))
+    assert bundle.unet.spec.num_heads == ((4, 8, 8) if family == "sd2" else (4, 4, 4))
+    expected = stock_latents(pipe)
+    assert apart(our_latents(bundle), expected) < TOLERANCE
+    # and ours again, by stock
+    again = stock(save(bundle, tmp_path / "again"))
+    assert apart(stock_latents(again), expected) < TOLERANCE
+    # the fault: swapped query and key of one attention
+    attn = bundle.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    attn.to_q, attn.to_v = attn.to_v, attn.to_q
+    assert apart(our_latents(bundle), expected) > TOLERANCE
