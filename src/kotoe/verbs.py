@@ -273,9 +273,6 @@ def evaluate(common: Common, values: Values) -> int:
     if wanted.out is not None:  # now, not after an hour of drawing
         chosen = wanted.languages or [x for x in bundle.languages if x in LANGUAGES]
         report.check(Path(wanted.out), [i for x in chosen for i in suites.items(x, tier=wanted.tier, n=wanted.n)])
-    if wanted.out is not None:
-        spoken = suites.spoken(bundle, wanted.languages)
-        report.check(Path(wanted.out), [i for x in spoken for i in suites.items(x, tier=wanted.tier, n=wanted.n)])
     with Bar(common, "evaluating") as bar, redirect_stdout(sys.stderr):
         evaluation = suites.evaluate(
             bundle,
