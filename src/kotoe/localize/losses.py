@@ -86,12 +86,16 @@ def floored_min_snr(spec: ScheduleSpec, t: Tensor, gamma: float = 5.0) -> Tensor
     return ((ratio.clamp(max=gamma) + 1) / (ratio + 1)).float()
 
 
-def diffusion(spec: ScheduleSpec, *, text: str = "text", gamma: float = 5.0) -> Loss:
-    """The latent diffusion loss with the text encoder in the loop, frozen or not. batch.images are latents."""
+def diffusion(spec: ScheduleSpec, *, text: str = "text", gamma: float = 5.0, noisy: float = 1.0) -> Loss:
+    """The latent diffusion loss with the text encoder in the loop, frozen or not. batch.images are latents.
+
+    noisy: 1.0 draws timesteps evenly; above it noisier ones more often, with P(t < x T) = x ** noisy.
+    """
 
     def loss(modules: Mapping[str, Any], batch: TextImages, draw: torch.Generator) -> Answer:
         x0 = batch.images
-        t = torch.randint(spec.num_train_timesteps, (len(x0),), generator=draw).to(x0.device)
+        share = torch.rand(len(x0), generator=draw) ** (1 / noisy)  # [0, 1)
+        t = (share * spec.num_train_timesteps).long().clamp(max=spec.num_train_timesteps - 1).to(x0.device)
         eps = torch.randn(x0.shape, generator=draw).to(x0)
         context = modules[text](batch.ids)  # (B, L, D)
         x = training_input(spec, x0, eps, t).contiguous(memory_format=torch.channels_last)
