@@ -1,0 +1,74 @@
+"""The model that comes with the clone: stock diffusers opens it, it draws what it is asked, its files are what they say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+
+from kotoe import builtin
+from kotoe.checkpoints import Bundle, load
+from kotoe.config import Request
+from kotoe.generate import generate
+from kotoe.rng import ImageNoise
+
+FOLDER = builtin.resolve(builtin.DEFAULT)
+LANGUAGES = ("en", "ja", "zh", "ko")
+BLUE = torch.tensor([44.0, 96.0, 212.0])
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return load(dtype="float32")
+
+
+def test_it_has_four_languages_and_a_card(bundle: Bundle) -> None:
+    assert bundle.languages == LANGUAGES
+    assert bundle.default_language == "en"
+    assert bundle.licence
+    assert bundle.notes == ()
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for word in ("Noto Color Emoji", "CLDR", "Limits", "recipes/emoji_base.py"):
+        assert word in card
+
+
+def test_weights_are_half_precision() -> None:
+    files = sorted(FOLDER.rglob("*.safetensors"))
+    assert len(files) == 2 + len(LANGUAGES)
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            assert {tensors.get_slice(name).get_dtype() for name in tensors.keys()} == {"F16"}, file
+
+
+def test_stock_diffusers_opens_it_and_draws_the_same(bundle: Bundle) -> None:
+    """The same noise, the same latents, within 1e-3; and the same pixels from them."""
+    pipe = StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    noise = ImageNoise([7], (bundle.unet.spec.in_channels, 8, 8)).initial()
+    prompt = "a cat on a blue background"
+    stock = pipe(prompt, latents=noise, num_inference_steps=20, guidance_scale=3.0, output_type="pil").images[0]
+    ours = generate(bundle, Request(prompt=(prompt,), seed=7, steps=20, guidance_scale=3.0))[0].image
+    a, b = (torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).float() for image in (ours, stock))
+    assert (a - b).abs().max() <= 1  # one level of 255: rounding on either side
+    other = generate(bundle, Request(prompt=(prompt,), seed=8, steps=20, guidance_scale=3.0))[0].image
+    c = torch.frombuffer(bytearray(other.tobytes()), dtype=torch.uint8).float()
+    assert (c - b).abs().max() > 1  # the fault: another seed
+
+
+@pytest.mark.parametrize(
+    ("prompt", "language"),
+    [
+        ("a cat on a blue background", "en"),
+        ("青い背景に猫", "ja"),
+        ("蓝色背景上的猫", "zh"),
+        ("파란 배경의 고양이", "ko"),
+    ],
+)
+def test_a_blue_background_in_every_language(bundle: Bundle, prompt: str, language: str) -> None:
+    picture = generate(bundle, Request(prompt=(prompt,), seed=7))[0]
+    assert picture.record.conditioner.language == language
+    pixels = torch.frombuffer(bytearray(picture.image.tobytes()), dtype=torch.uint8).view(128, 128, 3).float()
+    border = torch.cat([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])  # (512, 3)
+    assert (border.median(dim=0).values - BLUE).abs().max() < 30
+    assert (pixels[44:84, 44:84] - BLUE).abs().sum(-1).mean() > 60  # and something stands on it
