@@ -192,6 +192,9 @@ def test_foreign_schedules_are_refused(kind: str, changes: dict, message: str) -
 
 
 def test_what_stock_diffusers_would_read_otherwise_is_not_written() -> None:
+    with pytest.raises(UserError, match="default grid 'trailing' over a schedule with timestep_spacing 'leading'"):
+        schedule_config(ScheduleSpec(), "trailing")
+    assert schedule_config(ScheduleSpec(), "leading") == schedule_config(ScheduleSpec())
     with pytest.raises(UserError, match="steps_offset 0 with timestep_spacing leading"):
         schedule_config(ScheduleSpec(steps_offset=0))
     with pytest.raises(UserError, match="sampler 'dpm' has no diffusers scheduler.*dpmpp_2m_sde"):
@@ -278,6 +281,8 @@ def test_not_regular_and_too_large(folder: Path) -> None:
         ("kotoe.json", {"langauges": []}, "unknown key 'langauges'.*Did you mean 'languages'"),
         ("kotoe.json", {"languages": []}, "languages"),
         ("kotoe.json", {"languages": ["en", "en"]}, "languages"),
+        ("kotoe.json", {"languages": ["en", "EN"]}, "languages"),
+        ("kotoe.json", {"languages": "en"}, "languages"),
         ("kotoe.json", {"defaults": {"step": 3}}, "unknown key 'step' in defaults"),
         ("kotoe.json", {"defaults": {"steps": 0}}, "default steps 0"),
         ("kotoe.json", {"name": 3}, "name, licence and defaults"),

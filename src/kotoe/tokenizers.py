@@ -182,9 +182,9 @@ def tokenizer_from_files(
     config = parse_json(files.get("tokenizer_config.json", b"{}"), f"{where}/tokenizer_config.json")
     if config.get("padding_side", "right") != "right":
         raise CheckpointError(f"{where}: padding_side {config['padding_side']!r}", allowed="right")
-    limit = config.get("model_max_length")
+    limit: Any = config.get("model_max_length")
     if not _whole(limit) or not 1 <= limit <= LARGEST_LIMIT:
-        if positions is None:
+        if not _whole(positions):
             raise CheckpointError(
                 f"{where}: tokenizer_config.json names no limit (model_max_length {limit!r})",
                 allowed=f"model_max_length from 3 to {LARGEST_LIMIT}",
@@ -192,7 +192,7 @@ def tokenizer_from_files(
             )
         limit = config["model_max_length"] = positions
         files["tokenizer_config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-    tokenizer = (_sentencepiece if spm else _clip_bpe)(files, config, int(limit), where)
+    tokenizer = (_sentencepiece if spm else _clip_bpe)(files, config, limit, where)
     if tokenizer.room < 1:
         raise CheckpointError(f"{where}: model_max_length {limit} leaves no room for text", allowed="3 or more")
     return tokenizer

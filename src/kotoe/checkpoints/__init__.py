@@ -330,8 +330,8 @@ def _card(folder: Folder) -> dict[str, Any]:
     if card.get("format") != FORMAT:
         raise CheckpointError(f"kotoe.json: format {card.get('format')!r}", allowed=str(FORMAT), hint="Update Kotoe")
     languages = card.get("languages")
-    good = isinstance(languages, list) and languages and len(set(map(str, languages))) == len(languages)
-    if not good or not all(isinstance(x, str) and LANGUAGE.fullmatch(x) for x in languages):
+    tags = [x for x in languages if isinstance(x, str) and LANGUAGE.fullmatch(x)] if isinstance(languages, list) else []
+    if not tags or tags != languages or len({tag.lower() for tag in tags}) != len(tags):
         raise CheckpointError(f"kotoe.json: languages {languages!r}", allowed="a list of different BCP 47 tags")
     name, licence, defaults = card.get("name"), card.get("licence"), card.get("defaults", {})
     if not isinstance(name, str) or not isinstance(licence, str | None) or not isinstance(defaults, dict):

@@ -12,6 +12,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -169,7 +170,7 @@ def _entries(path: Path, what: str, allow_pickle: bool) -> Iterator[tuple[str, t
             continue  # old encoders store 0, 1, 2, ...: no weight
         if kind not in FLOATS:
             raise CheckpointError(f"{what}: tensor {name} holds {kind}", allowed=", ".join(FLOATS))
-        yield name, tuple(head.get_shape()), lambda name=name: file.get_tensor(name)
+        yield name, tuple(head.get_shape()), partial(file.get_tensor, name)
 
 
 def _read_pickle(path: Path, what: str, allow_pickle: bool) -> dict[str, Tensor]:
@@ -292,10 +293,10 @@ def choose_dtype(asked: Any, device: torch.device) -> torch.dtype:
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if asked is None or asked == "auto":
         return torch.bfloat16 if has_bf16(device) else torch.float32
-    found = names.get(asked, asked) if isinstance(asked, str) else asked
-    if found not in names.values():
-        raise UserError(f"dtype {asked!r}", allowed=f"auto, {', '.join(names)}")
-    return found
+    for name, dtype in names.items():
+        if asked in (name, dtype):
+            return dtype
+    raise UserError(f"dtype {asked!r}", allowed=f"auto, {', '.join(names)}")
 
 
 # --- Writing ------------------------------------------------------------------------------------------------

@@ -12,8 +12,6 @@ LARGEST_WIDTH, LARGEST_DEPTH = 2**17, 256  # a hostile config.json must not cost
 
 Config = dict[str, Any]
 
-Config = dict[str, Any]
-
 
 class Keys:
     """One config.json read key by key: every key must be known, every value one that we implement."""

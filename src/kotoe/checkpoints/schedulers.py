@@ -146,9 +146,14 @@ def schedule_config(spec: ScheduleSpec, grid: str | None = None) -> tuple[str, C
             f"steps_offset {spec.steps_offset} with timestep_spacing leading",
             allowed="steps_offset 1; diffusers' Stable Diffusion pipeline reads any other as 1",
         )
-    if grid not in (None, "karras") or (grid == "karras" and "use_karras_sigmas" not in differing):
-        raise UserError(f"{kind} has no grid {grid!r}", allowed="a default sampler that has, or no default grid")
-    config = {
+    if grid not in (None, "karras", spec.timestep_spacing):
+        raise UserError(
+            f"default grid {grid!r} over a schedule with timestep_spacing {spec.timestep_spacing!r}",
+            allowed="the same in both, or karras",
+        )
+    if grid == "karras" and "use_karras_sigmas" not in differing:
+        raise UserError(f"{kind} has no grid 'karras'", allowed="a default sampler that has, or no default grid")
+    config: Config = {
         "_class_name": kind,
         "_diffusers_version": DIFFUSERS_VERSION,
         **{key: getattr(spec, key) for key in _SCHEDULE},
