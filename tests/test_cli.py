@@ -414,7 +414,7 @@ def test_ctrl_c_keeps_what_is_done(model: str, tmp_path: Path) -> None:
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     limit = time.monotonic() + 120
-    while len(list(tmp_path.glob("out/*.png"))) < 2 and time.monotonic() < limit:
+    while len(list(tmp_path.glob("out/[!.]*.png"))) < 2 and time.monotonic() < limit:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

@@ -30,7 +30,7 @@ class Verb:
 
     parts: tuple[type, ...]
     positional: str | None
-    run: Callable[[Common, Values], Any]
+    run: Callable[[Common, Values], int]
     doc: str
 
 
@@ -280,22 +280,35 @@ def settings(verb: Verb, given: Values) -> tuple[Common, Values]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the `kotoe` command. Raises SystemExit unless all went well."""
+    """Entry point of the `kotoe` command. Raises SystemExit unless all went well.
+
+    arguments: those of the process when None, which then ends here once torch is loaded: taking it down again in good
+    order would take a third of a second.
+    """
     try:
-        parsed = parse(sys.argv[1:] if arguments is None else arguments)
-        if parsed is None:
-            return
-        name, given = parsed
-        verb = VERBS[name]
-        code = verb.run(*settings(verb, given))
-    except UserError as error:
-        say(f"kotoe: {error}")
-        code = 2
-    except KeyboardInterrupt:
-        say("kotoe: interrupted")
-        code = INTERRUPTED
+        code = run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has gone, as in `kotoe inspect | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    if arguments is None and "torch" in sys.modules:
+        sys.stderr.flush()
+        os._exit(code)
     if code:
         sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code of a command line."""
+    try:
+        parsed = parse(arguments)
+        if parsed is None:
+            return 0
+        name, given = parsed
+        return VERBS[name].run(*settings(VERBS[name], given))
+    except UserError as error:
+        say(f"kotoe: {error}")
+        return 2
+    except KeyboardInterrupt:
+        say("kotoe: interrupted")
+        return INTERRUPTED
