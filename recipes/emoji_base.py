@@ -3,8 +3,9 @@
     kotoe train recipes/emoji_base.py --run runs/base --size cpu
 
 Reads the latents that `emoji_vae.py` defines (principal components of 16 x 16 patches), so that it does not wait for
-the autoencoder. Stages: `text/` (contrastive, against 32 x 32 thumbnails) and `unet/` (v-prediction with zero terminal
-SNR, cached latents, 10 % empty captions). `start` goes on from a folder's weights instead of from scratch.
+the autoencoder. Stages: `text/` (contrastive against 32 x 32 thumbnails, and drawing latents by a small read-out) and
+`unet/` (v-prediction with zero terminal SNR, cached latents, 10 % empty captions). `start_from` goes on from weights
+of a run or of a model's folder instead of from scratch.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from kotoe import builtin
 from kotoe.data.captions import caption, vocabulary_texts
 from kotoe.data.emoji import Atlas, atlas, scene
 from kotoe.data.latents import Basis, basis
 from kotoe.denoise import denoiser, guided, start
 from kotoe.localize.fit import Plan, fit, load_average, step_seed
-from kotoe.localize.losses import ImageTower, TextImages, contrastive, diffusion
+from kotoe.localize.losses import ImageTower, Sketcher, TextImages, contrastive, diffusion
 from kotoe.rng import ImageNoise, initialising
 from kotoe.runs import Run
 from kotoe.samplers import SAMPLERS
@@ -63,11 +65,12 @@ TEXT: dict[str, Any] = {
     "hidden_act": "quick_gelu",
 }
 VOCABULARY = 1536
+SKETCH = 8.0  # weight of drawing from the text beside telling pictures apart
 NOISY = 1.5  # timesteps are drawn noisier than evenly: there the text decides what is seen
 DROPOUT = 0.1  # share of captions that are empty, for guidance
 
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"tier": "everyday", "text": (900, 192), "unet": (2400, 64), "scenes": 40_000, "lr": 1e-3},
+    "cpu": {"tier": "everyday", "text": (1100, 128), "unet": (1300, 64), "scenes": 40_000, "lr": 1e-3},
     "gpu": {"tier": "all", "text": (10_000, 512), "unet": (60_000, 512), "scenes": 1_000_000, "lr": 1e-3},
 }
 
@@ -123,6 +126,17 @@ def thumbnails(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 4)  # (B, 3, 32, 32)
 
 
+def warm(part: str, module: nn.Module, start_from: str | Path) -> None:
+    """Fill "text" (the English encoder) or "unet" from a run of this recipe or from a model's folder."""
+    if (Path(start_from) / part / "state.pt").exists():
+        load_average({part: module}, Path(start_from) / part)
+        return
+    from kotoe import load
+
+    bundle = load(start_from, dtype="float32")
+    module.load_state_dict((bundle.unet if part == "unet" else bundle.conditioner("en").encoder).state_dict())
+
+
 def train_text(
     run_dir: Path,
     world: Atlas,
@@ -131,26 +145,34 @@ def train_text(
     settings: Mapping[str, Any],
     device: str,
     seed: int,
+    start_from: str | Path | None,
 ) -> CLIPText:
-    """The contrastive stage."""
+    """The contrastive stage: tell thumbnails apart, and let a plain read-out draw the scene's latents."""
     steps, batch = settings["text"]
-    data = Captioned(world, settings["tier"], seed + 1, min(16_000, settings["scenes"]))
-    small = data.compute(thumbnails)  # (count, 3, 32, 32)
+    data = Captioned(world, settings["tier"], seed + 1, settings["scenes"])
+    base = basis(settings["tier"], CHANNELS)
+    small, latents = data.compute(thumbnails), data.compute(base.encode)  # (count, 3, 32, 32), (count, C, 8, 8)
     encoder = new_text(tokenizer, seed).to(device)
     with initialising(seed + 1):
         tower = ImageTower(TEXT["hidden_size"]).to(device)
+        sketcher = Sketcher(TEXT["hidden_size"], TEXT["num_heads"], CHANNELS, UNET.sample_size).to(device)
+    if start_from is not None:
+        warm("text", encoder, start_from)
 
     def batches(step: int) -> TextImages:
         chosen, rng = data.draw(step, batch)
         texts = data.captions(chosen, rng, language)
-        return TextImages(ids=ids(tokenizer, texts, trim=True).to(device), images=small[chosen])
+        return TextImages(
+            ids=ids(tokenizer, texts, trim=True).to(device), images=small[chosen], latents=latents[chosen].float()
+        )
 
     plan = Plan(
-        name=f"text/{language}", trainable=("text.", "image."), loss=contrastive(), steps=steps, lr=1e-3, ema=0.99,
+        name=f"text/{language}", trainable=("text.", "image.", "sketcher."), loss=contrastive(sketch=SKETCH),
+        steps=steps, lr=1e-3, ema=0.99,
         weight_decay=0.05, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu",
     )  # fmt: skip
     with Run(run_dir, {"recipe": "emoji_base", "stage": "text", "language": language, "seed": seed, **settings}) as run:
-        fit({"text": encoder, "image": tower}, plan, batches, run, device=device)
+        fit({"text": encoder, "image": tower, "sketcher": sketcher}, plan, batches, run, device=device)
     return encoder
 
 
@@ -208,13 +230,17 @@ def main(
     settings, run_dir = SIZES[size], Path(run_dir)
     world = atlas(settings["tier"], device)
     folder = run_dir / "tokenizer"
+    if start_from is not None:
+        start_from = start_from if Path(start_from).is_dir() else builtin.resolve(start_from)
+        folder.mkdir(parents=True, exist_ok=True)
+        load_tokenizer(Path(start_from) / "tokenizer").save(folder)
     if folder.exists():
         tokenizer = load_tokenizer(folder)
     else:
         tokenizer = train_clip_bpe(
             vocabulary_texts("en", settings["tier"]), folder, VOCABULARY, max_tokens=TEXT["max_tokens"]
         )
-    text = train_text(run_dir / "text", world, tokenizer, "en", settings, device, seed)
+    text = train_text(run_dir / "text", world, tokenizer, "en", settings, device, seed, start_from)
     text.requires_grad_(False)
 
     base = basis(settings["tier"], CHANNELS)
@@ -225,7 +251,7 @@ def main(
     def batches(step: int) -> TextImages:
         chosen, rng = data.draw(step, batch)
         texts = ["" if rng.random() < DROPOUT else t for t in data.captions(chosen, rng, "en")]
-        return TextImages(ids=ids(tokenizer, texts).to(device), images=latents[chosen].float())
+        return TextImages(ids=ids(tokenizer, texts).to(device), latents=latents[chosen].float())
 
     with initialising(seed):
         unet = UNet(UNET)
@@ -233,11 +259,10 @@ def main(
         nn.init.zeros_(unet.conv_out.bias)
     unet.to(device, memory_format=torch.channels_last)
     if start_from is not None:
-        from kotoe import load
-
-        unet.load_state_dict(load(start_from).unet.float().state_dict())
+        warm("unet", unet, start_from)
     plan = Plan(
-        name="unet", trainable=("unet.",), loss=diffusion(SCHEDULE, noisy=NOISY), steps=steps, lr=settings["lr"], ema=0.999,
+        name="unet", trainable=("unet.",), loss=diffusion(SCHEDULE, noisy=NOISY), steps=steps, lr=settings["lr"],
+        ema=0.999,
         warmup_steps=150, weight_decay=0.0, seed=seed, bf16=device != "cpu", sample_every=250,
         sample=previews(("unet", "text"), tokenizer, base, PREVIEW),
     )  # fmt: skip

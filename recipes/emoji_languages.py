@@ -41,7 +41,7 @@ PREVIEWS = {
 }
 
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"tier": "everyday", "reader": (1000, 64), "stage1": (0, 64), "scenes": 20_000, "queries": 96, "lr": 1e-3},
+    "cpu": {"tier": "everyday", "reader": (700, 64), "stage1": (0, 64), "scenes": 20_000, "queries": 96, "lr": 1e-3},
     "gpu": {"tier": "all", "reader": (20_000, 256), "stage1": (10_000, 256), "scenes": 200_000, "queries": 256,
             "lr": 1e-3},
 }  # fmt: skip
@@ -116,7 +116,7 @@ def train_language(
     def captioned(step: int) -> TextImages:
         chosen, rng = data.draw(step, settings["stage1"][1])
         (texts,) = emptied([data.captions(chosen, rng, language)], rng)
-        return TextImages(ids=ids(tokenizer, texts).to(device), images=latents[chosen].float())
+        return TextImages(ids=ids(tokenizer, texts).to(device), latents=latents[chosen].float())
 
     sample = previews(("unet", "text"), tokenizer, base, PREVIEWS[language])
     if settings["reader"][0]:
