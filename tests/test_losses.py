@@ -1,0 +1,153 @@
+"""Losses: zero where nothing is left to learn, falling where something is, blind to what they should be blind to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kotoe.denoise import training_target
+from kotoe.localize.fit import Plan, fit
+from kotoe.localize.losses import (
+    ImageTower,
+    Sketcher,
+    TextImages,
+    TextPairs,
+    contrastive,
+    diffusion,
+    floored_min_snr,
+    reader,
+    record_queries,
+)
+from kotoe.runs import Run
+from kotoe.schedule import sigmas_of
+from tiny import seeded, tiny_bundle, tiny_conditioner
+
+BUNDLE = tiny_bundle("sd2")
+SPEC = BUNDLE.schedule
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def ids(texts: list[str], language: str = "en") -> torch.Tensor:
+    return torch.tensor(tiny_conditioner(language, 32).tokenizer.encode(texts).ids)
+
+
+TEXTS = ["a red cat", "an owl", "two dogs", "a castle", "a moon", "a green tree", "12 clouds", "a ball"]
+
+
+def test_contrastive_learns_to_tell_pictures_apart(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts: dict[str, nn.Module] = {
+            "text": tiny_conditioner("en", 32).encoder,
+            "image": ImageTower(32),
+            "sketcher": Sketcher(32, 4, 4, 8),
+        }
+    batch = TextImages(
+        ids=ids(TEXTS),
+        images=torch.randn(8, 3, 32, 32, generator=generator()),
+        latents=torch.randn(8, 4, 8, 8, generator=generator(1)),
+    )
+    plan = Plan(
+        name="t", trainable=("text.", "image.", "sketcher."), loss=contrastive(sketch=1.0), steps=60, lr=3e-3,
+        warmup_steps=5, log_every=1, ema=0,
+    )  # fmt: skip
+    with Run(tmp_path / "r", {}) as run:
+        fit(parts, plan, lambda step: batch, run, progress=False)
+        first, last = run.metrics()[0], run.metrics()[-1]
+    assert first["accuracy"] < 0.6
+    assert last["accuracy"] == 1.0
+    assert last["sketch"] < 0.7 * first["sketch"]
+
+
+class Knowing(nn.Module):
+    """A network that knows the answer, or one that errs by a constant."""
+
+    def __init__(self, latents: torch.Tensor, error: float) -> None:
+        super().__init__()
+        self.latents, self.error = latents, error
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        abar = (1 / (1 + sigmas_of(SPEC) ** 2))[t].float().view(-1, 1, 1, 1)
+        eps = (x - abar.sqrt() * self.latents) / (1 - abar).sqrt()
+        return training_target(SPEC, self.latents, eps, t) + self.error
+
+
+@pytest.mark.parametrize("noisy", [1.0, 1.5])
+def test_diffusion_is_zero_for_the_right_answer(noisy: float) -> None:
+    latents = torch.randn(8, 4, 8, 8, generator=generator())
+    batch = TextImages(ids=ids(TEXTS), latents=latents)
+    loss = diffusion(SPEC, noisy=noisy)
+    text = tiny_conditioner("en", 32).encoder
+    right, _ = loss({"unet": Knowing(latents, 0.0), "text": text}, batch, generator())
+    wrong, _ = loss({"unet": Knowing(latents, 0.5), "text": text}, batch, generator())
+    assert float(right.detach()) < 1e-4
+    assert float(wrong.detach()) > 0.02
+
+
+def test_weights_keep_the_noisiest_step() -> None:
+    """Min-SNR alone would give zero terminal SNR no weight, and no v loss may count for more than itself."""
+    t = torch.arange(SPEC.num_train_timesteps)
+    weights = floored_min_snr(SPEC, t)
+    ratio = sigmas_of(SPEC) ** -2
+    assert float(weights[-1]) == pytest.approx(1.0, abs=1e-4)
+    assert torch.all(weights <= 1 + 1e-6)
+    clean = ratio > 5
+    assert torch.allclose(weights[clean], (6 / (ratio[clean] + 1)).float())
+
+
+def bank() -> Any:
+    conditioner = BUNDLE.conditioner()
+    draw = generator()
+    x, t = torch.randn(4, 4, 8, 8, generator=draw), torch.tensor([10, 300, 700, 999])
+    with torch.inference_mode():
+        context = conditioner.encoder(ids(TEXTS[:4]))
+    return record_queries(BUNDLE.unet, [(x, t, context)], per_layer=16)
+
+
+def test_reader_is_zero_for_the_teacher_and_blind_to_token_order() -> None:
+    queries = bank()
+    assert all(b.shape[1] == 16 for b in queries.banks)
+    assert len(queries.banks) == len(BUNDLE.unet.cross_attentions())
+    loss, english = reader(queries), BUNDLE.conditioner().encoder
+    with torch.inference_mode():
+        teacher = english(ids(TEXTS)).clone()
+    parts = {"unet": BUNDLE.unet, "text": english}
+    same, _ = loss(parts, TextPairs(ids=ids(TEXTS), teacher=teacher), generator())
+    shuffled, _ = loss(parts, TextPairs(ids=ids(TEXTS), teacher=teacher.flip(1)), generator())
+    other, _ = loss(parts, TextPairs(ids=ids(TEXTS[::-1]), teacher=teacher), generator())
+    assert float(same.detach()) < 1e-8
+    assert float(shuffled.detach()) < 1e-8
+    assert float(other.detach()) > 0.1
+
+
+def test_reader_teaches_another_language_without_touching_the_unet(tmp_path: Path) -> None:
+    """Korean lines to English states, tokens and lengths of their own; the UNet stays as it was, to the bit."""
+    korean = ["파란 배경의 고양이", "노란 달 위의 부엉이", "성 그림", "초록 나무"]
+    there = ["a red cat", "an owl above a yellow moon", "a castle", "a green tree"]
+    with torch.inference_mode():
+        teacher = BUNDLE.conditioner().encoder(ids(there)).clone()
+    student = seeded(tiny_conditioner("ko", 32).encoder, 5)
+    before = {name: p.clone() for name, p in BUNDLE.unet.named_parameters()}
+    batch = TextPairs(ids=ids(korean, "ko"), teacher=teacher)
+    plan = Plan(
+        name="t", trainable=("text.",), loss=reader(bank()), steps=150, lr=3e-3, warmup_steps=5, log_every=1, ema=0
+    )
+    with Run(tmp_path / "r", {}) as run:
+        fit({"unet": BUNDLE.unet, "text": student}, plan, lambda step: batch, run, progress=False)
+        curve = [row["unexplained"] for row in run.metrics()]
+    assert curve[0] > 0.5
+    assert curve[-1] < 0.1 * curve[0]
+    assert all(torch.equal(p, before[name]) for name, p in BUNDLE.unet.named_parameters())
+
+
+def test_a_schedule_without_zero_snr_has_weights_too() -> None:
+    weights = floored_min_snr(replace(SPEC, rescale_betas_zero_snr=False), torch.tensor([0, 500, 999]))
+    assert torch.all(weights > 0)
