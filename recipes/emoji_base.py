@@ -3,7 +3,7 @@
     kotoe train recipes/emoji_base.py --run runs/base --size cpu
 
 Reads the latents that `emoji_vae.py` defines (principal components of 16 x 16 patches), so that it does not wait for
-the autoencoder. Stages: `text/` (contrastive against 32 x 32 thumbnails, and drawing latents by a small read-out) and
+the autoencoder. Stages: `text/` (contrastive against 32 x 32 thumbnails) and
 `unet/` (v-prediction with zero terminal SNR, cached latents, 10 % empty captions). `start_from` goes on from weights
 of a run or of a model's folder instead of from scratch.
 """
@@ -26,7 +26,7 @@ from kotoe.data.emoji import Atlas, atlas, scene
 from kotoe.data.latents import Basis, basis
 from kotoe.denoise import denoiser, guided, start
 from kotoe.localize.fit import Plan, fit, load_average, step_seed
-from kotoe.localize.losses import ImageTower, Sketcher, TextImages, contrastive, diffusion
+from kotoe.localize.losses import ImageTower, TextImages, contrastive, diffusion
 from kotoe.rng import ImageNoise, initialising
 from kotoe.runs import Run
 from kotoe.samplers import SAMPLERS
@@ -65,12 +65,11 @@ TEXT: dict[str, Any] = {
     "hidden_act": "quick_gelu",
 }
 VOCABULARY = 1536
-SKETCH = 8.0  # weight of drawing from the text beside telling pictures apart
 NOISY = 1.5  # timesteps are drawn noisier than evenly: there the text decides what is seen
 DROPOUT = 0.1  # share of captions that are empty, for guidance
 
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"tier": "everyday", "text": (1100, 128), "unet": (1300, 64), "scenes": 40_000, "lr": 1e-3},
+    "cpu": {"tier": "everyday", "text": (900, 192), "unet": (900, 64), "scenes": 40_000, "lr": 1e-3},
     "gpu": {"tier": "all", "text": (10_000, 512), "unet": (60_000, 512), "scenes": 1_000_000, "lr": 1e-3},
 }
 
@@ -147,32 +146,28 @@ def train_text(
     seed: int,
     start_from: str | Path | None,
 ) -> CLIPText:
-    """The contrastive stage: tell thumbnails apart, and let a plain read-out draw the scene's latents."""
+    """The contrastive stage: tell thumbnails apart."""
     steps, batch = settings["text"]
     data = Captioned(world, settings["tier"], seed + 1, settings["scenes"])
-    base = basis(settings["tier"], CHANNELS)
-    small, latents = data.compute(thumbnails), data.compute(base.encode)  # (count, 3, 32, 32), (count, C, 8, 8)
+    small = data.compute(thumbnails)  # (count, 3, 32, 32)
     encoder = new_text(tokenizer, seed).to(device)
     with initialising(seed + 1):
         tower = ImageTower(TEXT["hidden_size"]).to(device)
-        sketcher = Sketcher(TEXT["hidden_size"], TEXT["num_heads"], CHANNELS, UNET.sample_size).to(device)
     if start_from is not None:
         warm("text", encoder, start_from)
 
     def batches(step: int) -> TextImages:
         chosen, rng = data.draw(step, batch)
         texts = data.captions(chosen, rng, language)
-        return TextImages(
-            ids=ids(tokenizer, texts, trim=True).to(device), images=small[chosen], latents=latents[chosen].float()
-        )
+        return TextImages(ids=ids(tokenizer, texts, trim=True).to(device), images=small[chosen])
 
     plan = Plan(
-        name=f"text/{language}", trainable=("text.", "image.", "sketcher."), loss=contrastive(sketch=SKETCH),
+        name=f"text/{language}", trainable=("text.", "image."), loss=contrastive(),
         steps=steps, lr=1e-3, ema=0.99,
         weight_decay=0.05, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu",
     )  # fmt: skip
     with Run(run_dir, {"recipe": "emoji_base", "stage": "text", "language": language, "seed": seed, **settings}) as run:
-        fit({"text": encoder, "image": tower, "sketcher": sketcher}, plan, batches, run, device=device)
+        fit({"text": encoder, "image": tower}, plan, batches, run, device=device)
     return encoder
 
 

@@ -30,9 +30,11 @@ from kotoe.errors import UserError
 PIXELS = 128  # edge of a scene
 FONT_SIZE = 109  # the one bitmap size NotoColorEmoji.ttf holds; a glyph is 136 x 128 at it
 SPRITE = 108  # edge of a sprite in the atlas, and of a large object
-SIZES = {"small": 44, "medium": 76, "large": 108}  # edges of a single object in pixels
+# Sizes and shifts are such that an object of one size always lies the same way on the 16-pixel grid of the latents: a
+# model has three looks of each object to learn, wherever it stands. (With shifts of 38 and 24 there were over a dozen.)
+SIZES = {"small": 56, "medium": 76, "large": 108}  # edges of a single object in pixels
 PAIR_SIZE = 56  # edge of each of two objects
-SHIFT = {"small": 38, "medium": 24, "large": 0}  # how far from the centre a named position lies, in pixels
+SHIFT = {"small": 32, "medium": 16, "large": 0}  # how far from the centre a named position lies, in pixels
 PAIR_SHIFT = 32
 POSITIONS: dict[str, tuple[int, int]] = {  # name: (columns, rows) in units of SHIFT
     "centre": (0, 0),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kotoe.data.emoji import atlas, cache_folder, scene
+from kotoe.data.emoji import Atlas, Scene, atlas, cache_folder, layout, scene
 
 PATCH = 16
 SCENES = 4000
@@ -54,22 +55,22 @@ class Basis:
 def basis(tier: str, channels: int) -> Basis:
     """The basis of a tier's scenes, computed once and kept in the cache folder."""
     world = atlas(tier)
-    recipe = repr((tier, channels, SCENES, BASIS_SEED, PATCH, [g.codepoints for g in world.glyphs]))
+    scenes = [scene(BASIS_SEED, i, world.glyphs) for i in range(SCENES)]
+    recipe = repr((tier, channels, PATCH, [layout(s) for s in scenes], scenes, [g.codepoints for g in world.glyphs]))
     file = cache_folder() / f"basis-{tier}-{channels}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.safetensors"
     if not file.exists():
-        found = _compute(tier, channels)
+        found = _compute(world, scenes, channels)
         part = file.with_suffix(f".{os.getpid()}.tmp")
         save_file({"mean": found.mean, "components": found.components, "scale": found.scale}, part)
         part.replace(file)
     return Basis(**load_file(file))
 
 
-def _compute(tier: str, channels: int) -> Basis:
-    world = atlas(tier)
+def _compute(world: Atlas, scenes: Sequence[Scene], channels: int) -> Basis:
     size = 3 * PATCH * PATCH
     total, square, count = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64), 0
-    for first in range(0, SCENES, 100):
-        x = world.render([scene(BASIS_SEED, i, world.glyphs) for i in range(first, first + 100)]).float() / 127.5 - 1
+    for first in range(0, len(scenes), 100):
+        x = world.render(scenes[first : first + 100]).float() / 127.5 - 1
         patches = F.pixel_unshuffle(x, PATCH).permute(0, 2, 3, 1).reshape(-1, size)  # (100 h w, P)
         total += patches.double().sum(0)
         square += (patches.T @ patches).double()

@@ -61,65 +61,18 @@ class ImageTower(nn.Module):
         return self.layers(x)  # (B, E)
 
 
-class Sketcher(nn.Module):
-    """Draws latents from text states in one go: two rounds of position queries that read the text as a UNet does.
-
-    A partner of the text encoder in training only. What a plain read-out can draw, a UNet need not learn by heart.
-    """
-
-    def __init__(self, width: int, heads: int, channels: int, edge: int) -> None:
-        super().__init__()
-        self.heads, self.edge = heads, edge
-        self.places = nn.Parameter(0.5 * torch.randn(edge * edge, width))
-        self.rounds = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "norm": nn.LayerNorm(width),
-                    "q": nn.Linear(width, width),
-                    "kv": nn.Linear(width, 2 * width),
-                    "out": nn.Linear(width, width),
-                    "ff": nn.Sequential(
-                        nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-                    ),
-                }
-            )
-            for _ in range(2)
-        )
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels))
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Latents (B, C, edge, edge) of states (B, L, D)."""
-        x = self.places.expand(len(states), -1, -1)  # (B, edge * edge, D)
-        for part in self.rounds:
-            q = part["q"](part["norm"](x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            k, v = (
-                part["kv"](states).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-            )  # (B, heads, L, D/heads)
-            x = x + part["out"](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-            x = x + part["ff"](x)
-        return self.head(x).transpose(1, 2).unflatten(2, (self.edge, self.edge))  # (B, C, edge, edge)
-
-
-def contrastive(text: str = "text", image: str = "image", sketch: float = 0.0) -> Loss:
-    """CLIP's symmetric cross-entropy between pooled texts and pictures of one batch (arXiv 2103.00020).
-
-    sketch: weight of the squared error of the module "sketcher", which draws the batch's latents from the text states.
-    """
+def contrastive(text: str = "text", image: str = "image") -> Loss:
+    """CLIP's symmetric cross-entropy between pooled texts and pictures of one batch (arXiv 2103.00020)."""
 
     def loss(modules: Mapping[str, Any], batch: TextImages, _: torch.Generator) -> Answer:
         tower = modules[image]
-        states = modules[text](batch.ids)  # (B, L, D)
-        ends = (batch.ids == modules[text].spec.eos).int().argmax(dim=1)
-        a = F.normalize(states[torch.arange(len(ends)), ends].float(), dim=1)  # (B, E)
+        a = F.normalize(modules[text].pooled(batch.ids).float(), dim=1)  # (B, E)
         b = F.normalize(tower(batch.images).float(), dim=1)  # (B, E)
         logits = tower.log_scale.clamp(max=4.6052).exp() * a @ b.T  # (B, B)
         at = torch.arange(len(logits), device=logits.device)
         value = (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2
         hits = (logits.argmax(1) == at).float().mean()
-        if not sketch:
-            return value, {"accuracy": float(hits.detach())}
-        drawn = (modules["sketcher"](states).float() - batch.latents).square().mean()
-        return value + sketch * drawn, {"accuracy": float(hits.detach()), "sketch": float(drawn.detach())}
+        return value, {"accuracy": float(hits.detach())}
 
     return loss
 
