@@ -26,7 +26,7 @@ from kotoe.data.emoji import Atlas, atlas, scene
 from kotoe.data.latents import Basis, basis
 from kotoe.denoise import denoiser, guided, start
 from kotoe.localize.fit import Plan, fit, load_average, step_seed
-from kotoe.localize.losses import ImageTower, TextImages, contrastive, diffusion
+from kotoe.localize.losses import ImageTower, TextImages, TextLatents, contrastive, diffusion
 from kotoe.rng import ImageNoise, initialising
 from kotoe.runs import Run
 from kotoe.samplers import SAMPLERS
@@ -243,10 +243,10 @@ def main(
     latents = data.compute(base.encode)  # (count, C, 8, 8)
     steps, batch = settings["unet"]
 
-    def batches(step: int) -> TextImages:
+    def batches(step: int) -> TextLatents:
         chosen, rng = data.draw(step, batch)
         texts = ["" if rng.random() < DROPOUT else t for t in data.captions(chosen, rng, "en")]
-        return TextImages(ids=ids(tokenizer, texts).to(device), latents=latents[chosen].float())
+        return TextLatents(ids=ids(tokenizer, texts).to(device), latents=latents[chosen].float())
 
     with initialising(seed):
         unet = UNet(UNET)

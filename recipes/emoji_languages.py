@@ -24,7 +24,7 @@ from kotoe.data.latents import basis
 from kotoe.denoise import training_input
 from kotoe.errors import UserError
 from kotoe.localize.fit import Plan, fit, step_seed
-from kotoe.localize.losses import Queries, TextImages, TextPairs, diffusion, reader, record_queries
+from kotoe.localize.losses import Queries, TextLatents, TextPairs, diffusion, reader, record_queries
 from kotoe.rng import keyed_generator
 from kotoe.runs import Run
 from kotoe.text import CLIPText
@@ -113,10 +113,10 @@ def train_language(
             teacher = english(ids(english_tokenizer, there).to(device))  # (B, L, D)
         return TextPairs(ids=ids(tokenizer, here).to(device), teacher=teacher.clone())
 
-    def captioned(step: int) -> TextImages:
+    def captioned(step: int) -> TextLatents:
         chosen, rng = data.draw(step, settings["stage1"][1])
         (texts,) = emptied([data.captions(chosen, rng, language)], rng)
-        return TextImages(ids=ids(tokenizer, texts).to(device), latents=latents[chosen].float())
+        return TextLatents(ids=ids(tokenizer, texts).to(device), latents=latents[chosen].float())
 
     sample = previews(("unet", "text"), tokenizer, base, PREVIEWS[language])
     if settings["reader"][0]:

@@ -1,4 +1,4 @@
-"""The model that comes with the clone: stock diffusers opens it, it draws what it is asked, its files are what they say."""
+"""The model that comes with the clone: stock diffusers opens it, and its files are what they say."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from kotoe.localize.fit import Plan, fit
 from kotoe.localize.losses import (
     ImageTower,
     TextImages,
+    TextLatents,
     TextPairs,
     contrastive,
     diffusion,
@@ -79,7 +80,7 @@ class Knowing(nn.Module):
 @pytest.mark.parametrize("noisy", [1.0, 1.5])
 def test_diffusion_is_zero_for_the_right_answer(noisy: float) -> None:
     latents = torch.randn(8, 4, 8, 8, generator=generator())
-    batch = TextImages(ids=ids(TEXTS), latents=latents)
+    batch = TextLatents(ids=ids(TEXTS), latents=latents)
     loss = diffusion(SPEC, noisy=noisy)
     text = tiny_conditioner("en", 32).encoder
     right, _ = loss({"unet": Knowing(latents, 0.0), "text": text}, batch, generator())

@@ -25,11 +25,18 @@ Answer = tuple[Tensor, dict[str, float]]  # scalar loss, numbers to log
 
 @dataclass(frozen=True, kw_only=True)
 class TextImages:
-    """ids (B, L) of captions and what they describe: pictures (B, 3, H, W) in [-1, 1], latents (B, C, h, w) or both."""
+    """ids (B, L) of captions, and pictures (B, 3, H, W) in [-1, 1] that they describe."""
 
     ids: Tensor
-    images: Tensor | None = None
-    latents: Tensor | None = None
+    images: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextLatents:
+    """ids (B, L) of captions, and unit-scaled latents (B, C, h, w) of what they describe."""
+
+    ids: Tensor
+    latents: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +95,12 @@ def floored_min_snr(spec: ScheduleSpec, t: Tensor, gamma: float = 5.0) -> Tensor
 
 
 def diffusion(spec: ScheduleSpec, *, text: str = "text", gamma: float = 5.0, noisy: float = 1.0) -> Loss:
-    """The latent diffusion loss with the text encoder in the loop, frozen or not. Needs latents.
+    """The latent diffusion loss with the text encoder in the loop, frozen or not.
 
     noisy: 1.0 draws timesteps evenly; above it noisier ones more often, with P(t < x T) = x ** noisy.
     """
 
-    def loss(modules: Mapping[str, Any], batch: TextImages, draw: torch.Generator) -> Answer:
+    def loss(modules: Mapping[str, Any], batch: TextLatents, draw: torch.Generator) -> Answer:
         x0 = batch.latents
         share = torch.rand(len(x0), generator=draw) ** (1 / noisy)  # [0, 1)
         t = (share * spec.num_train_timesteps).long().clamp(max=spec.num_train_timesteps - 1).to(x0.device)
