@@ -5,7 +5,8 @@
 Reads the latents that `emoji_vae.py` defines (principal components of 16 x 16 patches), so that it does not wait for
 the autoencoder. Stages: `text/` (contrastive against 32 x 32 thumbnails) and
 `unet/` (v-prediction with zero terminal SNR, cached latents, 10 % empty captions). `start_from` goes on from weights
-of a run or of a model's folder instead of from scratch.
+of a run or of a model's folder instead of from scratch. The shipped weights have had fewer steps than SIZES asks for; the
+model's card says how many.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ NOISY = 1.5  # timesteps are drawn noisier than evenly: there the text decides w
 DROPOUT = 0.1  # share of captions that are empty, for guidance
 
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"tier": "everyday", "text": (900, 192), "unet": (900, 64), "scenes": 40_000, "lr": 1e-3},
+    "cpu": {"tier": "everyday", "text": (900, 192), "unet": (12_000, 64), "scenes": 40_000, "lr": 1e-3},
     "gpu": {"tier": "all", "text": (10_000, 512), "unet": (60_000, 512), "scenes": 1_000_000, "lr": 1e-3},
 }
 

@@ -41,7 +41,7 @@ PREVIEWS = {
 }
 
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"tier": "everyday", "reader": (250, 64), "stage1": (0, 64), "scenes": 8_000, "queries": 96, "lr": 1e-3},
+    "cpu": {"tier": "everyday", "reader": (1000, 64), "stage1": (0, 64), "scenes": 20_000, "queries": 96, "lr": 1e-3},
     "gpu": {"tier": "all", "reader": (20_000, 256), "stage1": (10_000, 256), "scenes": 200_000, "queries": 256,
             "lr": 1e-3},
 }  # fmt: skip

@@ -43,7 +43,7 @@ LATENT_NOISE = 0.05  # standard deviation; latents have 1
 LOGVAR = -6.0  # the posterior's, constant: exp(-3) = LATENT_NOISE
 
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"tier": "everyday", "crops": (700, 32), "scenes": (100, 16), "lr": 2e-3},
+    "cpu": {"tier": "everyday", "crops": (2600, 32), "scenes": (800, 16), "lr": 2e-3},
     "gpu": {"tier": "all", "crops": (40_000, 256), "scenes": (20_000, 128), "lr": 1.5e-3},
 }
 
