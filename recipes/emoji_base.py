@@ -5,8 +5,9 @@
 Reads the latents that `emoji_vae.py` defines (principal components of 16 x 16 patches), so that it does not wait for
 the autoencoder. Stages: `text/` (contrastive against 32 x 32 thumbnails) and
 `unet/` (v-prediction with zero terminal SNR, cached latents, 10 % empty captions). `start_from` goes on from weights
-of a run or of a model's folder instead of from scratch. The shipped weights have had fewer steps than SIZES asks for; the
-model's card says how many.
+of a run or of a model's folder instead of from scratch.
+
+The shipped weights have had fewer steps than SIZES asks for; the model's card says how many.
 """
 
 from __future__ import annotations
