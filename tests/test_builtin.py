@@ -13,6 +13,9 @@ from kotoe.config import Request
 from kotoe.generate import generate
 from kotoe.rng import ImageNoise
 
+# diffusers warns of its own coming changes
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
 FOLDER = builtin.resolve(builtin.DEFAULT)
 LANGUAGES = ("en", "ja", "zh", "ko")
 BLUE = torch.tensor([44.0, 96.0, 212.0])

@@ -412,7 +412,15 @@ def test_ctrl_c_keeps_what_is_done(model: str, tmp_path: Path) -> None:
         model,
         "--json",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        # a shell starts background jobs with Ctrl-C ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     limit = time.monotonic() + 120
     while len(list(tmp_path.glob("out/[!.]*.png"))) < 2 and time.monotonic() < limit:
         time.sleep(0.05)
