@@ -32,7 +32,7 @@ DIFFUSERS = """\
 import sys, torch
 from diffusers import StableDiffusionPipeline
 folder, prompt, steps, guidance, width, height, out = sys.argv[1:]
-pipe = StableDiffusionPipeline.from_pretrained(folder)
+pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)  # the folder is fp16, a CPU is not
 image = pipe(
     prompt, num_inference_steps=int(steps), guidance_scale=float(guidance), width=int(width), height=int(height),
     generator=torch.Generator().manual_seed(7),
