@@ -10,8 +10,11 @@ from safetensors import safe_open
 from kotoe import builtin
 from kotoe.checkpoints import Bundle, load
 from kotoe.config import Request
+from kotoe.denoise import denoiser, guided, start
 from kotoe.generate import generate
 from kotoe.rng import ImageNoise
+from kotoe.samplers import SAMPLERS
+from kotoe.schedule import GRIDS
 
 # diffusers warns of its own coming changes
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -45,7 +48,7 @@ def test_weights_are_half_precision() -> None:
 
 
 def test_stock_diffusers_opens_it_and_draws_the_same(bundle: Bundle) -> None:
-    """The same noise, the same latents, within 1e-3; and the same pixels from them."""
+    """The same noise, the same pixels, within one level of 255; and another seed gives others."""
     pipe = StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     noise = ImageNoise([7], (bundle.unet.spec.in_channels, 8, 8)).initial()
@@ -57,6 +60,37 @@ def test_stock_diffusers_opens_it_and_draws_the_same(bundle: Bundle) -> None:
     other = generate(bundle, Request(prompt=(prompt,), seed=8, steps=20, guidance_scale=3.0))[0].image
     c = torch.frombuffer(bytearray(other.tobytes()), dtype=torch.uint8).float()
     assert (c - b).abs().max() > 1  # the fault: another seed
+
+
+def test_stock_diffusers_draws_the_same_latents(bundle: Bundle) -> None:
+    """Within 1e-3 of the largest after all 20 steps, guided; another prompt is far over that."""
+    noise = ImageNoise([7], (bundle.unet.spec.in_channels, 8, 8))
+    pipe = StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    stock = pipe(
+        "a cat on a blue background",
+        latents=noise.initial(),
+        num_inference_steps=20,
+        guidance_scale=3.0,
+        output_type="latent",
+    ).images
+
+    def apart(prompt: str) -> float:
+        conditioner = bundle.conditioner("en")
+        with torch.inference_mode():
+            positive, negative = conditioner.encode([prompt]).states, conditioner.encode([""]).states
+            pair = torch.cat([negative, positive])
+            both = denoiser(lambda x, t: bundle.unet(x, t, pair), bundle.schedule)
+            cond = denoiser(lambda x, t: bundle.unet(x, t, positive), bundle.schedule)
+            grid = GRIDS["trailing"](bundle.schedule, 20)
+            x, sigmas = start(noise.initial(), grid, sampler="ddim", grid="trailing")
+            for step in SAMPLERS["ddim"](guided(cond, 3.0, both=both), x, sigmas, noise):
+                x = step.x
+        ours = x * bundle.vae.spec.scaling_factor
+        return float((ours - stock).abs().max() / stock.abs().max())
+
+    assert apart("a cat on a blue background") <= 1e-3
+    assert apart("a cat on a green background") > 1e-2
 
 
 @pytest.mark.parametrize(
