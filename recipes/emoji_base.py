@@ -3,9 +3,10 @@
     kotoe train recipes/emoji_base.py --run runs/base --size cpu
 
 Reads the latents that `emoji_vae.py` defines (principal components of 16 x 16 patches), so that it does not wait for
-the autoencoder. Stages: `text/` (contrastive against 32 x 32 thumbnails) and
-`unet/` (v-prediction with zero terminal SNR, cached latents, 10 % empty captions). `start_from` goes on from weights
-of a run or of a model's folder instead of from scratch.
+the autoencoder. Stages: `text/` (contrastive against 32 x 32 thumbnails), `telling/` (against a picture tower in closed
+form: behind its words a text tells what is seen) and `unet/` (v-prediction with zero terminal SNR, cached latents, 10 %
+empty captions, one layout first). `start_from` goes on from weights of a run or of a model's folder instead of from
+scratch.
 
 The shipped weights have had fewer steps than SIZES asks for; the model's card says how many.
 """
@@ -25,10 +26,10 @@ from torch import Tensor, nn
 from kotoe import builtin
 from kotoe.data.captions import caption, vocabulary_texts
 from kotoe.data.emoji import Atlas, atlas, scene
-from kotoe.data.latents import Basis, basis
+from kotoe.data.latents import Basis, basis, described, looks
 from kotoe.denoise import denoiser, guided, start
 from kotoe.localize.fit import Plan, fit, load_average, step_seed
-from kotoe.localize.losses import ImageTower, TextImages, TextLatents, contrastive, diffusion
+from kotoe.localize.losses import ImageTower, TextImages, TextLatents, TextScenes, contrastive, diffusion, telling
 from kotoe.rng import ImageNoise, initialising
 from kotoe.runs import Run
 from kotoe.samplers import SAMPLERS
@@ -42,10 +43,10 @@ CHANNELS = 32
 UNET = UNetSpec(
     in_channels=CHANNELS,
     out_channels=CHANNELS,
-    block_out_channels=(160, 224),
+    block_out_channels=(96, 192),
     layers_per_block=1,
-    cross_attention=(True, False),
-    num_heads=(5, 7),
+    cross_attention=(True, True),
+    num_heads=(3, 6),
     cross_attention_dim=192,
     norm_num_groups=32,
     sample_size=8,
@@ -67,12 +68,30 @@ TEXT: dict[str, Any] = {
     "hidden_act": "quick_gelu",
 }
 VOCABULARY = 1536
-NOISY = 1.5  # timesteps are drawn noisier than evenly: there the text decides what is seen
+LOOK = 128  # numbers that a text must tell of how an object looks
+THINGS = 2  # states behind the words tell of the two objects by turns
+NOISY = 2.5  # timesteps are drawn noisier than evenly: there the text decides what is seen
+PLAIN = (None, "medium", "centre")  # the UNet begins with scenes of this relation, size and position
+PLAIN_UNTIL = 0.4  # and has come to all scenes after this share of its steps
 DROPOUT = 0.1  # share of captions that are empty, for guidance
 
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"tier": "everyday", "text": (900, 192), "unet": (12_000, 64), "scenes": 40_000, "lr": 1e-3},
-    "gpu": {"tier": "all", "text": (10_000, 512), "unet": (60_000, 512), "scenes": 1_000_000, "lr": 1e-3},
+    "cpu": {
+        "tier": "everyday",
+        "text": (900, 192),
+        "telling": (2000, 128),
+        "unet": (12_000, 64),
+        "scenes": 40_000,
+        "lr": 2e-3,
+    },
+    "gpu": {
+        "tier": "all",
+        "text": (10_000, 512),
+        "telling": (20_000, 512),
+        "unet": (60_000, 512),
+        "scenes": 1_000_000,
+        "lr": 1e-3,
+    },
 }
 
 
@@ -99,28 +118,32 @@ class Captioned:
     def __init__(self, world: Atlas, tier: str, seed: int, count: int) -> None:
         self.world, self.tier, self.seed = world, tier, seed
         self.scenes = [scene(seed, i, world.glyphs) for i in range(count)]
+        self.plain = [i for i, s in enumerate(self.scenes) if (s.relation, s.size, s.position) == PLAIN]
 
     def compute(self, of_pictures: Callable[[Tensor], Tensor], batch: int = 256) -> Tensor:
         """of_pictures: (b, 3, 128, 128) in [-1, 1] to (b, ...); the results of all scenes, (count, ...)."""
         parts = [self.scenes[i : i + batch] for i in range(0, len(self.scenes), batch)]
         return torch.cat([of_pictures(self.world.render(part).float() / 127.5 - 1) for part in parts])
 
-    def draw(self, step: int, batch: int) -> tuple[list[int], random.Random]:
-        """Indices of a step's scenes and the generator for its captions."""
+    def draw(self, step: int, batch: int, plain: float = 0.0) -> tuple[list[int], random.Random]:
+        """Indices of a step's scenes and the generator for its captions. plain: this share of them is plain."""
         rng = random.Random(step_seed(self.seed, step, "batch"))
-        return [rng.randrange(len(self.scenes)) for _ in range(batch)], rng
+        return [
+            rng.choice(self.plain) if plain and rng.random() < plain else rng.randrange(len(self.scenes))
+            for _ in range(batch)
+        ], rng
 
     def captions(self, chosen: Sequence[int], rng: random.Random, language: str) -> list[str]:
         return [caption(self.scenes[i], language, rng, tier=self.tier) for i in chosen]
 
 
-def ids(tokenizer: Tokenizer, texts: Sequence[str], *, trim: bool = False) -> Tensor:
-    """Token ids (B, L). trim: cut the padding no text of the batch needs; only for what ignores padding."""
+def ids(tokenizer: Tokenizer, texts: Sequence[str], *, trim: bool = False, behind: int = 0) -> Tensor:
+    """Token ids (B, L). trim: cut the padding but for `behind` positions after the longest text's EOS."""
     rows = torch.tensor(tokenizer.encode(texts).ids)  # (B, max_tokens)
     if not trim:
         return rows
     ends = (rows == tokenizer.eos).int().argmax(dim=1)
-    return rows[:, : int(ends.max()) + 1]
+    return rows[:, : int(ends.max()) + 1 + behind]
 
 
 def thumbnails(x: Tensor) -> Tensor:
@@ -129,8 +152,9 @@ def thumbnails(x: Tensor) -> Tensor:
 
 def warm(part: str, module: nn.Module, start_from: str | Path) -> None:
     """Fill "text" (the English encoder) or "unet" from a run of this recipe or from a model's folder."""
-    if (Path(start_from) / part / "state.pt").exists():
-        load_average({part: module}, Path(start_from) / part)
+    run = Path(start_from) / {"text": "telling", "unet": "unet"}[part]
+    if (run / "state.pt").exists():
+        load_average({part: module}, run)
         return
     from kotoe import load
 
@@ -148,7 +172,7 @@ def train_text(
     seed: int,
     start_from: str | Path | None,
 ) -> CLIPText:
-    """The contrastive stage: tell thumbnails apart."""
+    """Tell thumbnails apart (text/), then tell what is seen (telling/)."""
     steps, batch = settings["text"]
     data = Captioned(world, settings["tier"], seed + 1, settings["scenes"])
     small = data.compute(thumbnails)  # (count, 3, 32, 32)
@@ -168,8 +192,30 @@ def train_text(
         steps=steps, lr=1e-3, ema=0.99,
         weight_decay=0.05, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu",
     )  # fmt: skip
-    with Run(run_dir, {"recipe": "emoji_base", "stage": "text", "language": language, "seed": seed, **settings}) as run:
+    config = {"recipe": "emoji_base", "language": language, "seed": seed, **settings}
+    with Run(run_dir / "text", {**config, "stage": "text"}) as run:
         fit({"text": encoder, "image": tower}, plan, batches, run, device=device)
+
+    steps, batch = settings["telling"]
+    code = looks(settings["tier"], CHANNELS, LOOK)
+    told = described(data.scenes, code)  # (count, 2, E)
+    with initialising(seed + 2):
+        head = nn.Linear(TEXT["hidden_size"], told.shape[-1]).to(device)
+
+    def scenes(step: int) -> TextScenes:
+        chosen, rng = data.draw(step, batch)
+        rows = ids(
+            tokenizer, data.captions(chosen, rng, language), trim=True, behind=3 if step % 4 else TEXT["max_tokens"]
+        )
+        return TextScenes(ids=rows.to(device), told=told[chosen].to(device))
+
+    plan = Plan(
+        name=f"telling/{language}", trainable=("text.", "head."), loss=telling(),
+        steps=steps, lr=1e-3, ema=0.99,
+        weight_decay=0.01, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu",
+    )  # fmt: skip
+    with Run(run_dir / "telling", {**config, "stage": "telling"}) as run:
+        fit({"text": encoder, "head": head}, plan, scenes, run, device=device)
     return encoder
 
 
@@ -178,7 +224,7 @@ def trained(run_dir: str | Path, device: str = "cpu") -> tuple[UNet, CLIPText, T
     run_dir = Path(run_dir)
     tokenizer = load_tokenizer(run_dir / "tokenizer")
     text, unet = new_text(tokenizer, 0), UNet(UNET)
-    load_average({"text": text}, run_dir / "text")
+    load_average({"text": text}, run_dir / "telling")
     load_average({"unet": unet}, run_dir / "unet")
     return unet.to(device, memory_format=torch.channels_last), text.to(device), tokenizer
 
@@ -237,7 +283,7 @@ def main(
         tokenizer = train_clip_bpe(
             vocabulary_texts("en", settings["tier"]), folder, VOCABULARY, max_tokens=TEXT["max_tokens"]
         )
-    text = train_text(run_dir / "text", world, tokenizer, "en", settings, device, seed, start_from)
+    text = train_text(run_dir, world, tokenizer, "en", settings, device, seed, start_from)
     text.requires_grad_(False)
 
     base = basis(settings["tier"], CHANNELS)
@@ -246,7 +292,8 @@ def main(
     steps, batch = settings["unet"]
 
     def batches(step: int) -> TextLatents:
-        chosen, rng = data.draw(step, batch)
+        # One layout first: through all of them at once the UNet is slow to find how a look is drawn (docs/log.md).
+        chosen, rng = data.draw(step, batch, plain=max(0.0, 1 - step / (PLAIN_UNTIL * steps)))
         texts = ["" if rng.random() < DROPOUT else t for t in data.captions(chosen, rng, "en")]
         return TextLatents(ids=ids(tokenizer, texts).to(device), latents=latents[chosen].float())
 

@@ -3,8 +3,9 @@
     kotoe train recipes/emoji_languages.py --run runs/languages --size cpu
 
 Per language: a SentencePiece unigram tokenizer is trained on its captions; the text encoder starts from nothing and
-learns first from parallel text alone what the frozen UNet reads (`reader/`, design section 7), then from captioned
-latents through the frozen UNet (`stage1/`). English encoder and UNet come from `emoji_base.py`'s runs.
+learns from parallel text alone, first what the English encoder says behind the words (`states/`), then what the frozen
+UNet reads (`reader/`; design section 7), and after that from captioned latents through the frozen UNet (`stage1/`).
+English encoder and UNet come from `emoji_base.py`'s runs.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from kotoe.data.latents import basis
 from kotoe.denoise import training_input
 from kotoe.errors import UserError
 from kotoe.localize.fit import Plan, fit, step_seed
-from kotoe.localize.losses import Queries, TextLatents, TextPairs, diffusion, reader, record_queries
+from kotoe.localize.losses import Queries, TextLatents, TextPairs, diffusion, reader, record_queries, states
 from kotoe.rng import keyed_generator
 from kotoe.runs import Run
 from kotoe.text import CLIPText
 from kotoe.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from kotoe.unet import UNet
-from recipes.emoji_base import CHANNELS, DROPOUT, SCHEDULE, TEXT, Captioned, ids, new_text, previews
+from recipes.emoji_base import CHANNELS, DROPOUT, SCHEDULE, TEXT, THINGS, Captioned, ids, new_text, previews
 
 LANGUAGES = ("ja", "zh", "ko")
 VOCABULARY = {"ja": 2000, "zh": 2000, "ko": 1800}
@@ -41,9 +42,10 @@ PREVIEWS = {
 }
 
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"tier": "everyday", "reader": (1000, 64), "stage1": (0, 64), "scenes": 20_000, "queries": 96, "lr": 1e-3},
-    "gpu": {"tier": "all", "reader": (20_000, 256), "stage1": (10_000, 256), "scenes": 200_000, "queries": 256,
-            "lr": 1e-3},
+    "cpu": {"tier": "everyday", "states": (1200, 128), "reader": (300, 64), "stage1": (0, 64),
+            "scenes": 20_000, "queries": 96, "lr": 1e-3},
+    "gpu": {"tier": "all", "states": (10_000, 256), "reader": (10_000, 256), "stage1": (10_000, 256),
+            "scenes": 200_000, "queries": 256, "lr": 1e-3},
 }  # fmt: skip
 
 
@@ -65,6 +67,11 @@ def questions(
     return record_queries(unet, calls, per_layer)
 
 
+def first_eos(rows: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """Position (B,) of each text's first EOS in ids (B, L)."""
+    return (rows == tokenizer.eos).int().argmax(dim=1)
+
+
 def train_language(
     run_dir: Path,
     language: str,
@@ -77,7 +84,7 @@ def train_language(
     seed: int = 0,
     student: CLIPText | None = None,
 ) -> tuple[Tokenizer, CLIPText]:
-    """One language; run_dir gets tokenizer/, reader/ and stage1/. student: an encoder to go on from."""
+    """One language; run_dir gets tokenizer/, states/, reader/ and stage1/. student: an encoder to go on from."""
     if language not in LANGUAGES:
         raise UserError(f"no recipe for {language!r}", allowed=", ".join(LANGUAGES))
     tier = settings["tier"]
@@ -105,13 +112,25 @@ def train_language(
         drop = [rng.random() < DROPOUT for _ in texts[0]]
         return [["" if gone else t for t, gone in zip(side, drop, strict=True)] for side in texts]
 
-    def pairs(step: int) -> TextPairs:
-        chosen, rng = data.draw(step, settings["reader"][1])
+    def pairs(step: int, stage: str) -> TextPairs:
+        chosen, rng = data.draw(step, settings[stage][1])
         there = data.captions(chosen, random.Random(step_seed(seed, step, "english")), "en")
         here, there = emptied([data.captions(chosen, rng, language), there], rng)
+        own, other = ids(tokenizer, here), ids(english_tokenizer, there)  # (B, L)
+        mine, theirs = first_eos(own, tokenizer)[:, None], first_eos(other, english_tokenizer)[:, None]  # (B, 1)
+        if stage == "states" and step % 4:  # encoders are causal: cutting what follows changes nothing before it
+            keep = int(torch.maximum(mine, theirs).max()) + 1 + THINGS
+            own, other = own[:, :keep], other[:, :keep]
         with torch.inference_mode():
-            teacher = english(ids(english_tokenizer, there).to(device))  # (B, L, D)
-        return TextPairs(ids=ids(tokenizer, here).to(device), teacher=teacher.clone())
+            teacher = english(other.to(device))  # (B, L, D)
+        if stage == "reader":
+            return TextPairs(ids=own.to(device), teacher=teacher.clone())
+        # Behind its own words the student shall say what the teacher says there. Where the teacher's words go on
+        # longer, what it says as soon as they have ended, in its turn.
+        position = torch.arange(own.shape[1])[None]  # (1, L)
+        said = torch.where(position >= theirs, position, theirs + (position - theirs) % THINGS)  # (B, L)
+        teacher = teacher.gather(1, said[:, :, None].expand_as(teacher).to(device))
+        return TextPairs(ids=own.to(device), teacher=teacher.clone(), behind=(position >= mine).to(device))
 
     def captioned(step: int) -> TextLatents:
         chosen, rng = data.draw(step, settings["stage1"][1])
@@ -119,15 +138,22 @@ def train_language(
         return TextLatents(ids=ids(tokenizer, texts).to(device), latents=latents[chosen].float())
 
     sample = previews(("unet", "text"), tokenizer, base, PREVIEWS[language])
+    if settings["states"][0]:
+        plan = Plan(
+            name=f"{language}/states", trainable=("text.",), loss=states(), steps=settings["states"][0],
+            lr=settings["lr"], ema=0.99, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu",
+        )  # fmt: skip
+        with Run(run_dir / "states", {**common, "stage": "states"}) as run:
+            fit(modules, plan, lambda step: pairs(step, "states"), run, device=device)
     if settings["reader"][0]:
         bank = questions(unet, english, english_tokenizer, data, latents, settings["queries"])
         plan = Plan(
             name=f"{language}/reader", trainable=("text.",), loss=reader(bank), steps=settings["reader"][0],
-            lr=settings["lr"], ema=0.99, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu", sample=sample,
+            lr=settings["lr"] / 2, ema=0.99, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu", sample=sample,
             sample_every=500,
         )  # fmt: skip
         with Run(run_dir / "reader", {**common, "stage": "reader"}) as run:
-            fit(modules, plan, pairs, run, device=device)
+            fit(modules, plan, lambda step: pairs(step, "reader"), run, device=device)
     if settings["stage1"][0]:
         plan = Plan(
             name=f"{language}/stage1", trainable=("text.",), loss=diffusion(SCHEDULE), steps=settings["stage1"][0],

@@ -27,7 +27,7 @@ def bundle_of(runs: Path) -> Bundle:
     conditioners = {"en": Conditioner("en", tokenizer, text)}
     for language in emoji_languages.LANGUAGES:
         folder = runs / "languages" / language
-        stages = [stage for stage in ("stage1", "reader") if (folder / stage / "state.pt").exists()]
+        stages = [stage for stage in ("stage1", "reader", "states") if (folder / stage / "state.pt").exists()]
         if stages:
             tokenizer = load_tokenizer(folder / "tokenizer")
             encoder = emoji_base.new_text(tokenizer, 0)

@@ -12,7 +12,7 @@ import torch
 from kotoe.data import captions, emoji
 from kotoe.data.captions import COLOURS
 from kotoe.data.emoji import PIXELS, Scene, atlas, held_out_colour, held_out_pair, layout, scene
-from kotoe.data.latents import PATCH, basis
+from kotoe.data.latents import PATCH, basis, described, looks
 from kotoe.errors import UserError
 
 pytestmark = [pytest.mark.needs("emoji-font"), pytest.mark.needs("cldr"), pytest.mark.needs("unicode-data")]
@@ -106,3 +106,25 @@ def test_latents_are_orthonormal_components_of_unit_spread() -> None:
     # decode is the closest picture with these latents: encoding it again gives them back
     assert torch.allclose(base.encode(base.decode(z)), z, atol=1e-3)
     assert float((base.decode(z) - x).abs().mean()) < 0.05
+
+
+def test_looks_tell_every_glyph_from_every_other() -> None:
+    code = looks("everyday", 32, 128)
+    assert code.shape == (len(atlas().glyphs), 128)
+    apart = torch.cdist(code, code).fill_diagonal_(torch.inf).amin(dim=1)
+    assert float(apart.min()) > 0.1  # against lengths of about 5
+    assert torch.all(code.square().mean(dim=0).diff() <= 1e-6)  # the most telling numbers first
+    with pytest.raises(UserError, match="900 numbers.*836"):
+        looks("everyday", 32, 900)
+
+
+def test_what_a_text_must_tell_of_a_scene() -> None:
+    code = looks("everyday", 32, 128)
+    pair = Scene(objects=(3, 5), relation="right_of", background="white")  # 3 lies right of 5: 5 comes first
+    single = Scene(objects=(7,), size="large", background="black")
+    told = described([pair, single], code)
+    assert told.shape == (2, 2, 136)
+    assert torch.equal(told[0, :, :128], code[[5, 3]])
+    assert told[0, :, 128:].tolist() == [[1, 0, 0, -1, 0, 1, 1, 1], [1, 0, 0, 1, 0, 1, 1, 1]]
+    assert torch.equal(told[1, 0], told[1, 1])
+    assert told[1, 0, 128:133].tolist() == [0, 0, 1, 0, 0]

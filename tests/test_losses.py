@@ -11,17 +11,21 @@ import torch
 from torch import nn
 
 from kotoe.denoise import training_target
+from kotoe.errors import UserError
 from kotoe.localize.fit import Plan, fit
 from kotoe.localize.losses import (
     ImageTower,
     TextImages,
     TextLatents,
     TextPairs,
+    TextScenes,
     contrastive,
     diffusion,
     floored_min_snr,
     reader,
     record_queries,
+    states,
+    telling,
 )
 from kotoe.runs import Run
 from kotoe.schedule import sigmas_of
@@ -62,6 +66,44 @@ def test_contrastive_learns_to_tell_pictures_apart(tmp_path: Path) -> None:
         first, last = run.metrics()[0], run.metrics()[-1]
     assert first["accuracy"] < 0.6
     assert last["accuracy"] == 1.0
+
+
+class Placed(nn.Module):
+    """A text encoder whose states are its positions' numbers."""
+
+    def __init__(self, eos: int) -> None:
+        super().__init__()
+        self.spec = type("Spec", (), {"eos": eos})
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.arange(float(ids.shape[1])).view(1, -1, 1).expand(len(ids), -1, 1)
+
+
+def test_telling_asks_from_the_first_eos_on_by_turns() -> None:
+    rows = torch.tensor([[1, 5, 9, 9, 9, 9], [1, 5, 5, 5, 9, 9]])  # EOS is 9, and padding too
+    told = torch.tensor([[[2.0], [3.0]], [[4.0], [5.0]]])
+    parts = {"text": Placed(9), "head": nn.Identity()}
+    value, numbers = telling()(parts, TextScenes(ids=rows, told=told), generator())
+    # Text 0 is asked at 2, 3, 4, 5 for 2, 3, 2, 3; text 1 at 4, 5 for 4, 5.
+    assert float(value) == pytest.approx((0 + 0 + 4 + 4 + 0 + 0) / 6)
+    assert numbers["untold"] > 0
+    swapped, _ = telling()(parts, TextScenes(ids=rows, told=told.flip(1)), generator())
+    assert float(swapped) == pytest.approx((1 + 1 + 1 + 9 + 1 + 1) / 6)
+
+
+def test_telling_learns(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts: dict[str, nn.Module] = {"text": tiny_conditioner("en", 32).encoder, "head": nn.Linear(32, 6)}
+    batch = TextScenes(ids=ids(TEXTS), told=torch.randn(8, 2, 6, generator=generator()))
+    plan = Plan(
+        name="t", trainable=("text.", "head."), loss=telling(), steps=150, lr=3e-3, warmup_steps=5, log_every=1, ema=0
+    )
+    with Run(tmp_path / "r", {}) as run:
+        fit(parts, plan, lambda step: batch, run, progress=False)
+        curve = [row["untold"] for row in run.metrics()]
+    assert curve[0] > 0.8
+    assert curve[-1] < 0.2
 
 
 class Knowing(nn.Module):
@@ -148,3 +190,18 @@ def test_reader_teaches_another_language_without_touching_the_unet(tmp_path: Pat
 def test_a_schedule_without_zero_snr_has_weights_too() -> None:
     weights = floored_min_snr(replace(SPEC, rescale_betas_zero_snr=False), torch.tensor([0, 500, 999]))
     assert torch.all(weights > 0)
+
+
+def test_states_compares_where_it_is_told_to() -> None:
+    encoder = BUNDLE.conditioner().encoder
+    with torch.inference_mode():
+        teacher = encoder(ids(TEXTS)).clone()
+    at = torch.zeros(teacher.shape[:2], dtype=torch.bool)
+    at[:, 9:] = True
+    wrong = torch.where(at[:, :, None], teacher, teacher + 1)  # wrong only where nobody looks
+    same, _ = states()({"text": encoder}, TextPairs(ids=ids(TEXTS), teacher=wrong, behind=at), generator())
+    other, _ = states()({"text": encoder}, TextPairs(ids=ids(TEXTS), teacher=wrong, behind=~at), generator())
+    assert float(same.detach()) < 1e-8
+    assert float(other.detach()) > 0.1
+    with pytest.raises(UserError, match="without `behind`"):
+        states()({"text": encoder}, TextPairs(ids=ids(TEXTS), teacher=teacher), generator())

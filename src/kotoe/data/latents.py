@@ -24,10 +24,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kotoe.data.emoji import Atlas, Scene, atlas, cache_folder, layout, scene
+from kotoe.data.captions import COLOURS
+from kotoe.data.emoji import PAIR_SHIFT, PAIR_SIZE, PIXELS, SIZES, Atlas, Scene, atlas, cache_folder, layout, scene
+from kotoe.errors import UserError
 
 PATCH = 16
 SCENES = 4000
+LOOK_NORM = 24.0  # mean squared length of a look code: about as much as the layout numbers beside it weigh
 BASIS_SEED = 1_000_003
 
 
@@ -83,3 +86,42 @@ def _compute(world: Atlas, scenes: Sequence[Scene], channels: int) -> Basis:
     scale = 1 / spread.sqrt()
     scale = scale / (spread * scale).square().mean().sqrt()  # unit mean square over all components
     return Basis(mean.float(), components.float().contiguous(), scale.float())
+
+
+@lru_cache(maxsize=4)
+def looks(tier: str, channels: int, numbers: int) -> Tensor:
+    """How each glyph of a tier looks, in closed form: (N, numbers) principal components of its medium render's latents.
+
+    It is rendered on black and on white, so that what is see-through counts too.
+    """
+    world, base = atlas(tier), basis(tier, channels)
+    count = len(world.glyphs)
+    if not 1 <= numbers <= count:
+        raise UserError(f"{numbers} numbers for the looks of {count} glyphs", allowed=f"1 to {count}")
+    sides = []
+    for colour in ("black", "white"):
+        scenes = [Scene(objects=(i,), background=colour) for i in range(count)]
+        parts = [world.render(scenes[i : i + 100]).float() / 127.5 - 1 for i in range(0, count, 100)]
+        sides.append(torch.cat([base.encode(part).flatten(1) for part in parts]))
+    every = torch.cat(sides, dim=1)  # (N, 2 C h w)
+    u, s, v = torch.linalg.svd(every - every.mean(dim=0), full_matrices=False)
+    code = u[:, :numbers] * s[:numbers] * v[:numbers].sum(dim=1).sign()  # (N, numbers); signs don't depend on LAPACK
+    return code * (LOOK_NORM / code.square().sum(dim=1).mean()).sqrt()
+
+
+def described(scenes: Sequence[Scene], code: Tensor) -> Tensor:
+    """What a text must tell of each scene: (B, 2, numbers + 8).
+
+    For the object on the left (or above) and the other one, the same twice where there is one: its look from `looks`,
+    which edge it has (one of three), its centre in shifts of a pair, and the background in [-1, 1].
+    """
+    edges = sorted({PAIR_SIZE, *SIZES.values()})
+    rows, objects = [], []
+    for one in scenes:
+        placed = sorted(zip(layout(one), one.objects, strict=True), key=lambda each: sum(each[0][1:]))
+        for (edge, x, y), thing in (placed[0], placed[-1]):
+            kind = [float(edge == known) for known in edges]
+            place = [(x - PIXELS / 2) / PAIR_SHIFT, (y - PIXELS / 2) / PAIR_SHIFT]
+            rows.append([*kind, *place, *(c / 127.5 - 1 for c in COLOURS[one.background].rgb)])
+            objects.append(thing)
+    return torch.cat([code[objects], torch.tensor(rows)], dim=1).unflatten(0, (-1, 2))  # (B, 2, numbers + 8)

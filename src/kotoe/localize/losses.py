@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kotoe.denoise import loss as squared_error
 from kotoe.denoise import training_input, training_target
+from kotoe.errors import UserError
 from kotoe.localize.fit import Loss
 from kotoe.schedule import sigmas_of
 from kotoe.spec import ScheduleSpec
@@ -41,10 +42,22 @@ class TextLatents:
 
 @dataclass(frozen=True, kw_only=True)
 class TextPairs:
-    """ids (B, L) of a text in the new language and context (B, L', D) of its translation by the teacher."""
+    """ids (B, L) of a text in the new language and context (B, L', D) of its translation by the teacher.
+
+    behind: (B, L) bool, positions where `states` compares them, L' = L; other losses don't ask.
+    """
 
     ids: Tensor
     teacher: Tensor
+    behind: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextScenes:
+    """ids (B, L) of captions and what they must tell of their pictures (B, K, E): K things, E numbers of each."""
+
+    ids: Tensor
+    told: Tensor
 
 
 class ImageTower(nn.Module):
@@ -80,6 +93,26 @@ def contrastive(text: str = "text", image: str = "image") -> Loss:
         value = (F.cross_entropy(logits, at) + F.cross_entropy(logits.T, at)) / 2
         hits = (logits.argmax(1) == at).float().mean()
         return value, {"accuracy": float(hits.detach())}
+
+    return loss
+
+
+def telling(text: str = "text", head: str = "head") -> Loss:
+    """A text must tell what is seen, in numbers that a picture's pixels define in closed form (a locked image tower).
+
+    Every state from the first EOS on is asked, by one linear `head` (D to E): that at position p for thing p mod K. So
+    a cross-attention finds the things wherever it looks behind the words.
+    """
+
+    def loss(modules: Mapping[str, Any], batch: TextScenes, _: torch.Generator) -> Answer:
+        encoder = modules[text]
+        told = modules[head](encoder(batch.ids).float())  # (B, L, E)
+        position = torch.arange(batch.ids.shape[1], device=told.device)
+        wanted = batch.told[:, position % batch.told.shape[1]]  # (B, L, E)
+        behind = position >= (batch.ids == encoder.spec.eos).int().argmax(dim=1)[:, None]  # (B, L)
+        value = (told - wanted).square().mean(dim=-1)[behind].mean()
+        spread = (wanted - wanted.mean(dim=(0, 1))).square().mean(dim=-1)[behind].mean()
+        return value, {"untold": float((value / spread).detach())}
 
     return loss
 
@@ -163,6 +196,23 @@ def reader(queries: Queries, *, text: str = "text") -> Loss:
                 spread = (asked - asked.mean(dim=0, keepdim=True)).square().mean()
             total = total + (said - asked).square().mean() / spread
         value = total / len(queries.banks)
+        return value, {"unexplained": float(value.detach())}
+
+    return loss
+
+
+def states(*, text: str = "text") -> Loss:
+    """`distil-states` for two languages: the student's states must be the teacher's where the batch's `behind` says.
+
+    Words differ in number and order between languages; the states behind them, which have read the whole text, needn't.
+    Squared error over the teacher's variance.
+    """
+
+    def loss(modules: Mapping[str, Any], batch: TextPairs, _: torch.Generator) -> Answer:
+        if batch.behind is None:
+            raise UserError("distil-states was given pairs without `behind`", hint="Say which positions to compare")
+        said, asked = modules[text](batch.ids)[batch.behind], batch.teacher[batch.behind]  # (N, D)
+        value = (said - asked).square().mean() / (asked - asked.mean(dim=0)).square().mean()
         return value, {"unexplained": float(value.detach())}
 
     return loss
