@@ -70,7 +70,8 @@ TEXT: dict[str, Any] = {
 VOCABULARY = 1536
 LOOK = 128  # numbers that a text must tell of how an object looks
 THINGS = 2  # states behind the words tell of the two objects by turns
-NOISY = 2.5  # timesteps are drawn noisier than evenly: there the text decides what is seen
+NOISY = (8.0, 2.0)  # timesteps are drawn noisier than evenly, first more than last: there the text decides what is seen
+NOISY_FROM_TO = (0.4, 0.8)  # shares of the steps where the one begins to turn into the other, and has
 PLAIN = (None, "medium", "centre")  # the UNet begins with scenes of this relation, size and position
 PLAIN_UNTIL = 0.4  # and has come to all scenes after this share of its steps
 DROPOUT = 0.1  # share of captions that are empty, for guidance
@@ -295,7 +296,10 @@ def main(
         # One layout first: through all of them at once the UNet is slow to find how a look is drawn (docs/log.md).
         chosen, rng = data.draw(step, batch, plain=max(0.0, 1 - step / (PLAIN_UNTIL * steps)))
         texts = ["" if rng.random() < DROPOUT else t for t in data.captions(chosen, rng, "en")]
-        return TextLatents(ids=ids(tokenizer, texts).to(device), latents=latents[chosen].float())
+        begin, end = NOISY_FROM_TO
+        turned = min(1.0, max(0.0, (step / steps - begin) / (end - begin)))
+        noisy = NOISY[0] + turned * (NOISY[1] - NOISY[0])
+        return TextLatents(ids=ids(tokenizer, texts).to(device), latents=latents[chosen].float(), noisy=noisy)
 
     with initialising(seed):
         unet = UNet(UNET)
@@ -305,8 +309,8 @@ def main(
     if start_from is not None:
         warm("unet", unet, start_from)
     plan = Plan(
-        name="unet", trainable=("unet.",), loss=diffusion(SCHEDULE, noisy=NOISY), steps=steps, lr=settings["lr"],
-        ema=0.999,
+        name="unet", trainable=("unet.",), loss=diffusion(SCHEDULE), steps=steps, lr=settings["lr"],
+        ema=0.998,
         warmup_steps=150, weight_decay=0.0, seed=seed, bf16=device != "cpu", sample_every=250,
         sample=previews(("unet", "text"), tokenizer, base, PREVIEW),
     )  # fmt: skip

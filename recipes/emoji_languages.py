@@ -2,10 +2,10 @@
 
     kotoe train recipes/emoji_languages.py --run runs/languages --size cpu
 
-Per language: a SentencePiece unigram tokenizer is trained on its captions; the text encoder starts from nothing and
-learns from parallel text alone, first what the English encoder says behind the words (`states/`), then what the frozen
-UNet reads (`reader/`; design section 7), and after that from captioned latents through the frozen UNet (`stage1/`).
-English encoder and UNet come from `emoji_base.py`'s runs.
+Per language: a SentencePiece unigram tokenizer is trained on its captions; the text encoder starts as English but for
+its token embeddings and learns from parallel text alone, first what the English encoder says behind the words
+(`states/`), then what the frozen UNet reads (`reader/`; design section 7), and after that from captioned latents through
+the frozen UNet (`stage1/`). English encoder and UNet come from `emoji_base.py`'s runs.
 """
 
 from __future__ import annotations
@@ -72,6 +72,14 @@ def first_eos(rows: Tensor, tokenizer: Tokenizer) -> Tensor:
     return (rows == tokenizer.eos).int().argmax(dim=1)
 
 
+def warm_student(tokenizer: Tokenizer, english: CLIPText, seed: int) -> CLIPText:
+    """An encoder that has English's weights but for what it knows of tokens."""
+    student = new_text(tokenizer, seed)
+    own = {name: p for name, p in student.state_dict().items() if "token_embedding" in name}
+    student.load_state_dict({**english.state_dict(), **own})
+    return student
+
+
 def train_language(
     run_dir: Path,
     language: str,
@@ -98,7 +106,7 @@ def train_language(
     world, base = atlas(tier, device), basis(tier, CHANNELS)
     data = Captioned(world, tier, seed + 3, settings["scenes"])
     latents = data.compute(base.encode)  # (count, C, 8, 8)
-    student = new_text(tokenizer, seed) if student is None else student
+    student = warm_student(tokenizer, english, seed) if student is None else student
     student.to(device)
     frozen = {"unet": unet, "english": english}
     for module in frozen.values():

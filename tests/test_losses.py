@@ -122,8 +122,8 @@ class Knowing(nn.Module):
 @pytest.mark.parametrize("noisy", [1.0, 1.5])
 def test_diffusion_is_zero_for_the_right_answer(noisy: float) -> None:
     latents = torch.randn(8, 4, 8, 8, generator=generator())
-    batch = TextLatents(ids=ids(TEXTS), latents=latents)
-    loss = diffusion(SPEC, noisy=noisy)
+    batch = TextLatents(ids=ids(TEXTS), latents=latents, noisy=noisy)
+    loss = diffusion(SPEC)
     text = tiny_conditioner("en", 32).encoder
     right, _ = loss({"unet": Knowing(latents, 0.0), "text": text}, batch, generator())
     wrong, _ = loss({"unet": Knowing(latents, 0.5), "text": text}, batch, generator())

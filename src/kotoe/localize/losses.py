@@ -34,10 +34,14 @@ class TextImages:
 
 @dataclass(frozen=True, kw_only=True)
 class TextLatents:
-    """ids (B, L) of captions, and unit-scaled latents (B, C, h, w) of what they describe."""
+    """ids (B, L) of captions, and unit-scaled latents (B, C, h, w) of what they describe.
+
+    noisy: 1.0 draws timesteps evenly; above it noisier ones more often, with P(t < x T) = x ** noisy.
+    """
 
     ids: Tensor
     latents: Tensor
+    noisy: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +131,12 @@ def floored_min_snr(spec: ScheduleSpec, t: Tensor, gamma: float = 5.0) -> Tensor
     return ((ratio.clamp(max=gamma) + 1) / (ratio + 1)).float()
 
 
-def diffusion(spec: ScheduleSpec, *, text: str = "text", gamma: float = 5.0, noisy: float = 1.0) -> Loss:
-    """The latent diffusion loss with the text encoder in the loop, frozen or not.
-
-    noisy: 1.0 draws timesteps evenly; above it noisier ones more often, with P(t < x T) = x ** noisy.
-    """
+def diffusion(spec: ScheduleSpec, *, text: str = "text", gamma: float = 5.0) -> Loss:
+    """The latent diffusion loss with the text encoder in the loop, frozen or not."""
 
     def loss(modules: Mapping[str, Any], batch: TextLatents, draw: torch.Generator) -> Answer:
         x0 = batch.latents
-        share = torch.rand(len(x0), generator=draw) ** (1 / noisy)  # [0, 1)
+        share = torch.rand(len(x0), generator=draw) ** (1 / batch.noisy)  # [0, 1)
         t = (share * spec.num_train_timesteps).long().clamp(max=spec.num_train_timesteps - 1).to(x0.device)
         eps = torch.randn(x0.shape, generator=draw).to(x0)
         context = modules[text](batch.ids)  # (B, L, D)

@@ -1,0 +1,82 @@
+"""The recipes of kotoe-emoji, one after another for a few steps: what comes out loads, draws and goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recipes import emoji_base, emoji_languages, emoji_package, emoji_vae
+
+from kotoe.checkpoints import load
+from kotoe.config import Request
+from kotoe.generate import generate
+
+pytestmark = [pytest.mark.needs("emoji-font"), pytest.mark.needs("cldr"), pytest.mark.needs("unicode-data")]
+
+SHORT: dict[Any, dict[str, Any]] = {
+    emoji_vae: {"crops": (2, 2), "scenes": (1, 2)},
+    emoji_base: {"text": (2, 8), "telling": (5, 8), "unet": (3, 4), "scenes": 200},
+    emoji_languages: {"states": (5, 8), "reader": (2, 8), "stage1": (1, 4), "scenes": 60, "queries": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All three recipes at a few steps, Korean for the other languages."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        for recipe, settings in SHORT.items():
+            patch.setitem(recipe.SIZES, "cpu", {**recipe.SIZES["cpu"], **settings})
+        emoji_vae.main(folder / "vae")
+        emoji_base.main(folder / "base")
+        emoji_languages.main(folder / "languages", languages=("ko",))
+    return folder
+
+
+def test_what_the_recipes_leave_is_a_model_that_draws(runs: Path, tmp_path: Path) -> None:
+    bundle = load(emoji_package.main(runs, tmp_path / "model"), dtype="float32")
+    assert bundle.languages == ("en", "ko")
+    (drawn,) = generate(bundle, Request(prompt="파란 배경의 고양이", steps=2, seed=1))
+    assert drawn.record.conditioner == "ko"
+    unet, text, _ = emoji_base.trained(runs / "base")
+    halved = {name: p.half().float() for name, p in unet.state_dict().items()}
+    assert all(torch.equal(p, halved[name]) for name, p in bundle.unet.state_dict().items())
+    told = text.state_dict()
+    shipped = bundle.conditioner("en").encoder.state_dict()
+    assert all(torch.equal(p, told[name].half().float()) for name, p in shipped.items())
+
+
+def test_a_finished_recipe_trains_no_more(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(emoji_base.SIZES, "cpu", {**emoji_base.SIZES["cpu"], **SHORT[emoji_base]})
+    before = (runs / "base/unet/metrics.jsonl").read_bytes()
+    kept, _ = emoji_base.main(runs / "base")
+    assert (runs / "base/unet/metrics.jsonl").read_bytes() == before
+    again, _, _ = emoji_base.trained(runs / "base")
+    assert all(torch.equal(p, dict(again.named_parameters())[name]) for name, p in kept.named_parameters())
+
+
+def test_a_recipe_goes_on_from_another_run(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = {**emoji_base.SIZES["cpu"], **SHORT[emoji_base], "text": (1, 8), "telling": (1, 8), "unet": (1, 4)}
+    monkeypatch.setitem(emoji_base.SIZES, "cpu", short)
+    emoji_base.main(tmp_path / "next", start_from=runs / "base")
+    assert (tmp_path / "next/tokenizer/vocab.json").read_bytes() == (runs / "base/tokenizer/vocab.json").read_bytes()
+    old, _, _ = emoji_base.trained(runs / "base")
+    new, _, _ = emoji_base.trained(tmp_path / "next")
+    moved = max(
+        float((p - dict(old.named_parameters())[name]).abs().max().detach()) for name, p in new.named_parameters()
+    )
+    assert 0 < moved < 0.01  # one step away, not begun anew
+
+
+def test_plain_scenes_come_first() -> None:
+    data = emoji_base.Captioned(emoji_base.atlas(), "everyday", 1, 300)
+    alike = {(s.relation, s.size, s.position) for s in (data.scenes[i] for i in data.draw(0, 64, plain=1.0)[0])}
+    assert alike == {emoji_base.PLAIN}
+    assert len({(s.relation, s.size, s.position) for s in (data.scenes[i] for i in data.draw(0, 64)[0])}) > 5
+
+
+def test_texts_tell_of_as_many_things_as_positions_take_turns() -> None:
+    scenes = emoji_base.Captioned(emoji_base.atlas(), "everyday", 1, 8).scenes
+    assert emoji_base.described(scenes, torch.zeros(836, 4)).shape[1] == emoji_base.THINGS
