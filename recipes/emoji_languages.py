@@ -4,7 +4,7 @@
 
 Per language: a SentencePiece unigram tokenizer is trained on its captions; the text encoder starts as English but for
 its token embeddings and learns from parallel text alone, first what the English encoder says behind the words
-(`states/`), then what the frozen UNet reads (`reader/`; design section 7), and after that from captioned latents through
+(`states/`), then what the frozen UNet reads (`reader/`; design section 7), after that from captioned latents through
 the frozen UNet (`stage1/`). English encoder and UNet come from `emoji_base.py`'s runs.
 """
 
@@ -158,7 +158,7 @@ def train_language(
         plan = Plan(
             name=f"{language}/reader", trainable=("text.",), loss=reader(bank), steps=settings["reader"][0],
             lr=settings["lr"] / 2, ema=0.99, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu", sample=sample,
-            sample_every=500,
+            sample_every=500, warmup_steps=20,  # it starts from a student that already says nearly the right thing
         )  # fmt: skip
         with Run(run_dir / "reader", {**common, "stage": "reader"}) as run:
             fit(modules, plan, lambda step: pairs(step, "reader"), run, device=device)
