@@ -39,7 +39,7 @@ def test_what_the_recipes_leave_is_a_model_that_draws(runs: Path, tmp_path: Path
     bundle = load(emoji_package.main(runs, tmp_path / "model"), dtype="float32")
     assert bundle.languages == ("en", "ko")
     (drawn,) = generate(bundle, Request(prompt="파란 배경의 고양이", steps=2, seed=1))
-    assert drawn.record.conditioner == "ko"
+    assert drawn.record.conditioner.language == "ko"
     unet, text, _ = emoji_base.trained(runs / "base")
     halved = {name: p.half().float() for name, p in unet.state_dict().items()}
     assert all(torch.equal(p, halved[name]) for name, p in bundle.unet.state_dict().items())
