@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from kotoe import builtin
 from kotoe.data.captions import caption, vocabulary_texts
 from kotoe.data.emoji import Atlas, atlas, scene
-from kotoe.data.latents import Basis, basis, described, looks
+from kotoe.data.latents import THINGS, Basis, basis, described, looks
 from kotoe.denoise import denoiser, guided, start
 from kotoe.localize.fit import Plan, fit, load_average, step_seed
 from kotoe.localize.losses import ImageTower, TextImages, TextLatents, TextScenes, contrastive, diffusion, telling
@@ -35,7 +35,7 @@ from kotoe.runs import Run
 from kotoe.samplers import SAMPLERS
 from kotoe.schedule import GRIDS
 from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec
-from kotoe.text import CLIPText
+from kotoe.text import CLIPText, first_eos
 from kotoe.tokenizers import Tokenizer, load_tokenizer, train_clip_bpe
 from kotoe.unet import UNet
 
@@ -69,7 +69,6 @@ TEXT: dict[str, Any] = {
 }
 VOCABULARY = 1536
 LOOK = 128  # numbers that a text must tell of how an object looks
-THINGS = 2  # states behind the words tell of the two objects by turns
 NOISY = (8.0, 2.0)  # timesteps are drawn noisier than evenly, first more than last: there the text decides what is seen
 NOISY_FROM_TO = (0.4, 0.8)  # shares of the steps where the one begins to turn into the other, and has
 PLAIN = (None, "medium", "centre")  # the UNet begins with scenes of this relation, size and position
@@ -81,7 +80,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "tier": "everyday",
         "text": (900, 192),
         "telling": (2000, 128),
-        "unet": (12_000, 64),
+        "unet": (12_000, 32),
         "scenes": 40_000,
         "lr": 2e-3,
     },
@@ -138,13 +137,19 @@ class Captioned:
         return [caption(self.scenes[i], language, rng, tier=self.tier) for i in chosen]
 
 
-def ids(tokenizer: Tokenizer, texts: Sequence[str], *, trim: bool = False, behind: int = 0) -> Tensor:
-    """Token ids (B, L). trim: cut the padding but for `behind` positions after the longest text's EOS."""
+def ids(tokenizer: Tokenizer, texts: Sequence[str], *, behind: int | None = None) -> Tensor:
+    """Token ids (B, L). behind: how many positions to keep after the longest text's EOS; None: all there are."""
     rows = torch.tensor(tokenizer.encode(texts).ids)  # (B, max_tokens)
-    if not trim:
+    if behind is None:
         return rows
-    ends = (rows == tokenizer.eos).int().argmax(dim=1)
-    return rows[:, : int(ends.max()) + 1 + behind]
+    return rows[:, : int(first_eos(rows, tokenizer.eos).max()) + 1 + behind]
+
+
+def noisiness(done: float) -> float:
+    """The exponent of the timesteps' draw (TextLatents.noisy) after a share of the UNet's steps, 0 to 1."""
+    begin, end = NOISY_FROM_TO
+    turned = min(1.0, max(0.0, (done - begin) / (end - begin)))
+    return NOISY[0] + turned * (NOISY[1] - NOISY[0])
 
 
 def thumbnails(x: Tensor) -> Tensor:
@@ -186,7 +191,7 @@ def train_text(
     def batches(step: int) -> TextImages:
         chosen, rng = data.draw(step, batch)
         texts = data.captions(chosen, rng, language)
-        return TextImages(ids=ids(tokenizer, texts, trim=True).to(device), images=small[chosen])
+        return TextImages(ids=ids(tokenizer, texts, behind=0).to(device), images=small[chosen])
 
     plan = Plan(
         name=f"text/{language}", trainable=("text.", "image."), loss=contrastive(),
@@ -199,15 +204,14 @@ def train_text(
 
     steps, batch = settings["telling"]
     code = looks(settings["tier"], CHANNELS, LOOK)
-    told = described(data.scenes, code)  # (count, 2, E)
+    told = described(data.scenes, code)  # (count, THINGS, E)
     with initialising(seed + 2):
         head = nn.Linear(TEXT["hidden_size"], told.shape[-1]).to(device)
 
     def scenes(step: int) -> TextScenes:
         chosen, rng = data.draw(step, batch)
-        rows = ids(
-            tokenizer, data.captions(chosen, rng, language), trim=True, behind=3 if step % 4 else TEXT["max_tokens"]
-        )
+        texts = data.captions(chosen, rng, language)
+        rows = ids(tokenizer, texts, behind=1 + THINGS if step % 4 else None)  # now and then all of the padding too
         return TextScenes(ids=rows.to(device), told=told[chosen].to(device))
 
     plan = Plan(
@@ -270,7 +274,7 @@ PREVIEW = (
 def main(
     run_dir: str | Path, *, size: str = "cpu", device: str = "cpu", seed: int = 0, start_from: str | Path | None = None
 ) -> tuple[UNet, CLIPText]:
-    """Train text encoder and UNet; run_dir gets tokenizer/, text/ and unet/."""
+    """Train text encoder and UNet; run_dir gets tokenizer/, text/, telling/ and unet/."""
     settings, run_dir = SIZES[size], Path(run_dir)
     world = atlas(settings["tier"], device)
     folder = run_dir / "tokenizer"
@@ -296,10 +300,8 @@ def main(
         # One layout first: through all of them at once the UNet is slow to find how a look is drawn (docs/log.md).
         chosen, rng = data.draw(step, batch, plain=max(0.0, 1 - step / (PLAIN_UNTIL * steps)))
         texts = ["" if rng.random() < DROPOUT else t for t in data.captions(chosen, rng, "en")]
-        begin, end = NOISY_FROM_TO
-        turned = min(1.0, max(0.0, (step / steps - begin) / (end - begin)))
-        noisy = NOISY[0] + turned * (NOISY[1] - NOISY[0])
-        return TextLatents(ids=ids(tokenizer, texts).to(device), latents=latents[chosen].float(), noisy=noisy)
+        rows = ids(tokenizer, texts).to(device)
+        return TextLatents(ids=rows, latents=latents[chosen].float(), noisy=noisiness(step / steps))
 
     with initialising(seed):
         unet = UNet(UNET)

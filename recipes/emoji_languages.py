@@ -21,17 +21,17 @@ from torch import Tensor
 from kotoe.checkpoints.files import tensors_sha256
 from kotoe.data.captions import vocabulary_texts
 from kotoe.data.emoji import atlas
-from kotoe.data.latents import basis
+from kotoe.data.latents import THINGS, basis
 from kotoe.denoise import training_input
 from kotoe.errors import UserError
 from kotoe.localize.fit import Plan, fit, step_seed
 from kotoe.localize.losses import Queries, TextLatents, TextPairs, diffusion, reader, record_queries, states
 from kotoe.rng import keyed_generator
 from kotoe.runs import Run
-from kotoe.text import CLIPText
+from kotoe.text import CLIPText, first_eos
 from kotoe.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from kotoe.unet import UNet
-from recipes.emoji_base import CHANNELS, DROPOUT, SCHEDULE, TEXT, THINGS, Captioned, ids, new_text, previews
+from recipes.emoji_base import CHANNELS, DROPOUT, SCHEDULE, TEXT, Captioned, ids, new_text, previews
 
 LANGUAGES = ("ja", "zh", "ko")
 VOCABULARY = {"ja": 2000, "zh": 2000, "ko": 1800}
@@ -65,11 +65,6 @@ def questions(
             context = text(ids(tokenizer, data.captions(chosen, rng, "en")).to(device))
         calls.append((training_input(SCHEDULE, x0, eps, t), t, context))
     return record_queries(unet, calls, per_layer)
-
-
-def first_eos(rows: Tensor, tokenizer: Tokenizer) -> Tensor:
-    """Position (B,) of each text's first EOS in ids (B, L)."""
-    return (rows == tokenizer.eos).int().argmax(dim=1)
 
 
 def warm_student(tokenizer: Tokenizer, english: CLIPText, seed: int) -> CLIPText:
@@ -120,25 +115,36 @@ def train_language(
         drop = [rng.random() < DROPOUT for _ in texts[0]]
         return [["" if gone else t for t, gone in zip(side, drop, strict=True)] for side in texts]
 
-    def pairs(step: int, stage: str) -> TextPairs:
-        chosen, rng = data.draw(step, settings[stage][1])
+    def sides(step: int, batch: int) -> tuple[Tensor, Tensor]:
+        """Ids (B, L) of the same scenes in the language and in English."""
+        chosen, rng = data.draw(step, batch)
         there = data.captions(chosen, random.Random(step_seed(seed, step, "english")), "en")
         here, there = emptied([data.captions(chosen, rng, language), there], rng)
-        own, other = ids(tokenizer, here), ids(english_tokenizer, there)  # (B, L)
-        mine, theirs = first_eos(own, tokenizer)[:, None], first_eos(other, english_tokenizer)[:, None]  # (B, 1)
-        if stage == "states" and step % 4:  # encoders are causal: cutting what follows changes nothing before it
+        return ids(tokenizer, here), ids(english_tokenizer, there)
+
+    def teach(english_ids: Tensor) -> Tensor:
+        with torch.inference_mode():
+            context = english(english_ids.to(device))  # (B, L, D)
+        return context.clone()  # inference tensors can't take part in a loss
+
+    def read(step: int) -> TextPairs:
+        own, other = sides(step, settings["reader"][1])
+        return TextPairs(ids=own.to(device), teacher=teach(other))
+
+    def said_behind(step: int) -> TextPairs:
+        own, other = sides(step, settings["states"][1])
+        mine = first_eos(own, tokenizer.eos)[:, None]  # (B, 1)
+        theirs = first_eos(other, english_tokenizer.eos)[:, None]  # (B, 1)
+        if step % 4:  # encoders are causal: cutting what follows changes nothing before it
             keep = int(torch.maximum(mine, theirs).max()) + 1 + THINGS
             own, other = own[:, :keep], other[:, :keep]
-        with torch.inference_mode():
-            teacher = english(other.to(device))  # (B, L, D)
-        if stage == "reader":
-            return TextPairs(ids=own.to(device), teacher=teacher.clone())
         # Behind its own words the student shall say what the teacher says there. Where the teacher's words go on
         # longer, what it says as soon as they have ended, in its turn.
         position = torch.arange(own.shape[1])[None]  # (1, L)
         said = torch.where(position >= theirs, position, theirs + (position - theirs) % THINGS)  # (B, L)
+        teacher = teach(other)
         teacher = teacher.gather(1, said[:, :, None].expand_as(teacher).to(device))
-        return TextPairs(ids=own.to(device), teacher=teacher.clone(), behind=(position >= mine).to(device))
+        return TextPairs(ids=own.to(device), teacher=teacher, behind=(position >= mine).to(device))
 
     def captioned(step: int) -> TextLatents:
         chosen, rng = data.draw(step, settings["stage1"][1])
@@ -152,7 +158,7 @@ def train_language(
             lr=settings["lr"], ema=0.99, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu",
         )  # fmt: skip
         with Run(run_dir / "states", {**common, "stage": "states"}) as run:
-            fit(modules, plan, lambda step: pairs(step, "states"), run, device=device)
+            fit(modules, plan, said_behind, run, device=device)
     if settings["reader"][0]:
         bank = questions(unet, english, english_tokenizer, data, latents, settings["queries"])
         plan = Plan(
@@ -161,7 +167,7 @@ def train_language(
             sample_every=500, warmup_steps=20,  # it starts from a student that already says nearly the right thing
         )  # fmt: skip
         with Run(run_dir / "reader", {**common, "stage": "reader"}) as run:
-            fit(modules, plan, lambda step: pairs(step, "reader"), run, device=device)
+            fit(modules, plan, read, run, device=device)
     if settings["stage1"][0]:
         plan = Plan(
             name=f"{language}/stage1", trainable=("text.",), loss=diffusion(SCHEDULE), steps=settings["stage1"][0],

@@ -93,6 +93,11 @@ class Transformer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
 
 
+def first_eos(ids: Tensor, eos: int) -> Tensor:
+    """Position (B,) of each text's first EOS in ids (B, L); padding may be EOS too."""
+    return (ids == eos).int().argmax(dim=1)
+
+
 class CLIPText(nn.Module):
     """Token ids (B, L) to states (B, L, D) for the UNet's cross-attention. Padding is attended, as SD was trained."""
 
@@ -113,8 +118,7 @@ class CLIPText(nn.Module):
 
     def pooled(self, ids: Tensor) -> Tensor:
         """The state (B, D) at each text's first EOS: what CLIP compares with a picture."""
-        at = (ids == self.spec.eos).int().argmax(dim=1)  # (B,)
-        return self(ids)[torch.arange(len(ids)), at]
+        return self(ids)[torch.arange(len(ids)), first_eos(ids, self.spec.eos)]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from kotoe.errors import UserError
 
 PATCH = 16
 SCENES = 4000
+THINGS = 2  # what `described` tells of: a scene's two objects, or its one object twice
 LOOK_NORM = 24.0  # mean squared length of a look code: about as much as the layout numbers beside it weigh
 BASIS_SEED = 1_000_003
 
@@ -110,7 +111,7 @@ def looks(tier: str, channels: int, numbers: int) -> Tensor:
 
 
 def described(scenes: Sequence[Scene], code: Tensor) -> Tensor:
-    """What a text must tell of each scene: (B, 2, numbers + 8).
+    """What a text must tell of each scene: (B, THINGS, numbers + 8).
 
     For the object on the left (or above) and the other one, the same twice where there is one: its look from `looks`,
     which edge it has (one of three), its centre in shifts of a pair, and the background in [-1, 1].
@@ -124,4 +125,4 @@ def described(scenes: Sequence[Scene], code: Tensor) -> Tensor:
             place = [(x - PIXELS / 2) / PAIR_SHIFT, (y - PIXELS / 2) / PAIR_SHIFT]
             rows.append([*kind, *place, *(c / 127.5 - 1 for c in COLOURS[one.background].rgb)])
             objects.append(thing)
-    return torch.cat([code[objects], torch.tensor(rows)], dim=1).unflatten(0, (-1, 2))  # (B, 2, numbers + 8)
+    return torch.cat([code[objects], torch.tensor(rows)], dim=1).unflatten(0, (-1, THINGS))  # (B, THINGS, numbers + 8)

@@ -19,6 +19,7 @@ from kotoe.errors import UserError
 from kotoe.localize.fit import Loss
 from kotoe.schedule import sigmas_of
 from kotoe.spec import ScheduleSpec
+from kotoe.text import first_eos
 from kotoe.unet import UNet
 
 Answer = tuple[Tensor, dict[str, float]]  # scalar loss, numbers to log
@@ -113,7 +114,7 @@ def telling(text: str = "text", head: str = "head") -> Loss:
         told = modules[head](encoder(batch.ids).float())  # (B, L, E)
         position = torch.arange(batch.ids.shape[1], device=told.device)
         wanted = batch.told[:, position % batch.told.shape[1]]  # (B, L, E)
-        behind = position >= (batch.ids == encoder.spec.eos).int().argmax(dim=1)[:, None]  # (B, L)
+        behind = position >= first_eos(batch.ids, encoder.spec.eos)[:, None]  # (B, L)
         value = (told - wanted).square().mean(dim=-1)[behind].mean()
         spread = (wanted - wanted.mean(dim=(0, 1))).square().mean(dim=-1)[behind].mean()
         return value, {"untold": float((value / spread).detach())}
