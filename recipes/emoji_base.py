@@ -4,8 +4,8 @@
 
 Reads the latents that `emoji_vae.py` defines (principal components of 16 x 16 patches), so that it does not wait for
 the autoencoder. Stages: `text/` (contrastive against 32 x 32 thumbnails), `telling/` (against a picture tower in closed
-form: behind its words a text tells what is seen) and `unet/` (v-prediction with zero terminal SNR, cached latents, 10 %
-empty captions, one layout first). `start_from` goes on from weights of a run or of a model's folder instead of from
+form: behind its words a text tells what is seen) and `unet/` (v-prediction with zero terminal SNR, cached latents and
+text states, 10 % empty captions). `start_from` goes on from weights of a run or of a model's folder instead of from
 scratch.
 
 The shipped weights have had fewer steps than SIZES asks for; the model's card says how many.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from kotoe import builtin
 from kotoe.data.captions import caption, vocabulary_texts
 from kotoe.data.emoji import Atlas, atlas, scene
-from kotoe.data.latents import THINGS, Basis, basis, described, looks
+from kotoe.data.latents import Basis, Told, basis
 from kotoe.denoise import denoiser, guided, start
 from kotoe.localize.fit import Plan, fit, load_average, step_seed
 from kotoe.localize.losses import ImageTower, TextImages, TextLatents, TextScenes, contrastive, diffusion, telling
@@ -43,10 +44,10 @@ CHANNELS = 32
 UNET = UNetSpec(
     in_channels=CHANNELS,
     out_channels=CHANNELS,
-    block_out_channels=(96, 192),
+    block_out_channels=(64, 128),
     layers_per_block=1,
     cross_attention=(True, True),
-    num_heads=(3, 6),
+    num_heads=(2, 4),
     cross_attention_dim=192,
     norm_num_groups=32,
     sample_size=8,
@@ -61,26 +62,26 @@ SCHEDULE = ScheduleSpec(
 )
 TEXT: dict[str, Any] = {
     "hidden_size": 192,
-    "intermediate_size": 768,
-    "num_layers": 3,
+    "intermediate_size": 1536,
+    "num_layers": 4,
     "num_heads": 6,
-    "max_tokens": 40,
+    "max_tokens": 96,  # 64 of them behind the words, one for each latent, and 32 for the words
     "hidden_act": "quick_gelu",
 }
 VOCABULARY = 1536
 LOOK = 128  # numbers that a text must tell of how an object looks
-NOISY = (8.0, 2.0)  # timesteps are drawn noisier than evenly, first more than last: there the text decides what is seen
+PAIRS, LARGE = 0.25, 3.0  # what a text learns to tell: fewer pairs and more large things than the world holds, since
+# the one's patches are few and easy and the other's many and hard (see Captioned)
+NOISY = (4.0, 2.0)  # timesteps are drawn noisier than evenly, first more than last: there the text decides what is seen
 NOISY_FROM_TO = (0.4, 0.8)  # shares of the steps where the one begins to turn into the other, and has
-PLAIN = (None, "medium", "centre")  # the UNet begins with scenes of this relation, size and position
-PLAIN_UNTIL = 0.4  # and has come to all scenes after this share of its steps
 DROPOUT = 0.1  # share of captions that are empty, for guidance
 
 SIZES: dict[str, dict[str, Any]] = {
     "cpu": {
         "tier": "everyday",
         "text": (900, 192),
-        "telling": (2000, 128),
-        "unet": (12_000, 32),
+        "telling": (4000, 64),
+        "unet": (15_000, 32),
         "scenes": 40_000,
         "lr": 2e-3,
     },
@@ -113,36 +114,45 @@ class Captioned:
     """Scenes with their captions by step number, and something computed once for each scene.
 
     count: how many scenes there are; a step draws its batch from them by (seed, step).
+    pairs: share of scenes with two objects.
+    large: how many times as often as another a scene of a large object is drawn.
     """
 
-    def __init__(self, world: Atlas, tier: str, seed: int, count: int) -> None:
+    def __init__(
+        self, world: Atlas, tier: str, seed: int, count: int, *, pairs: float = 0.4, large: float = 1.0
+    ) -> None:
         self.world, self.tier, self.seed = world, tier, seed
-        self.scenes = [scene(seed, i, world.glyphs) for i in range(count)]
-        self.plain = [i for i, s in enumerate(self.scenes) if (s.relation, s.size, s.position) == PLAIN]
+        self.scenes = [scene(seed, i, world.glyphs, pairs=pairs) for i in range(count)]
+        self.upto = list(accumulate(large if one.size == "large" else 1.0 for one in self.scenes))
 
     def compute(self, of_pictures: Callable[[Tensor], Tensor], batch: int = 256) -> Tensor:
         """of_pictures: (b, 3, 128, 128) in [-1, 1] to (b, ...); the results of all scenes, (count, ...)."""
         parts = [self.scenes[i : i + batch] for i in range(0, len(self.scenes), batch)]
         return torch.cat([of_pictures(self.world.render(part).float() / 127.5 - 1) for part in parts])
 
-    def draw(self, step: int, batch: int, plain: float = 0.0) -> tuple[list[int], random.Random]:
-        """Indices of a step's scenes and the generator for its captions. plain: this share of them is plain."""
+    def draw(self, step: int, batch: int) -> tuple[list[int], random.Random]:
+        """Indices of a step's scenes and the generator for its captions."""
         rng = random.Random(step_seed(self.seed, step, "batch"))
-        return [
-            rng.choice(self.plain) if plain and rng.random() < plain else rng.randrange(len(self.scenes))
-            for _ in range(batch)
-        ], rng
+        return rng.choices(range(len(self.scenes)), cum_weights=self.upto, k=batch), rng
 
     def captions(self, chosen: Sequence[int], rng: random.Random, language: str) -> list[str]:
         return [caption(self.scenes[i], language, rng, tier=self.tier) for i in chosen]
 
 
-def ids(tokenizer: Tokenizer, texts: Sequence[str], *, behind: int | None = None) -> Tensor:
-    """Token ids (B, L). behind: how many positions to keep after the longest text's EOS; None: all there are."""
+def ids(tokenizer: Tokenizer, texts: Sequence[str], *, cut: bool = False) -> Tensor:
+    """Token ids (B, max_tokens). cut: only as far as the longest text's EOS."""
     rows = torch.tensor(tokenizer.encode(texts).ids)  # (B, max_tokens)
-    if behind is None:
-        return rows
-    return rows[:, : int(first_eos(rows, tokenizer.eos).max()) + 1 + behind]
+    return rows[:, : int(first_eos(rows, tokenizer.eos).max()) + 1] if cut else rows
+
+
+def said(text: CLIPText, tokenizer: Tokenizer, texts: Sequence[str], batch: int = 128) -> Tensor:
+    """A frozen encoder's states (B, L, D) of texts, made once and kept in float16 where there is room: 37 kB a text."""
+    device = next(text.parameters()).device
+    with torch.inference_mode():
+        parts = [
+            text(ids(tokenizer, texts[i : i + batch]).to(device)).half().cpu() for i in range(0, len(texts), batch)
+        ]
+    return torch.cat(parts).clone()  # inference tensors can't take part in a loss
 
 
 def noisiness(done: float) -> float:
@@ -191,7 +201,7 @@ def train_text(
     def batches(step: int) -> TextImages:
         chosen, rng = data.draw(step, batch)
         texts = data.captions(chosen, rng, language)
-        return TextImages(ids=ids(tokenizer, texts, behind=0).to(device), images=small[chosen])
+        return TextImages(ids=ids(tokenizer, texts, cut=True).to(device), images=small[chosen])
 
     plan = Plan(
         name=f"text/{language}", trainable=("text.", "image."), loss=contrastive(),
@@ -203,16 +213,16 @@ def train_text(
         fit({"text": encoder, "image": tower}, plan, batches, run, device=device)
 
     steps, batch = settings["telling"]
-    code = looks(settings["tier"], CHANNELS, LOOK)
-    told = described(data.scenes, code)  # (count, THINGS, E)
+    data = Captioned(world, settings["tier"], seed + 1, settings["scenes"], pairs=PAIRS, large=LARGE)
+    told = Told(settings["tier"], CHANNELS, LOOK)
     with initialising(seed + 2):
-        head = nn.Linear(TEXT["hidden_size"], told.shape[-1]).to(device)
+        head = nn.Linear(TEXT["hidden_size"], told.route_numbers).to(device)
 
     def scenes(step: int) -> TextScenes:
         chosen, rng = data.draw(step, batch)
         texts = data.captions(chosen, rng, language)
-        rows = ids(tokenizer, texts, behind=1 + THINGS if step % 4 else None)  # now and then all of the padding too
-        return TextScenes(ids=rows.to(device), told=told[chosen].to(device))
+        route, drawn = told([data.scenes[i] for i in chosen])
+        return TextScenes(ids=ids(tokenizer, texts).to(device), route=route.to(device), drawn=drawn.to(device))
 
     plan = Plan(
         name=f"telling/{language}", trainable=("text.", "head."), loss=telling(),
@@ -296,12 +306,14 @@ def main(
     latents = data.compute(base.encode)  # (count, C, 8, 8)
     steps, batch = settings["unet"]
 
+    kept = said(text, tokenizer, ["", *data.captions(range(len(data.scenes)), random.Random(seed), "en")])
+
     def batches(step: int) -> TextLatents:
-        # One layout first: through all of them at once the UNet is slow to find how a look is drawn (docs/log.md).
-        chosen, rng = data.draw(step, batch, plain=max(0.0, 1 - step / (PLAIN_UNTIL * steps)))
-        texts = ["" if rng.random() < DROPOUT else t for t in data.captions(chosen, rng, "en")]
-        rows = ids(tokenizer, texts).to(device)
-        return TextLatents(ids=rows, latents=latents[chosen].float(), noisy=noisiness(step / steps))
+        chosen, rng = data.draw(step, batch)
+        rows = [0 if rng.random() < DROPOUT else 1 + i for i in chosen]  # the first of `kept` is the empty caption's
+        return TextLatents(
+            text=kept[rows].float().to(device), latents=latents[chosen].float(), noisy=noisiness(step / steps)
+        )
 
     with initialising(seed):
         unet = UNet(UNET)

@@ -21,7 +21,7 @@ from torch import Tensor
 from kotoe.checkpoints.files import tensors_sha256
 from kotoe.data.captions import vocabulary_texts
 from kotoe.data.emoji import atlas
-from kotoe.data.latents import THINGS, basis
+from kotoe.data.latents import PATCHES, basis
 from kotoe.denoise import training_input
 from kotoe.errors import UserError
 from kotoe.localize.fit import Plan, fit, step_seed
@@ -34,6 +34,7 @@ from kotoe.unet import UNet
 from recipes.emoji_base import CHANNELS, DROPOUT, SCHEDULE, TEXT, Captioned, ids, new_text, previews
 
 LANGUAGES = ("ja", "zh", "ko")
+CUT = 48  # positions that most steps of `states` look at: words, and the patches of the upper half
 VOCABULARY = {"ja": 2000, "zh": 2000, "ko": 1800}
 PREVIEWS = {
     "ja": ("青い背景に猫", "白い背景に赤いりんご", "黒い背景にロケット", "緑の背景にピザ"),
@@ -42,7 +43,7 @@ PREVIEWS = {
 }
 
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"tier": "everyday", "states": (1200, 128), "reader": (300, 64), "stage1": (0, 64),
+    "cpu": {"tier": "everyday", "states": (1200, 64), "reader": (100, 64), "stage1": (0, 64),
             "scenes": 20_000, "queries": 96, "lr": 1e-3},
     "gpu": {"tier": "all", "states": (10_000, 256), "reader": (10_000, 256), "stage1": (10_000, 256),
             "scenes": 200_000, "queries": 256, "lr": 1e-3},
@@ -136,20 +137,20 @@ def train_language(
         mine = first_eos(own, tokenizer.eos)[:, None]  # (B, 1)
         theirs = first_eos(other, english_tokenizer.eos)[:, None]  # (B, 1)
         if step % 4:  # encoders are causal: cutting what follows changes nothing before it
-            keep = int(torch.maximum(mine, theirs).max()) + 1 + THINGS
-            own, other = own[:, :keep], other[:, :keep]
+            own, other = own[:, :CUT], other[:, :CUT]
         # Behind its own words the student shall say what the teacher says there. Where the teacher's words go on
-        # longer, what it says as soon as they have ended, in its turn.
+        # longer, what it says of the same patch after they have ended, if that is not cut.
         position = torch.arange(own.shape[1])[None]  # (1, L)
-        said = torch.where(position >= theirs, position, theirs + (position - theirs) % THINGS)  # (B, L)
+        said = theirs + (position - theirs) % PATCHES  # (B, L)
+        kept = (position >= mine) & (said < own.shape[1])
         teacher = teach(other)
-        teacher = teacher.gather(1, said[:, :, None].expand_as(teacher).to(device))
-        return TextPairs(ids=own.to(device), teacher=teacher, behind=(position >= mine).to(device))
+        teacher = teacher.gather(1, said.clamp(max=own.shape[1] - 1)[:, :, None].expand_as(teacher).to(device))
+        return TextPairs(ids=own.to(device), teacher=teacher, behind=kept.to(device))
 
     def captioned(step: int) -> TextLatents:
         chosen, rng = data.draw(step, settings["stage1"][1])
         (texts,) = emptied([data.captions(chosen, rng, language)], rng)
-        return TextLatents(ids=ids(tokenizer, texts).to(device), latents=latents[chosen].float())
+        return TextLatents(text=ids(tokenizer, texts).to(device), latents=latents[chosen].float())
 
     sample = previews(("unet", "text"), tokenizer, base, PREVIEWS[language])
     if settings["states"][0]:

@@ -12,7 +12,7 @@ import torch
 from kotoe.data import captions, emoji
 from kotoe.data.captions import COLOURS
 from kotoe.data.emoji import PIXELS, Scene, atlas, held_out_colour, held_out_pair, layout, scene
-from kotoe.data.latents import PATCH, basis, described, looks
+from kotoe.data.latents import PATCH, PATCHES, Told, basis, looks
 from kotoe.errors import UserError
 
 pytestmark = [pytest.mark.needs("emoji-font"), pytest.mark.needs("cldr"), pytest.mark.needs("unicode-data")]
@@ -120,11 +120,42 @@ def test_looks_tell_every_glyph_from_every_other() -> None:
 
 def test_what_a_text_must_tell_of_a_scene() -> None:
     code = looks("everyday", 32, 128)
-    pair = Scene(objects=(3, 5), relation="right_of", background="white")  # 3 lies right of 5: 5 comes first
+    told = Told("everyday", 32, 128)
+    pair = Scene(objects=(3, 5), relation="right_of", background="white")  # 3 lies right of 5
     single = Scene(objects=(7,), size="large", background="black")
-    told = described([pair, single], code)
-    assert told.shape == (2, 2, 136)
-    assert torch.equal(told[0, :, :128], code[[5, 3]])
-    assert told[0, :, 128:].tolist() == [[1, 0, 0, -1, 0, 1, 1, 1], [1, 0, 0, 1, 0, 1, 1, 1]]
-    assert torch.equal(told[1, 0], told[1, 1])
-    assert told[1, 0, 128:133].tolist() == [0, 0, 1, 0, 0]
+    shifted = Scene(objects=(9,), position="top left", background="black")
+    route, drawn = told([pair, single, shifted])
+    assert route.shape == (3, PATCHES, told.route_numbers)
+    looked = route[..., :128].unflatten(1, (8, 8))
+    assert torch.equal(looked[0, 2, 0], code[5])
+    assert torch.equal(looked[0, 2, 7], code[3])
+    assert not looked[0, :2].any()
+    assert not looked[0, 6:].any()
+    assert torch.equal(looked[1], code[7].expand(8, 8, -1))  # a large one touches every patch
+    assert torch.equal(looked[2, :6, :6], code[9].expand(6, 6, -1))
+    assert not looked[2, 6:].any()
+    row, column = (part.argmax(-1).unflatten(1, (8, 8)) for part in route[..., 128:-3].chunk(2, dim=-1))
+    assert row[0, 2:6, 0].tolist() == row[0, 2:6, 4].tolist() == [0, 1, 2, 3]  # of the four rows of small things
+    assert column[0, 2].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert row[1, :, 0].tolist() == list(range(10, 18))  # after small ones' four and middle-sized ones' six
+    assert row[2, :, 0].tolist() == [4, 5, 6, 7, 8, 9, 18, 18]  # 18: none
+    assert route[0, 0, -3:].tolist() == [1, 1, 1]
+    assert torch.equal(route[1, 0, -3:], torch.tensor(COLOURS["black"].rgb) / 127.5 - 1)
+    assert torch.equal(drawn[1, 0, :48], drawn[2, 63, :48])  # the corner of a large thing is empty, and told so
+
+
+def test_what_is_told_of_a_patch_is_what_is_seen_there() -> None:
+    """On black the latents follow from what is told by one scale and shift of each number, wherever a thing lies."""
+    told, base, world = Told("everyday", 32, 128), basis("everyday", 32), atlas()
+    scenes = [replace(scene(5, i, world.glyphs), background="black") for i in range(200)]
+    z = base.encode(world.render(scenes).float() / 127.5 - 1).flatten(2).transpose(1, 2)  # (200, 64, 32)
+    _, drawn = told(scenes)
+    said = drawn[..., :32]
+    slope = ((said - said.mean((0, 1))) * (z - z.mean((0, 1)))).mean((0, 1)) / said.var((0, 1), correction=0)
+    guess = z.mean((0, 1)) + slope * (said - said.mean((0, 1)))
+    assert float((guess - z).square().mean() / z.var()) < 1e-4
+    # See-through patches are told alike whatever lies elsewhere, and each place differs from all others.
+    empty = drawn[[s.relation == "left_of" for s in scenes], 0]  # the upper left corner
+    assert torch.equal(empty, empty[:1].expand_as(empty))
+    places = drawn[0, :, -8:]
+    assert float(torch.cdist(places, places).fill_diagonal_(torch.inf).min()) > 1

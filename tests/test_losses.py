@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,41 +70,66 @@ def test_contrastive_learns_to_tell_pictures_apart(tmp_path: Path) -> None:
 
 
 class Placed(nn.Module):
-    """A text encoder whose states are its positions' numbers."""
+    """A text encoder whose states are two of its positions' number; before its last layer, that number and 1 more."""
 
     def __init__(self, eos: int) -> None:
         super().__init__()
         self.spec = type("Spec", (), {"eos": eos})
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return torch.arange(float(ids.shape[1])).view(1, -1, 1).expand(len(ids), -1, 1)
+    def residuals(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+        at = torch.arange(float(ids.shape[1])).view(1, -1, 1).expand(len(ids), -1, 1)
+        yield torch.cat([at, at + 1], dim=2)
+        yield at.expand(-1, -1, 2)
+
+    def finished(self, x: torch.Tensor) -> torch.Tensor:
+        return x
 
 
-def test_telling_asks_from_the_first_eos_on_by_turns() -> None:
+class Constant(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(x[..., :1], self.value)
+
+
+def test_telling_asks_every_state_from_the_first_eos_on_for_its_patch() -> None:
     rows = torch.tensor([[1, 5, 9, 9, 9, 9], [1, 5, 5, 5, 9, 9]])  # EOS is 9, and padding too
-    told = torch.tensor([[[2.0], [3.0]], [[4.0], [5.0]]])
-    parts = {"text": Placed(9), "head": nn.Identity()}
-    value, numbers = telling()(parts, TextScenes(ids=rows, told=told), generator())
-    # Text 0 is asked at 2, 3, 4, 5 for 2, 3, 2, 3; text 1 at 4, 5 for 4, 5.
-    assert float(value) == pytest.approx((0 + 0 + 4 + 4 + 0 + 0) / 6)
-    assert numbers["untold"] > 0
-    swapped, _ = telling()(parts, TextScenes(ids=rows, told=told.flip(1)), generator())
-    assert float(swapped) == pytest.approx((1 + 1 + 1 + 9 + 1 + 1) / 6)
+    drawn = torch.tensor([[[2.0], [3.0]], [[4.0], [5.0]]])
+    route = torch.tensor([[[7.0], [7.0]], [[7.0], [8.0]]])
+    parts = {"text": Placed(9), "head": Constant(7.0)}
+    value, numbers = telling()(parts, TextScenes(ids=rows, route=route, drawn=drawn), generator())
+    # Text 0 is asked at 2, 3, 4, 5 for 2, 3, 2, 3; text 1 at 4, 5 for 4, 5. The second number of a state shall be 0.
+    wanted = torch.tensor([[2.0, 0], [3, 0], [2, 0], [3, 0], [4, 0], [5, 0]])
+    said = torch.tensor([[2.0, 2], [3, 3], [4, 4], [5, 5], [4, 4], [5, 5]])
+    spread = (wanted - wanted.mean(dim=0)).square().mean()
+    assert numbers["undrawn"] == pytest.approx(float((said - wanted).square().mean() / spread))
+    of_routes = torch.tensor([7.0, 7, 7, 7, 7, 8])
+    assert numbers["unrouted"] == pytest.approx(float((1 / 6) / (of_routes - of_routes.mean()).square().mean()))
+    assert float(value) == pytest.approx(numbers["undrawn"] + numbers["unrouted"])
+    swapped, _ = telling()(parts, TextScenes(ids=rows, route=route, drawn=drawn.flip(1)), generator())
+    assert float(swapped) != pytest.approx(float(value))
 
 
 def test_telling_learns(tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts: dict[str, nn.Module] = {"text": tiny_conditioner("en", 32).encoder, "head": nn.Linear(32, 6)}
-    batch = TextScenes(ids=ids(TEXTS), told=torch.randn(8, 2, 6, generator=generator()))
+    batch = TextScenes(
+        ids=ids(TEXTS),
+        route=torch.randn(8, 4, 6, generator=generator()),
+        drawn=torch.randn(8, 4, 5, generator=generator(1)),
+    )
     plan = Plan(
-        name="t", trainable=("text.", "head."), loss=telling(), steps=150, lr=3e-3, warmup_steps=5, log_every=1, ema=0
+        name="t", trainable=("text.", "head."), loss=telling(), steps=200, lr=3e-3, warmup_steps=5, log_every=1, ema=0
     )
     with Run(tmp_path / "r", {}) as run:
         fit(parts, plan, lambda step: batch, run, progress=False)
-        curve = [row["untold"] for row in run.metrics()]
-    assert curve[0] > 0.8
-    assert curve[-1] < 0.2
+        curve = run.metrics()
+    for number in ("unrouted", "undrawn"):
+        assert curve[0][number] > 0.8
+        assert curve[-1][number] < 0.3
 
 
 class Knowing(nn.Module):
@@ -122,13 +148,27 @@ class Knowing(nn.Module):
 @pytest.mark.parametrize("noisy", [1.0, 1.5])
 def test_diffusion_is_zero_for_the_right_answer(noisy: float) -> None:
     latents = torch.randn(8, 4, 8, 8, generator=generator())
-    batch = TextLatents(ids=ids(TEXTS), latents=latents, noisy=noisy)
+    batch = TextLatents(text=ids(TEXTS), latents=latents, noisy=noisy)
     loss = diffusion(SPEC)
     text = tiny_conditioner("en", 32).encoder
     right, _ = loss({"unet": Knowing(latents, 0.0), "text": text}, batch, generator())
     wrong, _ = loss({"unet": Knowing(latents, 0.5), "text": text}, batch, generator())
     assert float(right.detach()) < 1e-4
     assert float(wrong.detach()) > 0.02
+
+
+def test_states_that_a_frozen_encoder_made_count_as_its_text() -> None:
+    conditioner = BUNDLE.conditioner()
+    rows = torch.tensor(conditioner.tokenizer.encode(TEXTS).ids)
+    batch = TextLatents(text=rows, latents=torch.randn(8, 4, 8, 8, generator=generator()))
+    with torch.inference_mode():
+        made = conditioner.encoder(rows)
+        parts = {"unet": BUNDLE.unet, "text": conditioner.encoder}
+        whole, _ = diffusion(SPEC)(parts, batch, generator())
+        kept, _ = diffusion(SPEC)({"unet": BUNDLE.unet}, replace(batch, text=made), generator())
+        other, _ = diffusion(SPEC)({"unet": BUNDLE.unet}, replace(batch, text=made.flip(0)), generator())
+    assert torch.equal(whole, kept)
+    assert not torch.equal(whole, other)
 
 
 def test_weights_keep_the_noisiest_step() -> None:

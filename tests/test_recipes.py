@@ -68,15 +68,3 @@ def test_a_recipe_goes_on_from_another_run(runs: Path, tmp_path: Path, monkeypat
         float((p - dict(old.named_parameters())[name]).abs().max().detach()) for name, p in new.named_parameters()
     )
     assert 0 < moved < 0.01  # one step away, not begun anew
-
-
-def test_plain_scenes_come_first() -> None:
-    data = emoji_base.Captioned(emoji_base.atlas(), "everyday", 1, 300)
-    alike = {(s.relation, s.size, s.position) for s in (data.scenes[i] for i in data.draw(0, 64, plain=1.0)[0])}
-    assert alike == {emoji_base.PLAIN}
-    assert len({(s.relation, s.size, s.position) for s in (data.scenes[i] for i in data.draw(0, 64)[0])}) > 5
-
-
-def test_texts_tell_of_as_many_things_as_positions_take_turns() -> None:
-    scenes = emoji_base.Captioned(emoji_base.atlas(), "everyday", 1, 8).scenes
-    assert emoji_base.described(scenes, torch.zeros(836, 4)).shape[1] == emoji_base.THINGS

@@ -9,7 +9,7 @@ Legend: B texts, L tokens, D text width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -106,15 +106,26 @@ class CLIPText(nn.Module):
         self.spec = spec
         self.text_model = Transformer(spec)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """States (B, L, D) of the spec's layer, after the final norm where the spec says so."""
+    def residuals(self, ids: Tensor) -> Iterator[Tensor]:
+        """The embeddings (B, L, D) and what each layer up to the spec's makes of them."""
         spec, model = self.spec, self.text_model
         if ids.shape[1] > spec.max_tokens:
             raise UserError(f"{ids.shape[1]} tokens for an encoder of {spec.max_tokens} positions")
         x = model.embeddings(ids)  # (B, L, D)
+        yield x
         for layer in model.encoder.layers[: spec.num_layers + 1 + spec.layer]:
             x = layer(x)
-        return model.final_layer_norm(x) if spec.final_norm else x
+            yield x
+
+    def finished(self, x: Tensor) -> Tensor:
+        """The last residual as a UNet gets it: after the final norm where the spec says so."""
+        return self.text_model.final_layer_norm(x) if self.spec.final_norm else x
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """States (B, L, D) of the spec's layer, after the final norm where the spec says so."""
+        for x in self.residuals(ids):
+            last = x
+        return self.finished(last)
 
     def pooled(self, ids: Tensor) -> Tensor:
         """The state (B, D) at each text's first EOS: what CLIP compares with a picture."""

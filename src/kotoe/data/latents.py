@@ -25,13 +25,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kotoe.data.captions import COLOURS
-from kotoe.data.emoji import PAIR_SHIFT, PAIR_SIZE, PIXELS, SIZES, Atlas, Scene, atlas, cache_folder, layout, scene
+from kotoe.data.emoji import PIXELS, SIZES, Atlas, Scene, atlas, cache_folder, layout, scene
 from kotoe.errors import UserError
 
 PATCH = 16
 SCENES = 4000
-THINGS = 2  # what `described` tells of: a scene's two objects, or its one object twice
-LOOK_NORM = 24.0  # mean squared length of a look code: about as much as the layout numbers beside it weigh
+GRID = PIXELS // PATCH
+PATCHES = GRID**2
+CLEAR = 16  # numbers of how see-through a patch is
+LOOK_NORM = 24.0  # mean squared length of a look code: about as much as the numbers beside it in a route weigh
+ROUTE_SCALE = 2.0
+TOLD_SCALE = 2**0.5  # a state of 192 numbers has a squared length of 192 at first; what is told, two thirds of it
 BASIS_SEED = 1_000_003
 
 
@@ -89,6 +93,13 @@ def _compute(world: Atlas, scenes: Sequence[Scene], channels: int) -> Basis:
     return Basis(mean.float(), components.float().contiguous(), scale.float())
 
 
+def _every_glyph(world: Atlas, base: Basis, size: str, background: str) -> Tensor:
+    """Latents (N, C, h, w) of each glyph by itself."""
+    scenes = [Scene(objects=(i,), size=size, background=background) for i in range(len(world.glyphs))]
+    parts = [world.render(scenes[i : i + 100]).float() / 127.5 - 1 for i in range(0, len(scenes), 100)]
+    return torch.cat([base.encode(part) for part in parts])
+
+
 @lru_cache(maxsize=4)
 def looks(tier: str, channels: int, numbers: int) -> Tensor:
     """How each glyph of a tier looks, in closed form: (N, numbers) principal components of its medium render's latents.
@@ -99,30 +110,85 @@ def looks(tier: str, channels: int, numbers: int) -> Tensor:
     count = len(world.glyphs)
     if not 1 <= numbers <= count:
         raise UserError(f"{numbers} numbers for the looks of {count} glyphs", allowed=f"1 to {count}")
-    sides = []
-    for colour in ("black", "white"):
-        scenes = [Scene(objects=(i,), background=colour) for i in range(count)]
-        parts = [world.render(scenes[i : i + 100]).float() / 127.5 - 1 for i in range(0, count, 100)]
-        sides.append(torch.cat([base.encode(part).flatten(1) for part in parts]))
+    sides = [_every_glyph(world, base, "medium", colour).flatten(1) for colour in ("black", "white")]
     every = torch.cat(sides, dim=1)  # (N, 2 C h w)
     u, s, v = torch.linalg.svd(every - every.mean(dim=0), full_matrices=False)
     code = u[:, :numbers] * s[:numbers] * v[:numbers].sum(dim=1).sign()  # (N, numbers); signs don't depend on LAPACK
     return code * (LOOK_NORM / code.square().sum(dim=1).mean()).sqrt()
 
 
-def described(scenes: Sequence[Scene], code: Tensor) -> Tensor:
-    """What a text must tell of each scene: (B, THINGS, numbers + 8).
+class Told:
+    """What a text must tell of a scene, patch by patch of its latents (row by row, PATCHES of them), in closed form.
 
-    For the object on the left (or above) and the other one, the same twice where there is one: its look from `looks`,
-    which edge it has (one of three), its centre in shifts of a pair, and the background in [-1, 1].
+    Told in two steps, since one alone is learnt far more slowly. The route says what lies on a patch; from it what is
+    seen there follows object by object, and no longer depends on where that object was placed:
+
+    route (B, PATCHES, R): the look code of the object that covers the patch (zeros where
+        none does), which of the rows and of the columns of an object of that size the patch is (one of each, the last
+        of them: none), and the background in [-1, 1].
+    drawn (B, PATCHES, S): the patch's latents on black, how much of it is see-through (principal
+        components of white less black), the background, and the patch's place. The state of a text behind its words
+        is this, filled up with zeros, so that a UNet finds a patch by its place and reads it as it stands.
     """
-    edges = sorted({PAIR_SIZE, *SIZES.values()})
-    rows, objects = [], []
-    for one in scenes:
-        placed = sorted(zip(layout(one), one.objects, strict=True), key=lambda each: sum(each[0][1:]))
-        for (edge, x, y), thing in (placed[0], placed[-1]):
-            kind = [float(edge == known) for known in edges]
-            place = [(x - PIXELS / 2) / PAIR_SHIFT, (y - PIXELS / 2) / PAIR_SHIFT]
-            rows.append([*kind, *place, *(c / 127.5 - 1 for c in COLOURS[one.background].rgb)])
-            objects.append(thing)
-    return torch.cat([code[objects], torch.tensor(rows)], dim=1).unflatten(0, (-1, THINGS))  # (B, THINGS, numbers + 8)
+
+    def __init__(self, tier: str, channels: int, numbers: int) -> None:
+        world, base = atlas(tier), basis(tier, channels)
+        code = looks(tier, channels, numbers)
+        self.code = torch.cat([code, code.new_zeros(1, numbers)])  # (N + 1, numbers); -1: no object
+        self.spans: dict[int, tuple[int, int, int]] = {}  # edge: first row of its own, rows, first kind of its own
+        on_black, clear, rows, kinds = [], [], 0, 0
+        for size, edge in SIZES.items():
+            low, high = _span(PIXELS // 2, edge)
+            black, white = (
+                _every_glyph(world, base, size, colour)[..., low:high, low:high].flatten(2).transpose(1, 2)
+                for colour in ("black", "white")
+            )  # (N, kinds of this size, C)
+            on_black.append(black)
+            clear.append(white - black)
+            self.spans[edge] = rows, high - low, kinds
+            rows, kinds = rows + high - low, kinds + (high - low) ** 2
+        self.rows, self.none = rows, kinds
+        self.route_numbers = numbers + 2 * (rows + 1) + 3  # R
+        grounds = torch.tensor([COLOURS[colour].rgb for colour in ("black", "white")]) / 127.5 - 1
+        bare = base.encode(grounds[:, :, None, None].expand(-1, -1, PATCH, PATCH)).flatten(1)  # (2, C)
+        black = torch.cat([*on_black, bare[0].expand(len(world.glyphs), 1, -1)], dim=1)  # (N, kinds + 1, C)
+        white = torch.cat([*clear, (bare[1] - bare[0]).expand(len(world.glyphs), 1, -1)], dim=1)
+        white = white - white.mean(dim=(0, 1))
+        _, vectors = torch.linalg.eigh(torch.einsum("nkc,nkd->cd", white.double(), white.double()))
+        vectors = vectors.flip(1)[:, :CLEAR].float()
+        white = white @ (vectors * vectors.sum(dim=0).sign())  # (N, kinds + 1, CLEAR); signs don't depend on LAPACK
+        parts = [part / part.square().mean().sqrt() for part in (black - black.mean(dim=(0, 1)), white)]
+        self.drawn = TOLD_SCALE * torch.cat(parts, dim=2)  # (N, kinds + 1, C + CLEAR)
+        middles = (torch.arange(GRID) + 0.5) / GRID * torch.pi
+        waves = torch.stack([torch.cos(k * middles) for k in range(1, 5)], dim=1)  # (GRID, 4)
+        down, across = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
+        place = torch.cat([waves[down.flatten()], waves[across.flatten()]], dim=1)  # (PATCHES, 8)
+        self.place = TOLD_SCALE * 6**0.5 * place
+
+    def __call__(self, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
+        """Route and drawn of scenes."""
+        things = torch.full((len(scenes), GRID, GRID), -1)
+        row, column = torch.full_like(things, self.rows), torch.full_like(things, self.rows)
+        kinds = torch.full_like(things, self.none)
+        for k, one in enumerate(scenes):
+            for (edge, x, y), thing in zip(layout(one), one.objects, strict=True):
+                (left, right), (top, bottom) = _span(x, edge), _span(y, edge)
+                first, count, kind = self.spans[edge]
+                own = torch.arange(count)
+                things[k, top:bottom, left:right] = thing
+                row[k, top:bottom, left:right] = first + own[:, None]
+                column[k, top:bottom, left:right] = first + own
+                kinds[k, top:bottom, left:right] = kind + own[:, None] * count + own
+        things, row, column, kinds = (each.flatten(1) for each in (things, row, column, kinds))  # (B, PATCHES)
+        rgb = torch.tensor([COLOURS[one.background].rgb for one in scenes]) / 127.5 - 1
+        ground = rgb[:, None].expand(-1, PATCHES, -1)  # (B, PATCHES, 3)
+        which = [ROUTE_SCALE * F.one_hot(each, self.rows + 1).float() for each in (row, column)]
+        route = torch.cat([self.code[things], *which, ground], dim=2)
+        place = self.place.expand(len(scenes), -1, -1)
+        drawn = torch.cat([self.drawn[things, kinds], 2 * TOLD_SCALE * ground, place], dim=2)
+        return route, drawn
+
+
+def _span(middle: int, edge: int) -> tuple[int, int]:
+    """First patch that an object touches along one axis, and the one after the last."""
+    return (middle - edge // 2) // PATCH, -((edge // 2 - middle - edge) // PATCH)

@@ -35,12 +35,13 @@ class TextImages:
 
 @dataclass(frozen=True, kw_only=True)
 class TextLatents:
-    """ids (B, L) of captions, and unit-scaled latents (B, C, h, w) of what they describe.
+    """text: ids (B, L) of captions, or what a frozen encoder made of them, (B, L, D); and unit-scaled latents
+    (B, C, h, w) of what they describe.
 
     noisy: 1.0 draws timesteps evenly; above it noisier ones more often, with P(t < x T) = x ** noisy.
     """
 
-    ids: Tensor
+    text: Tensor
     latents: Tensor
     noisy: float = 1.0
 
@@ -59,10 +60,12 @@ class TextPairs:
 
 @dataclass(frozen=True, kw_only=True)
 class TextScenes:
-    """ids (B, L) of captions and what they must tell of their pictures (B, K, E): K things, E numbers of each."""
+    """ids (B, L) of captions and what they must tell of their pictures, patch by patch: route (B, P, R) on the way,
+    drawn (B, P, S) in the end (see kotoe.data.latents.Told)."""
 
     ids: Tensor
-    told: Tensor
+    route: Tensor
+    drawn: Tensor
 
 
 class ImageTower(nn.Module):
@@ -105,19 +108,27 @@ def contrastive(text: str = "text", image: str = "image") -> Loss:
 def telling(text: str = "text", head: str = "head") -> Loss:
     """A text must tell what is seen, in numbers that a picture's pixels define in closed form (a locked image tower).
 
-    Every state from the first EOS on is asked, by one linear `head` (D to E): that at position p for thing p mod K. So
-    a cross-attention finds the things wherever it looks behind the words.
+    Every state from the first EOS on is asked, that at position p for patch p mod P: before the encoder's last layer
+    for the patch's route, by a linear `head` (D to R), and after it for what is drawn there, which the state itself
+    must be, filled up with zeros. So a cross-attention finds each patch wherever it looks behind the words.
     """
 
     def loss(modules: Mapping[str, Any], batch: TextScenes, _: torch.Generator) -> Answer:
         encoder = modules[text]
-        told = modules[head](encoder(batch.ids).float())  # (B, L, E)
-        position = torch.arange(batch.ids.shape[1], device=told.device)
-        wanted = batch.told[:, position % batch.told.shape[1]]  # (B, L, E)
+        *_, before, last = encoder.residuals(batch.ids)
+        states = encoder.finished(last).float()  # (B, L, D)
+        routed = modules[head](F.layer_norm(before.float(), before.shape[-1:]))  # (B, L, R)
+        position = torch.arange(batch.ids.shape[1], device=states.device)
         behind = position >= first_eos(batch.ids, encoder.spec.eos)[:, None]  # (B, L)
-        value = (told - wanted).square().mean(dim=-1)[behind].mean()
-        spread = (wanted - wanted.mean(dim=(0, 1))).square().mean(dim=-1)[behind].mean()
-        return value, {"untold": float((value / spread).detach())}
+        numbers = {}
+        value = states.new_zeros(())
+        for name, said, told in (("unrouted", routed, batch.route), ("undrawn", states, batch.drawn)):
+            wanted = F.pad(told, (0, said.shape[-1] - told.shape[-1]))[:, position % told.shape[1]][behind]
+            spread = (wanted - wanted.mean(dim=0)).square().mean()
+            left_over = (said[behind] - wanted).square().mean() / spread
+            numbers[name] = float(left_over.detach())
+            value = value + left_over
+        return value, numbers
 
     return loss
 
@@ -140,7 +151,7 @@ def diffusion(spec: ScheduleSpec, *, text: str = "text", gamma: float = 5.0) -> 
         share = torch.rand(len(x0), generator=draw) ** (1 / batch.noisy)  # [0, 1)
         t = (share * spec.num_train_timesteps).long().clamp(max=spec.num_train_timesteps - 1).to(x0.device)
         eps = torch.randn(x0.shape, generator=draw).to(x0)
-        context = modules[text](batch.ids)  # (B, L, D)
+        context = batch.text if batch.text.is_floating_point() else modules[text](batch.text)  # (B, L, D)
         x = training_input(spec, x0, eps, t).contiguous(memory_format=torch.channels_last)
         prediction = modules["unet"](x, t, context)
         value = squared_error(prediction, training_target(spec, x0, eps, t), floored_min_snr(spec, t, gamma))
