@@ -72,7 +72,7 @@ VOCABULARY = 1536
 LOOK = 128  # numbers that a text must tell of how an object looks
 PAIRS, LARGE = 0.25, 3.0  # what a text learns to tell: fewer pairs and more large things than the world holds, since
 # the one's patches are few and easy and the other's many and hard (see Captioned)
-NOISY = (4.0, 2.0)  # timesteps are drawn noisier than evenly, first more than last: there the text decides what is seen
+NOISY = (4.0, 1.0)  # timesteps are drawn noisier than evenly at first, where the text decides what is seen, then evenly
 NOISY_FROM_TO = (0.4, 0.8)  # shares of the steps where the one begins to turn into the other, and has
 DROPOUT = 0.1  # share of captions that are empty, for guidance
 

@@ -5,7 +5,7 @@
 Per language: a SentencePiece unigram tokenizer is trained on its captions; the text encoder starts as English but for
 its token embeddings and learns from parallel text alone, first what the English encoder says behind the words
 (`states/`), then what the frozen UNet reads (`reader/`; design section 7), after that from captioned latents through
-the frozen UNet (`stage1/`). English encoder and UNet come from `emoji_base.py`'s runs.
+the frozen UNet (`stage1/`). At size `cpu` `states/` alone: after it a short `reader/` made the pictures worse. English encoder and UNet come from `emoji_base.py`'s runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kotoe.data.latents import PATCHES, basis
 from kotoe.denoise import training_input
 from kotoe.errors import UserError
 from kotoe.localize.fit import Plan, fit, step_seed
-from kotoe.localize.losses import Queries, TextLatents, TextPairs, diffusion, reader, record_queries, states
+from kotoe.localize.losses import Queries, TextLatents, TextPairs, TextStates, diffusion, reader, record_queries, states
 from kotoe.rng import keyed_generator
 from kotoe.runs import Run
 from kotoe.text import CLIPText, first_eos
@@ -43,7 +43,7 @@ PREVIEWS = {
 }
 
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"tier": "everyday", "states": (1200, 64), "reader": (100, 64), "stage1": (0, 64),
+    "cpu": {"tier": "everyday", "states": (2500, 64), "reader": (0, 64), "stage1": (0, 64),
             "scenes": 20_000, "queries": 96, "lr": 1e-3},
     "gpu": {"tier": "all", "states": (10_000, 256), "reader": (10_000, 256), "stage1": (10_000, 256),
             "scenes": 200_000, "queries": 256, "lr": 1e-3},
@@ -132,7 +132,7 @@ def train_language(
         own, other = sides(step, settings["reader"][1])
         return TextPairs(ids=own.to(device), teacher=teach(other))
 
-    def said_behind(step: int) -> TextPairs:
+    def said_behind(step: int) -> TextStates:
         own, other = sides(step, settings["states"][1])
         mine = first_eos(own, tokenizer.eos)[:, None]  # (B, 1)
         theirs = first_eos(other, english_tokenizer.eos)[:, None]  # (B, 1)
@@ -143,9 +143,13 @@ def train_language(
         position = torch.arange(own.shape[1])[None]  # (1, L)
         said = theirs + (position - theirs) % PATCHES  # (B, L)
         kept = (position >= mine) & (said < own.shape[1])
-        teacher = teach(other)
-        teacher = teacher.gather(1, said.clamp(max=own.shape[1] - 1)[:, :, None].expand_as(teacher).to(device))
-        return TextPairs(ids=own.to(device), teacher=teacher, behind=kept.to(device))
+        at = said.clamp(max=own.shape[1] - 1)[:, :, None].to(device)
+        with torch.inference_mode():
+            *_, before, last = english.residuals(other.to(device))
+            before, last = (x.gather(1, at.expand_as(x)) for x in (before, english.finished(last)))  # (B, L, D)
+        return TextStates(  # clones, since inference tensors can't take part in a loss
+            ids=own.to(device), before=before.clone(), states=last.clone(), behind=kept.to(device)
+        )
 
     def captioned(step: int) -> TextLatents:
         chosen, rng = data.draw(step, settings["stage1"][1])

@@ -42,7 +42,7 @@ def bundle_of(runs: Path) -> Bundle:
         default_language="en",
         family="sd1",
         licence="apache-2.0",
-        defaults=Defaults(steps=20, guidance_scale=3.0),
+        defaults=Defaults(steps=10, guidance_scale=2.0),
     )
 
 

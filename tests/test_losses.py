@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from kotoe.denoise import training_target
-from kotoe.errors import UserError
 from kotoe.localize.fit import Plan, fit
 from kotoe.localize.losses import (
     ImageTower,
@@ -20,6 +19,7 @@ from kotoe.localize.losses import (
     TextLatents,
     TextPairs,
     TextScenes,
+    TextStates,
     contrastive,
     diffusion,
     floored_min_snr,
@@ -235,13 +235,21 @@ def test_a_schedule_without_zero_snr_has_weights_too() -> None:
 def test_states_compares_where_it_is_told_to() -> None:
     encoder = BUNDLE.conditioner().encoder
     with torch.inference_mode():
-        teacher = encoder(ids(TEXTS)).clone()
-    at = torch.zeros(teacher.shape[:2], dtype=torch.bool)
+        *_, before, last = (x.clone() for x in encoder.residuals(ids(TEXTS)))
+        said = encoder.finished(last).clone()
+    at = torch.zeros(said.shape[:2], dtype=torch.bool)
     at[:, 9:] = True
-    wrong = torch.where(at[:, :, None], teacher, teacher + 1)  # wrong only where nobody looks
-    same, _ = states()({"text": encoder}, TextPairs(ids=ids(TEXTS), teacher=wrong, behind=at), generator())
-    other, _ = states()({"text": encoder}, TextPairs(ids=ids(TEXTS), teacher=wrong, behind=~at), generator())
-    assert float(same.detach()) < 1e-8
-    assert float(other.detach()) > 0.1
-    with pytest.raises(UserError, match="without `behind`"):
-        states()({"text": encoder}, TextPairs(ids=ids(TEXTS), teacher=teacher), generator())
+
+    def left_over(**wrong: torch.Tensor) -> tuple[float, dict[str, float]]:
+        batch = TextStates(ids=ids(TEXTS), behind=at, **{"before": before, "states": said, **wrong})
+        value, numbers = states()({"text": encoder}, batch, generator())
+        return float(value.detach()), numbers
+
+    where = at[:, :, None]
+    assert left_over(before=before.where(where, before.flip(0)), states=said.where(where, said + 1))[0] < 1e-6
+    routes = left_over(before=before.flip(0))[1]
+    assert routes["unexplained_routes"] > 0.1
+    assert routes["unexplained_states"] < 1e-6
+    last_ones = left_over(states=said.flip(0))[1]
+    assert last_ones["unexplained_states"] > 0.1
+    assert last_ones["unexplained_routes"] < 1e-6

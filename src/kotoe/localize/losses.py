@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from kotoe.denoise import loss as squared_error
 from kotoe.denoise import training_input, training_target
-from kotoe.errors import UserError
 from kotoe.localize.fit import Loss
 from kotoe.schedule import sigmas_of
 from kotoe.spec import ScheduleSpec
@@ -48,14 +47,21 @@ class TextLatents:
 
 @dataclass(frozen=True, kw_only=True)
 class TextPairs:
-    """ids (B, L) of a text in the new language and context (B, L', D) of its translation by the teacher.
-
-    behind: (B, L) bool, positions where `states` compares them, L' = L; other losses don't ask.
-    """
+    """ids (B, L) of a text in the new language and context (B, L', D) of its translation by the teacher."""
 
     ids: Tensor
     teacher: Tensor
-    behind: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextStates:
+    """ids (B, L) of a text in the new language, and what the student shall say where `behind` (B, L) bool asks it:
+    before (B, L, D), the teacher's residual before its last layer, and states (B, L, D), which a UNet reads."""
+
+    ids: Tensor
+    before: Tensor
+    states: Tensor
+    behind: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,17 +221,27 @@ def reader(queries: Queries, *, text: str = "text") -> Loss:
 
 
 def states(*, text: str = "text") -> Loss:
-    """`distil-states` for two languages: the student's states must be the teacher's where the batch's `behind` says.
+    """`distil-states` for two languages: the student must say what the teacher says where the batch's `behind` asks.
 
     Words differ in number and order between languages; the states behind them, which have read the whole text, needn't.
-    Squared error over the teacher's variance.
+    Before the last layer, normalised as layers do, and in the end: squared error over the teacher's variance.
     """
 
-    def loss(modules: Mapping[str, Any], batch: TextPairs, _: torch.Generator) -> Answer:
-        if batch.behind is None:
-            raise UserError("distil-states was given pairs without `behind`", hint="Say which positions to compare")
-        said, asked = modules[text](batch.ids)[batch.behind], batch.teacher[batch.behind]  # (N, D)
-        value = (said - asked).square().mean() / (asked - asked.mean(dim=0)).square().mean()
-        return value, {"unexplained": float(value.detach())}
+    def loss(modules: Mapping[str, Any], batch: TextStates, _: torch.Generator) -> Answer:
+        encoder = modules[text]
+        *_, before, last = encoder.residuals(batch.ids)
+        width = before.shape[-1:]
+        pairs = {
+            "routes": (F.layer_norm(before.float(), width), F.layer_norm(batch.before.float(), width)),
+            "states": (encoder.finished(last).float(), batch.states.float()),
+        }
+        numbers = {}
+        value = last.new_zeros(())
+        for name, (said, asked) in pairs.items():
+            said, asked = said[batch.behind], asked[batch.behind]  # (N, D)
+            left_over = (said - asked).square().mean() / (asked - asked.mean(dim=0)).square().mean()
+            numbers[f"unexplained_{name}"] = float(left_over.detach())
+            value = value + left_over
+        return value, numbers
 
     return loss
