@@ -5,7 +5,8 @@
 Per language: a SentencePiece unigram tokenizer is trained on its captions; the text encoder starts as English but for
 its token embeddings and learns from parallel text alone, first what the English encoder says behind the words
 (`states/`), then what the frozen UNet reads (`reader/`; design section 7), after that from captioned latents through
-the frozen UNet (`stage1/`). At size `cpu` `states/` alone: after it a short `reader/` made the pictures worse. English encoder and UNet come from `emoji_base.py`'s runs.
+the frozen UNet (`stage1/`). At size `cpu` only `states/`: a short `reader/` after it made the pictures worse
+(docs/log.md). English encoder and UNet come from `emoji_base.py`'s runs.
 """
 
 from __future__ import annotations

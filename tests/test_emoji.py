@@ -141,7 +141,7 @@ def test_what_a_text_must_tell_of_a_scene() -> None:
     assert row[2, :, 0].tolist() == [4, 5, 6, 7, 8, 9, 18, 18]  # 18: none
     assert route[0, 0, -3:].tolist() == [1, 1, 1]
     assert torch.equal(route[1, 0, -3:], torch.tensor(COLOURS["black"].rgb) / 127.5 - 1)
-    assert torch.allclose(drawn[1, 0, :48], drawn[2, 63, :48], atol=1e-3)  # the corner of a large thing is empty, and told so
+    assert torch.allclose(drawn[1, 0, :48], drawn[2, 63, :48], atol=1e-3)  # an empty corner is told as empty
 
 
 def test_what_is_told_of_a_patch_is_what_is_seen_there() -> None:
