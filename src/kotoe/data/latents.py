@@ -136,7 +136,7 @@ class Told:
         code = looks(tier, channels, numbers)
         self.code = torch.cat([code, code.new_zeros(1, numbers)])  # (N + 1, numbers); -1: no object
         self.spans: dict[int, tuple[int, int, int]] = {}  # edge: first row of its own, rows, first kind of its own
-        on_black, clear, rows, kinds = [], [], 0, 0
+        on_black, see_through, rows, kinds = [], [], 0, 0
         for size, edge in SIZES.items():
             low, high = _span(PIXELS // 2, edge)
             black, white = (
@@ -144,7 +144,7 @@ class Told:
                 for colour in ("black", "white")
             )  # (N, kinds of this size, C)
             on_black.append(black)
-            clear.append(white - black)
+            see_through.append(white - black)
             self.spans[edge] = rows, high - low, kinds
             rows, kinds = rows + high - low, kinds + (high - low) ** 2
         self.rows, self.none = rows, kinds
@@ -152,12 +152,12 @@ class Told:
         grounds = torch.tensor([COLOURS[colour].rgb for colour in ("black", "white")]) / 127.5 - 1
         bare = base.encode(grounds[:, :, None, None].expand(-1, -1, PATCH, PATCH)).flatten(1)  # (2, C)
         black = torch.cat([*on_black, bare[0].expand(len(world.glyphs), 1, -1)], dim=1)  # (N, kinds + 1, C)
-        white = torch.cat([*clear, (bare[1] - bare[0]).expand(len(world.glyphs), 1, -1)], dim=1)
-        white = white - white.mean(dim=(0, 1))
-        _, vectors = torch.linalg.eigh(torch.einsum("nkc,nkd->cd", white.double(), white.double()))
+        clear = torch.cat([*see_through, (bare[1] - bare[0]).expand(len(world.glyphs), 1, -1)], dim=1)
+        clear = clear - clear.mean(dim=(0, 1))
+        _, vectors = torch.linalg.eigh(torch.einsum("nkc,nkd->cd", clear.double(), clear.double()))
         vectors = vectors.flip(1)[:, :CLEAR].float()
-        white = white @ (vectors * vectors.sum(dim=0).sign())  # (N, kinds + 1, CLEAR); signs don't depend on LAPACK
-        parts = [part / part.square().mean().sqrt() for part in (black - black.mean(dim=(0, 1)), white)]
+        clear = clear @ (vectors * vectors.sum(dim=0).sign())  # (N, kinds + 1, CLEAR); signs don't depend on LAPACK
+        parts = [part / part.square().mean().sqrt() for part in (black - black.mean(dim=(0, 1)), clear)]
         self.drawn = TOLD_SCALE * torch.cat(parts, dim=2)  # (N, kinds + 1, C + CLEAR)
         middles = (torch.arange(GRID) + 0.5) / GRID * torch.pi
         waves = torch.stack([torch.cos(k * middles) for k in range(1, 5)], dim=1)  # (GRID, 4)
