@@ -70,8 +70,9 @@ TEXT: dict[str, Any] = {
 }
 VOCABULARY = 1536
 LOOK = 128  # numbers that a text must tell of how an object looks
-PAIRS, LARGE = 0.25, 3.0  # what a text learns to tell: fewer pairs and more large things than the world holds, since
-# the one's patches are few and easy and the other's many and hard (see Captioned)
+# What a text learns to tell (see Captioned): fewer pairs than the world holds, whose patches are few and easy, and more
+# large things, whose patches are many and hard.
+PAIRS, LARGE = 0.25, 3.0
 NOISY = (4.0, 1.0)  # timesteps are drawn noisier than evenly at first, where the text decides what is seen, then evenly
 NOISY_FROM_TO = (0.4, 0.8)  # shares of the steps where the one begins to turn into the other, and has
 DROPOUT = 0.1  # share of captions that are empty, for guidance

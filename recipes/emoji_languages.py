@@ -35,7 +35,7 @@ from kotoe.unet import UNet
 from recipes.emoji_base import CHANNELS, DROPOUT, SCHEDULE, TEXT, Captioned, ids, new_text, previews
 
 LANGUAGES = ("ja", "zh", "ko")
-CUT = 48  # positions that most steps of `states` look at: words, and the patches of the upper half
+CUT = 48  # positions that most steps of `states` look at: the words, and patches from there to the sixth of eight rows
 VOCABULARY = {"ja": 2000, "zh": 2000, "ko": 1800}
 PREVIEWS = {
     "ja": ("青い背景に猫", "白い背景に赤いりんご", "黒い背景にロケット", "緑の背景にピザ"),

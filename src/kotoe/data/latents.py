@@ -153,17 +153,10 @@ class Told:
         bare = base.encode(grounds[:, :, None, None].expand(-1, -1, PATCH, PATCH)).flatten(1)  # (2, C)
         black = torch.cat([*on_black, bare[0].expand(len(world.glyphs), 1, -1)], dim=1)  # (N, kinds + 1, C)
         clear = torch.cat([*see_through, (bare[1] - bare[0]).expand(len(world.glyphs), 1, -1)], dim=1)
-        clear = clear - clear.mean(dim=(0, 1))
-        _, vectors = torch.linalg.eigh(torch.einsum("nkc,nkd->cd", clear.double(), clear.double()))
-        vectors = vectors.flip(1)[:, :CLEAR].float()
-        clear = clear @ (vectors * vectors.sum(dim=0).sign())  # (N, kinds + 1, CLEAR); signs don't depend on LAPACK
-        parts = [part / part.square().mean().sqrt() for part in (black - black.mean(dim=(0, 1)), clear)]
-        self.drawn = TOLD_SCALE * torch.cat(parts, dim=2)  # (N, kinds + 1, C + CLEAR)
-        middles = (torch.arange(GRID) + 0.5) / GRID * torch.pi
-        waves = torch.stack([torch.cos(k * middles) for k in range(1, 5)], dim=1)  # (GRID, 4)
-        down, across = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
-        place = torch.cat([waves[down.flatten()], waves[across.flatten()]], dim=1)  # (PATCHES, 8)
-        self.place = TOLD_SCALE * 6**0.5 * place
+        parts = [black - black.mean(dim=(0, 1)), _leading(clear - clear.mean(dim=(0, 1)), CLEAR)]
+        # (N, kinds + 1, C + CLEAR)
+        self.drawn = TOLD_SCALE * torch.cat([part / part.square().mean().sqrt() for part in parts], dim=2)
+        self.place = TOLD_SCALE * 6**0.5 * _places()  # (PATCHES, 8)
 
     def __call__(self, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
         """Route and drawn of scenes."""
@@ -192,3 +185,19 @@ class Told:
 def _span(middle: int, edge: int) -> tuple[int, int]:
     """First patch that an object touches along one axis, and the one after the last."""
     return (middle - edge // 2) // PATCH, -((edge // 2 - middle - edge) // PATCH)
+
+
+def _leading(x: Tensor, numbers: int) -> Tensor:
+    """The first principal components (..., numbers) of centred x (..., C)."""
+    rows = x.flatten(0, -2).double()
+    _, vectors = torch.linalg.eigh(rows.T @ rows)
+    vectors = vectors.flip(1)[:, :numbers].float()
+    return x @ (vectors * vectors.sum(dim=0).sign())  # signs don't depend on LAPACK
+
+
+def _places() -> Tensor:
+    """Where each patch lies, (PATCHES, 8): four cosines downwards and four across, each patch unlike all others."""
+    middles = (torch.arange(GRID) + 0.5) / GRID * torch.pi
+    waves = torch.stack([torch.cos(k * middles) for k in range(1, 5)], dim=1)  # (GRID, 4)
+    down, across = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
+    return torch.cat([waves[down.flatten()], waves[across.flatten()]], dim=1)

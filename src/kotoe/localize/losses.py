@@ -95,6 +95,11 @@ class ImageTower(nn.Module):
         return self.layers(x)  # (B, E)
 
 
+def unexplained(said: Tensor, asked: Tensor) -> Tensor:
+    """Squared error over the variance of what is asked, over its first dimension: 1 is what its mean would score."""
+    return (said - asked).square().mean() / (asked - asked.mean(dim=0)).square().mean()
+
+
 def contrastive(text: str = "text", image: str = "image") -> Loss:
     """CLIP's symmetric cross-entropy between pooled texts and pictures of one batch (arXiv 2103.00020)."""
 
@@ -129,9 +134,8 @@ def telling(text: str = "text", head: str = "head") -> Loss:
         numbers = {}
         value = states.new_zeros(())
         for name, said, told in (("unrouted", routed, batch.route), ("undrawn", states, batch.drawn)):
-            wanted = F.pad(told, (0, said.shape[-1] - told.shape[-1]))[:, position % told.shape[1]][behind]
-            spread = (wanted - wanted.mean(dim=0)).square().mean()
-            left_over = (said[behind] - wanted).square().mean() / spread
+            wanted = F.pad(told, (0, said.shape[-1] - told.shape[-1]))[:, position % told.shape[1]]  # (B, L, ...)
+            left_over = unexplained(said[behind], wanted[behind])
             numbers[name] = float(left_over.detach())
             value = value + left_over
         return value, numbers
@@ -212,8 +216,7 @@ def reader(queries: Queries, *, text: str = "text") -> Loss:
             said = F.scaled_dot_product_attention(q, *attention.kv(student))
             with torch.no_grad():
                 asked = F.scaled_dot_product_attention(q, *attention.kv(batch.teacher))
-                spread = (asked - asked.mean(dim=0, keepdim=True)).square().mean()
-            total = total + (said - asked).square().mean() / spread
+            total = total + unexplained(said, asked)
         value = total / len(queries.banks)
         return value, {"unexplained": float(value.detach())}
 
@@ -238,8 +241,7 @@ def states(*, text: str = "text") -> Loss:
         numbers = {}
         value = last.new_zeros(())
         for name, (said, asked) in pairs.items():
-            said, asked = said[batch.behind], asked[batch.behind]  # (N, D)
-            left_over = (said - asked).square().mean() / (asked - asked.mean(dim=0)).square().mean()
+            left_over = unexplained(said[batch.behind], asked[batch.behind])  # of (N, D) each
             numbers[f"unexplained_{name}"] = float(left_over.detach())
             value = value + left_over
         return value, numbers
