@@ -3,10 +3,10 @@
     kotoe train recipes/emoji_base.py --run runs/base --size cpu
 
 Reads the latents that `emoji_vae.py` defines (principal components of 16 x 16 patches), so that it does not wait for
-the autoencoder. Stages: `text/` (contrastive against 32 x 32 thumbnails), `telling/` (against a picture tower in closed
-form: behind its words a text tells what is seen) and `unet/` (v-prediction with zero terminal SNR, cached latents and
-text states, 10 % empty captions). `start_from` goes on from weights of a run or of a model's folder instead of from
-scratch.
+the autoencoder. Stages: `text/` (contrastive against 32 x 32 thumbnails), `routes/` and `drawing/` (against a picture
+tower in closed form: behind its words a text tells what lies on every patch, and its last layer draws it) and `unet/`
+(v-prediction with zero terminal SNR, cached latents and text states, 10 % empty captions). `start_from` goes on from
+weights of a run or of a model's folder instead of from scratch.
 
 The shipped weights have had fewer steps than SIZES asks for; the model's card says how many.
 """
@@ -30,7 +30,16 @@ from kotoe.data.emoji import Atlas, atlas, scene
 from kotoe.data.latents import Basis, Told, basis
 from kotoe.denoise import denoiser, guided, start
 from kotoe.localize.fit import Plan, fit, load_average, step_seed
-from kotoe.localize.losses import ImageTower, TextImages, TextLatents, TextScenes, contrastive, diffusion, telling
+from kotoe.localize.losses import (
+    ImageTower,
+    TextImages,
+    TextLatents,
+    TextScenes,
+    contrastive,
+    diffusion,
+    drawing,
+    routing,
+)
 from kotoe.rng import ImageNoise, initialising
 from kotoe.runs import Run
 from kotoe.samplers import SAMPLERS
@@ -39,6 +48,7 @@ from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec
 from kotoe.text import CLIPText, first_eos
 from kotoe.tokenizers import Tokenizer, load_tokenizer, train_clip_bpe
 from kotoe.unet import UNet
+from recipes.emoji_drawing import set_last_layer
 
 CHANNELS = 32
 UNET = UNetSpec(
@@ -69,10 +79,14 @@ TEXT: dict[str, Any] = {
     "hidden_act": "quick_gelu",
 }
 VOCABULARY = 1536
-LOOK = 128  # numbers that a text must tell of how an object looks
+LOOK = 136  # numbers that a text must tell of how an object looks
+DRAWING = ("text.text_model.encoder.layers.3.", "text.text_model.final_layer_norm.")  # the last layer and what follows
+ROUTES = ("text.text_model.embeddings.", "text.text_model.encoder.layers.[012].")  # what comes before
 # What a text learns to tell (see Captioned): fewer pairs than the world holds, whose patches are few and easy, and more
 # large things, whose patches are many and hard.
 PAIRS, LARGE = 0.25, 3.0
+CUT = 48  # positions that most steps of `routes` look at: the words, and patches from there to the sixth of eight rows
+CLOSED_FORM = 47  # batches of 128 that the last layer is set from
 NOISY = (4.0, 1.0)  # timesteps are drawn noisier than evenly at first, where the text decides what is seen, then evenly
 NOISY_FROM_TO = (0.4, 0.8)  # shares of the steps where the one begins to turn into the other, and has
 DROPOUT = 0.1  # share of captions that are empty, for guidance
@@ -81,7 +95,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "cpu": {
         "tier": "everyday",
         "text": (900, 192),
-        "telling": (4000, 64),
+        "routes": (6000, 64),
+        "drawing": (600, 48),
         "unet": (15_000, 32),
         "scenes": 40_000,
         "lr": 2e-3,
@@ -89,7 +104,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpu": {
         "tier": "all",
         "text": (10_000, 512),
-        "telling": (20_000, 512),
+        "routes": (20_000, 512),
+        "drawing": (2000, 512),
         "unet": (60_000, 512),
         "scenes": 1_000_000,
         "lr": 1e-3,
@@ -169,9 +185,10 @@ def thumbnails(x: Tensor) -> Tensor:
 
 def warm(part: str, module: nn.Module, start_from: str | Path) -> None:
     """Fill "text" (the English encoder) or "unet" from a run of this recipe or from a model's folder."""
-    run = Path(start_from) / {"text": "telling", "unet": "unet"}[part]
-    if (run / "state.pt").exists():
-        load_average({part: module}, run)
+    stages = [Path(start_from) / stage for stage in {"text": ("routes", "drawing"), "unet": ("unet",)}[part]]
+    if all((stage / "state.pt").exists() for stage in stages):
+        for stage in stages:
+            load_average({part: module}, stage)
         return
     from kotoe import load
 
@@ -189,7 +206,7 @@ def train_text(
     seed: int,
     start_from: str | Path | None,
 ) -> CLIPText:
-    """Tell thumbnails apart (text/), then tell what is seen (telling/)."""
+    """Tell thumbnails apart (text/), then what lies on each patch (routes/), then what is seen there (drawing/)."""
     steps, batch = settings["text"]
     data = Captioned(world, settings["tier"], seed + 1, settings["scenes"])
     small = data.compute(thumbnails)  # (count, 3, 32, 32)
@@ -213,25 +230,38 @@ def train_text(
     with Run(run_dir / "text", {**config, "stage": "text"}) as run:
         fit({"text": encoder, "image": tower}, plan, batches, run, device=device)
 
-    steps, batch = settings["telling"]
     data = Captioned(world, settings["tier"], seed + 1, settings["scenes"], pairs=PAIRS, large=LARGE)
     told = Told(settings["tier"], CHANNELS, LOOK)
     with initialising(seed + 2):
         head = nn.Linear(TEXT["hidden_size"], told.route_numbers).to(device)
+    together = {"text": encoder, "head": head}
 
-    def scenes(step: int) -> TextScenes:
+    def scenes(step: int, batch: int, *, cut: bool = False) -> TextScenes:
         chosen, rng = data.draw(step, batch)
         texts = data.captions(chosen, rng, language)
         route, drawn = told([data.scenes[i] for i in chosen])
-        return TextScenes(ids=ids(tokenizer, texts).to(device), route=route.to(device), drawn=drawn.to(device))
+        rows = ids(tokenizer, texts)[:, : CUT if cut else None]
+        return TextScenes(ids=rows.to(device), route=route.to(device), drawn=drawn.to(device))
 
+    steps, batch = settings["routes"]
     plan = Plan(
-        name=f"telling/{language}", trainable=("text.", "head."), loss=telling(),
+        name=f"routes/{language}", trainable=(*ROUTES, "head."), loss=routing(),
         steps=steps, lr=1e-3, ema=0.99,
         weight_decay=0.01, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu",
     )  # fmt: skip
-    with Run(run_dir / "telling", {**config, "stage": "telling"}) as run:
-        fit({"text": encoder, "head": head}, plan, scenes, run, device=device)
+    with Run(run_dir / "routes", {**config, "stage": "routes"}) as run:
+        fit(together, plan, lambda step: scenes(step, batch, cut=step % 4 > 0), run, device=device)
+
+    steps, batch = settings["drawing"]
+    plan = Plan(
+        name=f"drawing/{language}", trainable=DRAWING, loss=drawing(told.weights),
+        steps=steps, lr=1e-3, ema=0.99, warmup_steps=30,
+        weight_decay=0.0, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu",
+    )  # fmt: skip
+    with Run(run_dir / "drawing", {**config, "stage": "drawing"}) as run:
+        if not run.has("state.pt"):
+            set_last_layer(encoder, head, told, (scenes(-1 - i, 128) for i in range(CLOSED_FORM)))
+        fit({"text": encoder}, plan, lambda step: scenes(step, batch), run, device=device)
     return encoder
 
 
@@ -240,7 +270,8 @@ def trained(run_dir: str | Path, device: str = "cpu") -> tuple[UNet, CLIPText, T
     run_dir = Path(run_dir)
     tokenizer = load_tokenizer(run_dir / "tokenizer")
     text, unet = new_text(tokenizer, 0), UNet(UNET)
-    load_average({"text": text}, run_dir / "telling")
+    for stage in ("routes", "drawing"):
+        load_average({"text": text}, run_dir / stage)
     load_average({"unet": unet}, run_dir / "unet")
     return unet.to(device, memory_format=torch.channels_last), text.to(device), tokenizer
 
@@ -282,26 +313,17 @@ PREVIEW = (
 )
 
 
-def main(
-    run_dir: str | Path, *, size: str = "cpu", device: str = "cpu", seed: int = 0, start_from: str | Path | None = None
-) -> tuple[UNet, CLIPText]:
-    """Train text encoder and UNet; run_dir gets tokenizer/, text/, telling/ and unet/."""
-    settings, run_dir = SIZES[size], Path(run_dir)
-    world = atlas(settings["tier"], device)
-    folder = run_dir / "tokenizer"
-    if start_from is not None:
-        start_from = start_from if Path(start_from).is_dir() else builtin.resolve(start_from)
-        folder.mkdir(parents=True, exist_ok=True)
-        load_tokenizer(Path(start_from) / "tokenizer").save(folder)
-    if folder.exists():
-        tokenizer = load_tokenizer(folder)
-    else:
-        tokenizer = train_clip_bpe(
-            vocabulary_texts("en", settings["tier"]), folder, VOCABULARY, max_tokens=TEXT["max_tokens"]
-        )
-    text = train_text(run_dir, world, tokenizer, "en", settings, device, seed, start_from)
-    text.requires_grad_(False)
-
+def train_unet(
+    run_dir: Path,
+    world: Atlas,
+    tokenizer: Tokenizer,
+    text: CLIPText,
+    settings: Mapping[str, Any],
+    device: str,
+    seed: int,
+    start_from: str | Path | None,
+) -> UNet:
+    """The UNet on what a frozen text encoder says (unet/)."""
     base = basis(settings["tier"], CHANNELS)
     data = Captioned(world, settings["tier"], seed + 2, settings["scenes"])
     latents = data.compute(base.encode)  # (count, C, 8, 8)
@@ -329,7 +351,29 @@ def main(
         warmup_steps=150, weight_decay=0.0, seed=seed, bf16=device != "cpu", sample_every=250,
         sample=previews(("unet", "text"), tokenizer, base, PREVIEW),
     )  # fmt: skip
-    config = {"recipe": "emoji_base", "stage": "unet", "size": size, "seed": seed, **settings}
+    config = {"recipe": "emoji_base", "stage": "unet", "seed": seed, **settings}
     with Run(run_dir / "unet", config) as run:
         fit({"unet": unet, "text": text}, plan, batches, run, device=device)
-    return unet, text
+    return unet
+
+
+def main(
+    run_dir: str | Path, *, size: str = "cpu", device: str = "cpu", seed: int = 0, start_from: str | Path | None = None
+) -> tuple[UNet, CLIPText]:
+    """Train text encoder and UNet; run_dir gets tokenizer/, text/, routes/, drawing/ and unet/."""
+    settings, run_dir = SIZES[size], Path(run_dir)
+    world = atlas(settings["tier"], device)
+    folder = run_dir / "tokenizer"
+    if start_from is not None:
+        start_from = start_from if Path(start_from).is_dir() else builtin.resolve(start_from)
+        folder.mkdir(parents=True, exist_ok=True)
+        load_tokenizer(Path(start_from) / "tokenizer").save(folder)
+    if folder.exists():
+        tokenizer = load_tokenizer(folder)
+    else:
+        tokenizer = train_clip_bpe(
+            vocabulary_texts("en", settings["tier"]), folder, VOCABULARY, max_tokens=TEXT["max_tokens"]
+        )
+    text = train_text(run_dir, world, tokenizer, "en", settings, device, seed, start_from)
+    text.requires_grad_(False)
+    return train_unet(run_dir, world, tokenizer, text, settings, device, seed, start_from), text

@@ -4,9 +4,10 @@
 
 Per language: a SentencePiece unigram tokenizer is trained on its captions; the text encoder starts as English but for
 its token embeddings and learns from parallel text alone, first what the English encoder says behind the words
-(`states/`), then what the frozen UNet reads (`reader/`; design section 7), after that from captioned latents through
-the frozen UNet (`stage1/`). At size `cpu` only `states/`: a short `reader/` after it made the pictures worse
-(docs/log.md). English encoder and UNet come from `emoji_base.py`'s runs.
+before its last layer, which draws and is the same in every language (`routes/`), then what the frozen UNet reads
+(`reader/`; design section 7), after that from captioned latents through the frozen UNet (`stage1/`). At size `cpu` only
+`routes/`: a short `reader/` after it made the pictures worse (docs/log.md). English encoder and UNet come from
+`emoji_base.py`'s runs.
 """
 
 from __future__ import annotations
@@ -25,17 +26,19 @@ from kotoe.data.emoji import atlas
 from kotoe.data.latents import PATCHES, basis
 from kotoe.denoise import training_input
 from kotoe.errors import UserError
-from kotoe.localize.fit import Plan, fit, step_seed
-from kotoe.localize.losses import Queries, TextLatents, TextPairs, TextStates, diffusion, reader, record_queries, states
+from kotoe.localize.fit import Plan, fit, load_average, step_seed
+from kotoe.localize.losses import Queries, TextLatents, TextPairs, TextRoutes, diffusion, reader, record_queries, routes
 from kotoe.rng import keyed_generator
 from kotoe.runs import Run
 from kotoe.text import CLIPText, first_eos
 from kotoe.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from kotoe.unet import UNet
-from recipes.emoji_base import CHANNELS, DROPOUT, SCHEDULE, TEXT, Captioned, ids, new_text, previews
+from recipes import emoji_base
+from recipes.emoji_base import CHANNELS, DROPOUT, PAIRS, ROUTES, SCHEDULE, TEXT, Captioned, ids, new_text, previews
 
 LANGUAGES = ("ja", "zh", "ko")
-CUT = 48  # positions that most steps of `states` look at: the words, and patches from there to the sixth of eight rows
+STAGES = ("routes", "reader", "stage1")
+CUT = 40  # positions that most steps of `routes` look at: the words, and patches from there to the fifth of eight rows
 VOCABULARY = {"ja": 2000, "zh": 2000, "ko": 1800}
 PREVIEWS = {
     "ja": ("青い背景に猫", "白い背景に赤いりんご", "黒い背景にロケット", "緑の背景にピザ"),
@@ -44,9 +47,9 @@ PREVIEWS = {
 }
 
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"tier": "everyday", "states": (2500, 64), "reader": (0, 64), "stage1": (0, 64),
+    "cpu": {"tier": "everyday", "routes": (3000, 64), "reader": (0, 64), "stage1": (0, 64),
             "scenes": 20_000, "queries": 96, "lr": 1e-3},
-    "gpu": {"tier": "all", "states": (10_000, 256), "reader": (10_000, 256), "stage1": (10_000, 256),
+    "gpu": {"tier": "all", "routes": (10_000, 256), "reader": (10_000, 256), "stage1": (10_000, 256),
             "scenes": 200_000, "queries": 256, "lr": 1e-3},
 }  # fmt: skip
 
@@ -77,6 +80,18 @@ def warm_student(tokenizer: Tokenizer, english: CLIPText, seed: int) -> CLIPText
     return student
 
 
+def trained(run_dir: Path, english: CLIPText) -> tuple[Tokenizer, CLIPText] | None:
+    """A language's tokenizer and encoder as its run's latest checkpoint has averaged it; None before the first."""
+    stages = [stage for stage in STAGES if (run_dir / stage / "state.pt").exists()]
+    if not stages:
+        return None
+    tokenizer = load_tokenizer(run_dir / "tokenizer")
+    student = warm_student(tokenizer, english, 0)
+    for stage in stages:
+        load_average({"text": student}, run_dir / stage)
+    return tokenizer, student
+
+
 def train_language(
     run_dir: Path,
     language: str,
@@ -89,7 +104,7 @@ def train_language(
     seed: int = 0,
     student: CLIPText | None = None,
 ) -> tuple[Tokenizer, CLIPText]:
-    """One language; run_dir gets tokenizer/, states/, reader/ and stage1/. student: an encoder to go on from."""
+    """One language; run_dir gets tokenizer/, routes/, reader/ and stage1/. student: an encoder to go on from."""
     if language not in LANGUAGES:
         raise UserError(f"no recipe for {language!r}", allowed=", ".join(LANGUAGES))
     tier = settings["tier"]
@@ -101,7 +116,7 @@ def train_language(
             vocabulary_texts(language, tier), folder, VOCABULARY[language], max_tokens=TEXT["max_tokens"]
         )
     world, base = atlas(tier, device), basis(tier, CHANNELS)
-    data = Captioned(world, tier, seed + 3, settings["scenes"])
+    data = Captioned(world, tier, seed + 3, settings["scenes"], pairs=PAIRS)
     latents = data.compute(base.encode)  # (count, C, 8, 8)
     student = warm_student(tokenizer, english, seed) if student is None else student
     student.to(device)
@@ -133,11 +148,11 @@ def train_language(
         own, other = sides(step, settings["reader"][1])
         return TextPairs(ids=own.to(device), teacher=teach(other))
 
-    def said_behind(step: int) -> TextStates:
-        own, other = sides(step, settings["states"][1])
+    def said_behind(step: int) -> TextRoutes:
+        own, other = sides(step, settings["routes"][1])
         mine = first_eos(own, tokenizer.eos)[:, None]  # (B, 1)
         theirs = first_eos(other, english_tokenizer.eos)[:, None]  # (B, 1)
-        if step % 4:  # encoders are causal: cutting what follows changes nothing before it
+        if step % 8:  # encoders are causal: cutting what follows changes nothing before it
             own, other = own[:, :CUT], other[:, :CUT]
         # Behind its own words the student shall say what the teacher says there. Where the teacher's words go on
         # longer, what it says of the same patch after they have ended, if that is not cut.
@@ -146,11 +161,10 @@ def train_language(
         kept = (position >= mine) & (said < own.shape[1])
         at = said.clamp(max=own.shape[1] - 1)[:, :, None].to(device)
         with torch.inference_mode():
-            *_, before, last = english.residuals(other.to(device))
-            before, last = (x.gather(1, at.expand_as(x)) for x in (before, english.finished(last)))  # (B, L, D)
-        return TextStates(  # clones, since inference tensors can't take part in a loss
-            ids=own.to(device), before=before.clone(), states=last.clone(), behind=kept.to(device)
-        )
+            before = english.before_last(other.to(device))
+            before = before.gather(1, at.expand_as(before))  # (B, L, D)
+        # a clone, since inference tensors can't take part in a loss
+        return TextRoutes(ids=own.to(device), before=before.clone(), behind=kept.to(device))
 
     def captioned(step: int) -> TextLatents:
         chosen, rng = data.draw(step, settings["stage1"][1])
@@ -158,12 +172,12 @@ def train_language(
         return TextLatents(text=ids(tokenizer, texts).to(device), latents=latents[chosen].float())
 
     sample = previews(("unet", "text"), tokenizer, base, PREVIEWS[language])
-    if settings["states"][0]:
+    if settings["routes"][0]:
         plan = Plan(
-            name=f"{language}/states", trainable=("text.",), loss=states(), steps=settings["states"][0],
+            name=f"{language}/routes", trainable=ROUTES, loss=routes(), steps=settings["routes"][0],
             lr=settings["lr"], ema=0.99, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu",
         )  # fmt: skip
-        with Run(run_dir / "states", {**common, "stage": "states"}) as run:
+        with Run(run_dir / "routes", {**common, "stage": "routes"}) as run:
             fit(modules, plan, said_behind, run, device=device)
     if settings["reader"][0]:
         bank = questions(unet, english, english_tokenizer, data, latents, settings["queries"])
@@ -193,10 +207,8 @@ def main(
     languages: Sequence[str] = LANGUAGES,
 ) -> dict[str, tuple[Tokenizer, CLIPText]]:  # fmt: skip
     """Train every language on the base that `emoji_base.py` left in base_run (default: `base` beside run_dir)."""
-    from recipes.emoji_base import trained
-
     run_dir = Path(run_dir)
-    unet, english, tokenizer = trained(run_dir.parent / "base" if base_run is None else base_run, device)
+    unet, english, tokenizer = emoji_base.trained(run_dir.parent / "base" if base_run is None else base_run, device)
     settings = SIZES[size]
     return {
         language: train_language(

@@ -13,7 +13,6 @@ from pathlib import Path
 from kotoe.checkpoints import Bundle, Defaults, save
 from kotoe.localize.fit import load_average
 from kotoe.text import Conditioner
-from kotoe.tokenizers import load_tokenizer
 from kotoe.vae import VAE
 from recipes import emoji_base, emoji_languages, emoji_vae
 
@@ -26,13 +25,9 @@ def bundle_of(runs: Path) -> Bundle:
     unet, text, tokenizer = emoji_base.trained(runs / "base")
     conditioners = {"en": Conditioner("en", tokenizer, text)}
     for language in emoji_languages.LANGUAGES:
-        folder = runs / "languages" / language
-        stages = [stage for stage in ("stage1", "reader", "states") if (folder / stage / "state.pt").exists()]
-        if stages:
-            tokenizer = load_tokenizer(folder / "tokenizer")
-            encoder = emoji_base.new_text(tokenizer, 0)
-            load_average({"text": encoder}, folder / stages[0])
-            conditioners[language] = Conditioner(language, tokenizer, encoder)
+        found = emoji_languages.trained(runs / "languages" / language, text)
+        if found is not None:
+            conditioners[language] = Conditioner(language, *found)
     return Bundle(
         name="kotoe-emoji",
         unet=unet,

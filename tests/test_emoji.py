@@ -134,13 +134,13 @@ def test_what_a_text_must_tell_of_a_scene() -> None:
     assert torch.equal(looked[1], code[7].expand(8, 8, -1))  # a large one touches every patch
     assert torch.equal(looked[2, :6, :6], code[9].expand(6, 6, -1))
     assert not looked[2, 6:].any()
-    row, column = (part.argmax(-1).unflatten(1, (8, 8)) for part in route[..., 128:-3].chunk(2, dim=-1))
+    row, column = (part.argmax(-1).unflatten(1, (8, 8)) for part in route[..., 128:-11].chunk(2, dim=-1))
     assert row[0, 2:6, 0].tolist() == row[0, 2:6, 4].tolist() == [0, 1, 2, 3]  # of the four rows of small things
     assert column[0, 2].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
     assert row[1, :, 0].tolist() == list(range(10, 18))  # after small ones' four and middle-sized ones' six
     assert row[2, :, 0].tolist() == [4, 5, 6, 7, 8, 9, 18, 18]  # 18: none
-    assert route[0, 0, -3:].tolist() == [1, 1, 1]
-    assert torch.equal(route[1, 0, -3:], torch.tensor(COLOURS["black"].rgb) / 127.5 - 1)
+    assert route[0, 0, -11:-8].tolist() == [2, 2, 2]
+    assert torch.equal(route[1, 0, -11:-8] / 2, torch.tensor(COLOURS["black"].rgb) / 127.5 - 1)
     assert torch.allclose(drawn[1, 0, :48], drawn[2, 63, :48], atol=1e-3)  # an empty corner is told as empty
 
 

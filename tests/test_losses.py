@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from kotoe.denoise import training_target
@@ -18,15 +18,17 @@ from kotoe.localize.losses import (
     TextImages,
     TextLatents,
     TextPairs,
+    TextRoutes,
     TextScenes,
-    TextStates,
     contrastive,
     diffusion,
+    drawing,
     floored_min_snr,
     reader,
     record_queries,
-    states,
-    telling,
+    routes,
+    routing,
+    unexplained,
 )
 from kotoe.runs import Run
 from kotoe.schedule import sigmas_of
@@ -76,13 +78,12 @@ class Placed(nn.Module):
         super().__init__()
         self.spec = type("Spec", (), {"eos": eos})
 
-    def residuals(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-        at = torch.arange(float(ids.shape[1])).view(1, -1, 1).expand(len(ids), -1, 1)
-        yield torch.cat([at, at + 1], dim=2)
-        yield at.expand(-1, -1, 2)
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.arange(float(ids.shape[1])).view(1, -1, 1).expand(len(ids), -1, 2)
 
-    def finished(self, x: torch.Tensor) -> torch.Tensor:
-        return x
+    def before_last(self, ids: torch.Tensor) -> torch.Tensor:
+        at = self(ids)
+        return torch.stack([at[..., 0], at[..., 1] + 1], dim=2)
 
 
 class Constant(nn.Module):
@@ -94,25 +95,39 @@ class Constant(nn.Module):
         return torch.full_like(x[..., :1], self.value)
 
 
-def test_telling_asks_every_state_from_the_first_eos_on_for_its_patch() -> None:
+def test_what_is_told_is_asked_of_every_state_from_the_first_eos_on() -> None:
     rows = torch.tensor([[1, 5, 9, 9, 9, 9], [1, 5, 5, 5, 9, 9]])  # EOS is 9, and padding too
     drawn = torch.tensor([[[2.0], [3.0]], [[4.0], [5.0]]])
     route = torch.tensor([[[7.0], [7.0]], [[7.0], [8.0]]])
     parts = {"text": Placed(9), "head": Constant(7.0)}
-    value, numbers = telling()(parts, TextScenes(ids=rows, route=route, drawn=drawn), generator())
+    batch = TextScenes(ids=rows, route=route, drawn=drawn)
     # Text 0 is asked at 2, 3, 4, 5 for 2, 3, 2, 3; text 1 at 4, 5 for 4, 5. The second number of a state shall be 0.
     wanted = torch.tensor([[2.0, 0], [3, 0], [2, 0], [3, 0], [4, 0], [5, 0]])
     said = torch.tensor([[2.0, 2], [3, 3], [4, 4], [5, 5], [4, 4], [5, 5]])
-    spread = (wanted - wanted.mean(dim=0)).square().mean()
-    assert numbers["undrawn"] == pytest.approx(float((said - wanted).square().mean() / spread))
-    of_routes = torch.tensor([7.0, 7, 7, 7, 7, 8])
-    assert numbers["unrouted"] == pytest.approx(float((1 / 6) / (of_routes - of_routes.mean()).square().mean()))
-    assert float(value) == pytest.approx(numbers["undrawn"] + numbers["unrouted"])
-    swapped, _ = telling()(parts, TextScenes(ids=rows, route=route, drawn=drawn.flip(1)), generator())
+    error, spread = (said - wanted).square(), (wanted - wanted.mean(dim=0)).square()
+    value, numbers = drawing(torch.ones(1))(parts, batch, generator())
+    assert numbers["undrawn"] == pytest.approx(float(error.mean() / spread.mean()))
+    assert float(value) == pytest.approx(numbers["undrawn"])
+    swapped, _ = drawing(torch.ones(1))(parts, replace(batch, drawn=drawn.flip(1)), generator())
     assert float(swapped) != pytest.approx(float(value))
+    of_routes = torch.tensor([7.0, 7, 7, 7, 7, 8])
+    value, numbers = routing()(parts, batch, generator())
+    assert numbers["unrouted"] == pytest.approx(float((1 / 6) / (of_routes - of_routes.mean()).square().mean()))
+    assert float(value) == pytest.approx(numbers["unrouted"])
 
 
-def test_telling_learns(tmp_path: Path) -> None:
+def test_an_error_in_a_costly_number_weighs_more() -> None:
+    draw = generator()
+    asked, error = torch.randn(50, 2, generator=draw), torch.randn(50, generator=draw)
+    cost = torch.tensor([1.0, 9.0])
+    cheap = unexplained(asked + F.pad(error[:, None], (0, 1)), asked, cost)
+    costly = unexplained(asked + F.pad(error[:, None], (1, 0)), asked, cost)
+    assert float(costly / cheap) == pytest.approx(9.0)
+    assert torch.allclose(unexplained(asked + 1, asked), unexplained(asked + 1, asked, torch.ones(2)))
+
+
+@pytest.mark.parametrize("what", ["unrouted", "undrawn"])
+def test_telling_learns(what: str, tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts: dict[str, nn.Module] = {"text": tiny_conditioner("en", 32).encoder, "head": nn.Linear(32, 6)}
@@ -121,15 +136,15 @@ def test_telling_learns(tmp_path: Path) -> None:
         route=torch.randn(8, 4, 6, generator=generator()),
         drawn=torch.randn(8, 4, 5, generator=generator(1)),
     )
+    loss = routing() if what == "unrouted" else drawing(torch.rand(5, generator=generator(2)) + 0.5)
     plan = Plan(
-        name="t", trainable=("text.", "head."), loss=telling(), steps=200, lr=3e-3, warmup_steps=5, log_every=1, ema=0
+        name="t", trainable=("text.", "head."), loss=loss, steps=200, lr=3e-3, warmup_steps=5, log_every=1, ema=0
     )
     with Run(tmp_path / "r", {}) as run:
         fit(parts, plan, lambda step: batch, run, progress=False)
         curve = run.metrics()
-    for number in ("unrouted", "undrawn"):
-        assert curve[0][number] > 0.8
-        assert curve[-1][number] < 0.3
+    assert curve[0][what] > 0.8
+    assert curve[-1][what] < 0.3
 
 
 class Knowing(nn.Module):
@@ -232,24 +247,18 @@ def test_a_schedule_without_zero_snr_has_weights_too() -> None:
     assert torch.all(weights > 0)
 
 
-def test_states_compares_where_it_is_told_to() -> None:
+def test_routes_compares_where_it_is_told_to() -> None:
     encoder = BUNDLE.conditioner().encoder
     with torch.inference_mode():
-        *_, before, last = (x.clone() for x in encoder.residuals(ids(TEXTS)))
-        said = encoder.finished(last).clone()
-    at = torch.zeros(said.shape[:2], dtype=torch.bool)
+        *_, before, _ = (x.clone() for x in encoder.residuals(ids(TEXTS)))
+    assert torch.equal(before, encoder.before_last(ids(TEXTS)))
+    at = torch.zeros(before.shape[:2], dtype=torch.bool)
     at[:, 9:] = True
 
-    def left_over(**wrong: torch.Tensor) -> tuple[float, dict[str, float]]:
-        batch = TextStates(ids=ids(TEXTS), behind=at, **{"before": before, "states": said, **wrong})
-        value, numbers = states()({"text": encoder}, batch, generator())
-        return float(value.detach()), numbers
+    def left_over(wanted: torch.Tensor) -> float:
+        batch = TextRoutes(ids=ids(TEXTS), behind=at, before=wanted)
+        return float(routes()({"text": encoder}, batch, generator())[0].detach())
 
-    where = at[:, :, None]
-    assert left_over(before=before.where(where, before.flip(0)), states=said.where(where, said + 1))[0] < 1e-6
-    routes = left_over(before=before.flip(0))[1]
-    assert routes["unexplained_routes"] > 0.1
-    assert routes["unexplained_states"] < 1e-6
-    last_ones = left_over(states=said.flip(0))[1]
-    assert last_ones["unexplained_states"] > 0.1
-    assert last_ones["unexplained_routes"] < 1e-6
+    assert left_over(before.where(at[:, :, None], before.flip(0))) < 1e-6
+    assert left_over(3 * before) < 1e-6  # as layers read it, normalised
+    assert left_over(before.flip(0)) > 0.1

@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.needs("emoji-font"), pytest.mark.needs("cldr"), pytest
 
 SHORT: dict[Any, dict[str, Any]] = {
     emoji_vae: {"crops": (2, 2), "scenes": (1, 2)},
-    emoji_base: {"text": (2, 8), "telling": (5, 8), "unet": (3, 4), "scenes": 200},
-    emoji_languages: {"states": (5, 8), "reader": (2, 8), "stage1": (1, 4), "scenes": 60, "queries": 4},
+    emoji_base: {"text": (2, 8), "routes": (5, 8), "drawing": (3, 8), "unet": (3, 4), "scenes": 200},
+    emoji_languages: {"routes": (5, 8), "reader": (2, 8), "stage1": (1, 4), "scenes": 60, "queries": 4},
 }
 
 
@@ -58,7 +58,14 @@ def test_a_finished_recipe_trains_no_more(runs: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_recipe_goes_on_from_another_run(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = {**emoji_base.SIZES["cpu"], **SHORT[emoji_base], "text": (1, 8), "telling": (1, 8), "unet": (1, 4)}
+    short = {
+        **emoji_base.SIZES["cpu"],
+        **SHORT[emoji_base],
+        "text": (1, 8),
+        "routes": (1, 8),
+        "drawing": (1, 8),
+        "unet": (1, 4),
+    }
     monkeypatch.setitem(emoji_base.SIZES, "cpu", short)
     emoji_base.main(tmp_path / "next", start_from=runs / "base")
     assert (tmp_path / "next/tokenizer/vocab.json").read_bytes() == (runs / "base/tokenizer/vocab.json").read_bytes()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -116,6 +117,10 @@ class CLIPText(nn.Module):
         for layer in model.encoder.layers[: spec.num_layers + 1 + spec.layer]:
             x = layer(x)
             yield x
+
+    def before_last(self, ids: Tensor) -> Tensor:
+        """The residual (B, L, D) before the last layer, which is not run."""
+        return next(islice(self.residuals(ids), self.spec.num_layers + self.spec.layer, None))
 
     def finished(self, x: Tensor) -> Tensor:
         """The last residual as a UNet gets it: after the final norm where the spec says so."""

@@ -35,6 +35,7 @@ PATCHES = GRID**2
 CLEAR = 16  # numbers of how see-through a patch is
 LOOK_NORM = 24.0  # mean squared length of a look code: about as much as the numbers beside it in a route weigh
 ROUTE_SCALE = 2.0
+GROUND_SCALE, PLACE_SCALE = 8**0.5, 12**0.5
 TOLD_SCALE = 2**0.5  # a state of 192 numbers has a squared length of 192 at first; what is told, two thirds of it
 BASIS_SEED = 1_000_003
 
@@ -102,16 +103,22 @@ def _every_glyph(world: Atlas, base: Basis, size: str, background: str) -> Tenso
 
 @lru_cache(maxsize=4)
 def looks(tier: str, channels: int, numbers: int) -> Tensor:
-    """How each glyph of a tier looks, in closed form: (N, numbers) principal components of its medium render's latents.
+    """How each glyph of a tier looks, in closed form: (N, numbers) principal components of its renders.
 
-    It is rendered on black and on white, so that what is see-through counts too.
+    It is rendered in every size on black and on white, so that what is see-through counts too. The latents are weighed
+    as the pixels they stand for: unweighed, the numbers go on fine texture, and one clock looks like another.
     """
     world, base = atlas(tier), basis(tier, channels)
     count = len(world.glyphs)
     if not 1 <= numbers <= count:
         raise UserError(f"{numbers} numbers for the looks of {count} glyphs", allowed=f"1 to {count}")
-    sides = [_every_glyph(world, base, "medium", colour).flatten(1) for colour in ("black", "white")]
-    every = torch.cat(sides, dim=1)  # (N, 2 C h w)
+    in_pixels = (1 / base.scale)[:, None, None]  # the components are orthonormal
+    sides = [
+        (_every_glyph(world, base, size, colour) * in_pixels).flatten(1)
+        for size in SIZES
+        for colour in ("black", "white")
+    ]
+    every = torch.cat(sides, dim=1)  # (N, 6 C h w)
     u, s, v = torch.linalg.svd(every - every.mean(dim=0), full_matrices=False)
     code = u[:, :numbers] * s[:numbers] * v[:numbers].sum(dim=1).sign()  # (N, numbers); signs don't depend on LAPACK
     return code * (LOOK_NORM / code.square().sum(dim=1).mean()).sqrt()
@@ -125,7 +132,7 @@ class Told:
 
     route (B, PATCHES, R): the look code of the object that covers the patch (zeros where
         none does), which of the rows and of the columns of an object of that size the patch is (one of each, the last
-        of them: none), and the background in [-1, 1].
+        of them: none), the background in [-1, 1], and the patch's place.
     drawn (B, PATCHES, S): the patch's latents on black, how much of it is see-through (principal
         components of white less black), the background, and the patch's place. The state of a text behind its words
         is this, filled up with zeros, so that a UNet finds a patch by its place and reads it as it stands.
@@ -148,37 +155,52 @@ class Told:
             self.spans[edge] = rows, high - low, kinds
             rows, kinds = rows + high - low, kinds + (high - low) ** 2
         self.rows, self.none = rows, kinds
-        self.route_numbers = numbers + 2 * (rows + 1) + 3  # R
+        # which[k]: kind k's row and column as a route tells them, (kinds + 1, 2 (rows + 1)); sizes[k]: of which size
+        self.which = torch.zeros(kinds + 1, 2 * (rows + 1))
+        self.which[kinds, [rows, 2 * rows + 1]] = ROUTE_SCALE
+        self.sizes = torch.zeros(kinds, dtype=torch.long)
+        for k, (row, count, kind) in enumerate(self.spans.values()):
+            own = torch.arange(count)
+            for i in range(count):
+                self.which[kind + i * count + own, row + i] = ROUTE_SCALE
+                self.which[kind + i * count + own, rows + 1 + row + own] = ROUTE_SCALE
+            self.sizes[kind : kind + count**2] = k
+        self.place = _places()  # (PATCHES, 8)
+        self.route_numbers = numbers + 2 * (rows + 1) + 3 + self.place.shape[1]  # R
         grounds = torch.tensor([COLOURS[colour].rgb for colour in ("black", "white")]) / 127.5 - 1
         bare = base.encode(grounds[:, :, None, None].expand(-1, -1, PATCH, PATCH)).flatten(1)  # (2, C)
         black = torch.cat([*on_black, bare[0].expand(len(world.glyphs), 1, -1)], dim=1)  # (N, kinds + 1, C)
         clear = torch.cat([*see_through, (bare[1] - bare[0]).expand(len(world.glyphs), 1, -1)], dim=1)
-        parts = [black - black.mean(dim=(0, 1)), _leading(clear - clear.mean(dim=(0, 1)), CLEAR)]
+        black, clear = (part - part.mean(dim=(0, 1)) for part in (black, clear))
+        leading = _leading(clear, CLEAR)  # (C, CLEAR)
+        parts = [black, clear @ leading]
+        spreads = [part.square().mean().sqrt() for part in parts]
         # (N, kinds + 1, C + CLEAR)
-        self.drawn = TOLD_SCALE * torch.cat([part / part.square().mean().sqrt() for part in parts], dim=2)
-        self.place = TOLD_SCALE * 6**0.5 * _places()  # (PATCHES, 8)
+        self.drawn = TOLD_SCALE * torch.cat([part / spread for part, spread in zip(parts, spreads)], dim=2)
+        # What an error of each number costs in pixels; of what is see-through on a background of middling brightness.
+        in_pixels = base.scale**-2  # (C,)
+        of_parts = [in_pixels, 0.5 * (leading.T.square() @ in_pixels)]
+        costs = [(spread / TOLD_SCALE) ** 2 * each for spread, each in zip(spreads, of_parts)]
+        ground = costs[0].new_full((3,), PATCH**2 / GROUND_SCALE**2)
+        cost = torch.cat([*costs, ground, costs[0].mean().expand(self.place.shape[1])])
+        self.weights = cost / cost.mean()  # (S,)
 
     def __call__(self, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
         """Route and drawn of scenes."""
         things = torch.full((len(scenes), GRID, GRID), -1)
-        row, column = torch.full_like(things, self.rows), torch.full_like(things, self.rows)
         kinds = torch.full_like(things, self.none)
         for k, one in enumerate(scenes):
             for (edge, x, y), thing in zip(layout(one), one.objects, strict=True):
                 (left, right), (top, bottom) = _span(x, edge), _span(y, edge)
-                first, count, kind = self.spans[edge]
-                own = torch.arange(count)
+                _, count, kind = self.spans[edge]
                 things[k, top:bottom, left:right] = thing
-                row[k, top:bottom, left:right] = first + own[:, None]
-                column[k, top:bottom, left:right] = first + own
-                kinds[k, top:bottom, left:right] = kind + own[:, None] * count + own
-        things, row, column, kinds = (each.flatten(1) for each in (things, row, column, kinds))  # (B, PATCHES)
+                kinds[k, top:bottom, left:right] = kind + torch.arange(count**2).view(count, count)
+        things, kinds = things.flatten(1), kinds.flatten(1)  # (B, PATCHES)
         rgb = torch.tensor([COLOURS[one.background].rgb for one in scenes]) / 127.5 - 1
         ground = rgb[:, None].expand(-1, PATCHES, -1)  # (B, PATCHES, 3)
-        which = [ROUTE_SCALE * F.one_hot(each, self.rows + 1).float() for each in (row, column)]
-        route = torch.cat([self.code[things], *which, ground], dim=2)
         place = self.place.expand(len(scenes), -1, -1)
-        drawn = torch.cat([self.drawn[things, kinds], 2 * TOLD_SCALE * ground, place], dim=2)
+        route = torch.cat([self.code[things], self.which[kinds], ROUTE_SCALE * ground, ROUTE_SCALE * place], dim=2)
+        drawn = torch.cat([self.drawn[things, kinds], GROUND_SCALE * ground, PLACE_SCALE * place], dim=2)
         return route, drawn
 
 
@@ -188,11 +210,11 @@ def _span(middle: int, edge: int) -> tuple[int, int]:
 
 
 def _leading(x: Tensor, numbers: int) -> Tensor:
-    """The first principal components (..., numbers) of centred x (..., C)."""
+    """The first principal directions (C, numbers) of centred x (..., C)."""
     rows = x.flatten(0, -2).double()
     _, vectors = torch.linalg.eigh(rows.T @ rows)
     vectors = vectors.flip(1)[:, :numbers].float()
-    return x @ (vectors * vectors.sum(dim=0).sign())  # signs don't depend on LAPACK
+    return vectors * vectors.sum(dim=0).sign()  # signs don't depend on LAPACK
 
 
 def _places() -> Tensor:

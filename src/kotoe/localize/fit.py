@@ -199,14 +199,17 @@ class averaged:
 
 
 def load_average(modules: Mapping[str, nn.Module], directory: str | Path) -> int:
-    """Fill modules with the averaged weights of a run's latest checkpoint, finished or going on; returns its step."""
+    """Fill modules with the averaged weights of a run's latest checkpoint, finished or going on; returns its step.
+
+    What that run kept frozen is not in its checkpoint and stays as it is.
+    """
     file = Path(directory) / "state.pt"
     if not file.exists():
         raise UserError(f"{directory} holds no checkpoint (state.pt)", hint="Train first, or wait for the first save")
     state = torch.load(file, map_location="cpu", weights_only=True)
     parameters = {f"{part}.{name}": p for part, m in modules.items() for name, p in m.named_parameters()}
     values = {name: value for name, value in state["average"].items() if name.split(".")[0] in modules}
-    _restore(parameters, values)
+    _restore({name: p for name, p in parameters.items() if name in values}, values)
     return int(state["step"])
 
 

@@ -54,13 +54,12 @@ class TextPairs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextStates:
-    """ids (B, L) of a text in the new language, and what the student shall say where `behind` (B, L) bool asks it:
-    before (B, L, D), the teacher's residual before its last layer, and states (B, L, D), which a UNet reads."""
+class TextRoutes:
+    """ids (B, L) of a text in the new language, and before (B, L, D): the teacher's residual before its last layer,
+    which the student's shall be where `behind` (B, L) bool asks it."""
 
     ids: Tensor
     before: Tensor
-    states: Tensor
     behind: Tensor
 
 
@@ -95,9 +94,13 @@ class ImageTower(nn.Module):
         return self.layers(x)  # (B, E)
 
 
-def unexplained(said: Tensor, asked: Tensor) -> Tensor:
-    """Squared error over the variance of what is asked, over its first dimension: 1 is what its mean would score."""
-    return (said - asked).square().mean() / (asked - asked.mean(dim=0)).square().mean()
+def unexplained(said: Tensor, asked: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Squared error over the variance of what is asked, over its first dimension: 1 is what its mean would score.
+
+    weights (D,): what an error in each of the numbers (N, D) counts; None: all alike.
+    """
+    error, spread = (said - asked).square(), (asked - asked.mean(dim=0)).square()
+    return error.mean() / spread.mean() if weights is None else (error @ weights).mean() / (spread @ weights).mean()
 
 
 def contrastive(text: str = "text", image: str = "image") -> Loss:
@@ -116,29 +119,40 @@ def contrastive(text: str = "text", image: str = "image") -> Loss:
     return loss
 
 
-def telling(text: str = "text", head: str = "head") -> Loss:
-    """A text must tell what is seen, in numbers that a picture's pixels define in closed form (a locked image tower).
+def asked_behind(ids: Tensor, eos: int, told: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a text of ids (B, L) is asked what it tells of patches (B, P, S): every state from the first EOS on, that
+    at position p of patch p mod P. Gives behind (B, L) bool and what is asked there (N, S)."""
+    position = torch.arange(ids.shape[1], device=ids.device)
+    behind = position >= first_eos(ids, eos)[:, None]  # (B, L)
+    return behind, told[:, position % told.shape[1]][behind]
 
-    Every state from the first EOS on is asked, that at position p for patch p mod P: before the encoder's last layer
-    for the patch's route, by a linear `head` (D to R), and after it for what is drawn there, which the state itself
-    must be, filled up with zeros. So a cross-attention finds each patch wherever it looks behind the words.
-    """
+
+def routing(text: str = "text", head: str = "head") -> Loss:
+    """A text must tell what lies on every patch, in numbers that a picture's pixels define in closed form (a locked
+    image tower): before the encoder's last layer, behind the words, by a linear `head` (D to R)."""
 
     def loss(modules: Mapping[str, Any], batch: TextScenes, _: torch.Generator) -> Answer:
         encoder = modules[text]
-        *_, before, last = encoder.residuals(batch.ids)
-        states = encoder.finished(last).float()  # (B, L, D)
-        routed = modules[head](F.layer_norm(before.float(), before.shape[-1:]))  # (B, L, R)
-        position = torch.arange(batch.ids.shape[1], device=states.device)
-        behind = position >= first_eos(batch.ids, encoder.spec.eos)[:, None]  # (B, L)
-        numbers = {}
-        value = states.new_zeros(())
-        for name, said, told in (("unrouted", routed, batch.route), ("undrawn", states, batch.drawn)):
-            wanted = F.pad(told, (0, said.shape[-1] - told.shape[-1]))[:, position % told.shape[1]]  # (B, L, ...)
-            left_over = unexplained(said[behind], wanted[behind])
-            numbers[name] = float(left_over.detach())
-            value = value + left_over
-        return value, numbers
+        before = encoder.before_last(batch.ids).float()  # (B, L, D)
+        behind, asked = asked_behind(batch.ids, encoder.spec.eos, batch.route)
+        left_over = unexplained(modules[head](F.layer_norm(before[behind], before.shape[-1:])), asked)
+        return left_over, {"unrouted": float(left_over.detach())}
+
+    return loss
+
+
+def drawing(weights: Tensor, text: str = "text") -> Loss:
+    """A text must tell what is drawn on every patch: behind the words the state itself must be that, filled up with
+    zeros. So a cross-attention finds each patch wherever it looks there. weights (S,): what errors cost."""
+
+    def loss(modules: Mapping[str, Any], batch: TextScenes, _: torch.Generator) -> Answer:
+        encoder = modules[text]
+        states = encoder(batch.ids).float()  # (B, L, D)
+        behind, asked = asked_behind(batch.ids, encoder.spec.eos, batch.drawn)
+        more = states.shape[-1] - asked.shape[-1]
+        cost = F.pad(weights.to(states), (0, more), value=float(weights.mean()))  # (D,)
+        left_over = unexplained(states[behind], F.pad(asked, (0, more)), cost)
+        return left_over, {"undrawn": float(left_over.detach())}
 
     return loss
 
@@ -223,27 +237,18 @@ def reader(queries: Queries, *, text: str = "text") -> Loss:
     return loss
 
 
-def states(*, text: str = "text") -> Loss:
-    """`distil-states` for two languages: the student must say what the teacher says where the batch's `behind` asks.
+def routes(*, text: str = "text") -> Loss:
+    """`distil-routes` for two languages: before the last layer the student must say what the teacher says, where the
+    batch's `behind` asks. The last layer, the same in both, makes of it what a UNet reads.
 
     Words differ in number and order between languages; the states behind them, which have read the whole text, needn't.
-    Before the last layer, normalised as layers do, and in the end: squared error over the teacher's variance.
+    Normalised as layers do; squared error over the teacher's variance.
     """
 
-    def loss(modules: Mapping[str, Any], batch: TextStates, _: torch.Generator) -> Answer:
-        encoder = modules[text]
-        *_, before, last = encoder.residuals(batch.ids)
-        width = before.shape[-1:]
-        pairs = {
-            "routes": (F.layer_norm(before.float(), width), F.layer_norm(batch.before.float(), width)),
-            "states": (encoder.finished(last).float(), batch.states.float()),
-        }
-        numbers = {}
-        value = last.new_zeros(())
-        for name, (said, asked) in pairs.items():
-            left_over = unexplained(said[batch.behind], asked[batch.behind])  # of (N, D) each
-            numbers[f"unexplained_{name}"] = float(left_over.detach())
-            value = value + left_over
-        return value, numbers
+    def loss(modules: Mapping[str, Any], batch: TextRoutes, _: torch.Generator) -> Answer:
+        before = modules[text].before_last(batch.ids).float()  # (B, L, D)
+        said, asked = (F.layer_norm(x[batch.behind], x.shape[-1:]) for x in (before, batch.before.float()))
+        left_over = unexplained(said, asked)
+        return left_over, {"unexplained": float(left_over.detach())}
 
     return loss
