@@ -183,17 +183,50 @@ def thumbnails(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 4)  # (B, 3, 32, 32)
 
 
-def warm(part: str, module: nn.Module, start_from: str | Path) -> None:
-    """Fill "text" (the English encoder) or "unet" from a run of this recipe or from a model's folder."""
-    stages = [Path(start_from) / stage for stage in {"text": ("routes", "drawing"), "unet": ("unet",)}[part]]
-    if all((stage / "state.pt").exists() for stage in stages):
-        for stage in stages:
-            load_average({part: module}, stage)
+def warm(modules: Mapping[str, nn.Module], stages: Sequence[str], start_from: str | Path) -> None:
+    """Fill modules from stages of a run of this recipe, or from a model's folder: "unet", "text" (the English encoder);
+    the "head" that reads its routes is in runs only."""
+    folders = [Path(start_from) / stage for stage in stages]
+    if all((folder / "state.pt").exists() for folder in folders):
+        for folder in folders:
+            load_average(modules, folder)
         return
     from kotoe import load
 
     bundle = load(start_from, dtype="float32")
-    module.load_state_dict((bundle.unet if part == "unet" else bundle.conditioner("en").encoder).state_dict())
+    for part, module in (("unet", bundle.unet), ("text", bundle.conditioner("en").encoder)):
+        if part in modules:
+            modules[part].load_state_dict(module.state_dict())
+
+
+def tell_apart(
+    run_dir: Path,
+    world: Atlas,
+    tokenizer: Tokenizer,
+    language: str,
+    encoder: CLIPText,
+    config: Mapping[str, Any],
+    device: str,
+) -> None:
+    """An encoder learns to tell thumbnails apart (text/)."""
+    (steps, batch), seed = config["text"], config["seed"]
+    data = Captioned(world, config["tier"], seed + 1, config["scenes"])
+    small = data.compute(thumbnails)  # (count, 3, 32, 32)
+    with initialising(seed + 1):
+        tower = ImageTower(TEXT["hidden_size"]).to(device)
+
+    def batches(step: int) -> TextImages:
+        chosen, rng = data.draw(step, batch)
+        texts = data.captions(chosen, rng, language)
+        return TextImages(ids=ids(tokenizer, texts, cut=True).to(device), images=small[chosen])
+
+    plan = Plan(
+        name=f"text/{language}", trainable=("text.", "image."), loss=contrastive(),
+        steps=steps, lr=1e-3, ema=0.99,
+        weight_decay=0.05, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu",
+    )  # fmt: skip
+    with Run(run_dir / "text", {**config, "stage": "text"}) as run:
+        fit({"text": encoder, "image": tower}, plan, batches, run, device=device)
 
 
 def train_text(
@@ -206,35 +239,19 @@ def train_text(
     seed: int,
     start_from: str | Path | None,
 ) -> CLIPText:
-    """Tell thumbnails apart (text/), then what lies on each patch (routes/), then what is seen there (drawing/)."""
-    steps, batch = settings["text"]
-    data = Captioned(world, settings["tier"], seed + 1, settings["scenes"])
-    small = data.compute(thumbnails)  # (count, 3, 32, 32)
+    """Tell what lies on each patch (routes/), then what is seen there (drawing/). From scratch text/ comes first."""
     encoder = new_text(tokenizer, seed).to(device)
-    with initialising(seed + 1):
-        tower = ImageTower(TEXT["hidden_size"]).to(device)
-    if start_from is not None:
-        warm("text", encoder, start_from)
-
-    def batches(step: int) -> TextImages:
-        chosen, rng = data.draw(step, batch)
-        texts = data.captions(chosen, rng, language)
-        return TextImages(ids=ids(tokenizer, texts, cut=True).to(device), images=small[chosen])
-
-    plan = Plan(
-        name=f"text/{language}", trainable=("text.", "image."), loss=contrastive(),
-        steps=steps, lr=1e-3, ema=0.99,
-        weight_decay=0.05, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu",
-    )  # fmt: skip
-    config = {"recipe": "emoji_base", "language": language, "seed": seed, **settings}
-    with Run(run_dir / "text", {**config, "stage": "text"}) as run:
-        fit({"text": encoder, "image": tower}, plan, batches, run, device=device)
-
-    data = Captioned(world, settings["tier"], seed + 1, settings["scenes"], pairs=PAIRS, large=LARGE)
     told = Told(settings["tier"], CHANNELS, LOOK)
     with initialising(seed + 2):
         head = nn.Linear(TEXT["hidden_size"], told.route_numbers).to(device)
     together = {"text": encoder, "head": head}
+    config = {"recipe": "emoji_base", "language": language, "seed": seed, **settings}
+    if start_from is None:
+        tell_apart(run_dir, world, tokenizer, language, encoder, config, device)
+    else:
+        warm(together, ("routes", "drawing"), start_from)
+
+    data = Captioned(world, settings["tier"], seed + 1, settings["scenes"], pairs=PAIRS, large=LARGE)
 
     def scenes(step: int, batch: int, *, cut: bool = False) -> TextScenes:
         chosen, rng = data.draw(step, batch)
@@ -259,7 +276,7 @@ def train_text(
         weight_decay=0.0, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu",
     )  # fmt: skip
     with Run(run_dir / "drawing", {**config, "stage": "drawing"}) as run:
-        if not run.has("state.pt"):
+        if start_from is None and not run.has("state.pt"):
             set_last_layer(encoder, head, told, (scenes(-1 - i, 128) for i in range(CLOSED_FORM)))
         fit({"text": encoder}, plan, lambda step: scenes(step, batch), run, device=device)
     return encoder
@@ -344,7 +361,7 @@ def train_unet(
         nn.init.zeros_(unet.conv_out.bias)
     unet.to(device, memory_format=torch.channels_last)
     if start_from is not None:
-        warm("unet", unet, start_from)
+        warm({"unet": unet}, ("unet",), start_from)
     plan = Plan(
         name="unet", trainable=("unet.",), loss=diffusion(SCHEDULE), steps=steps, lr=settings["lr"],
         ema=0.998,

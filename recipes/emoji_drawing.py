@@ -28,6 +28,7 @@ CLOSED = -20.0  # what a unit's mean is where neither row nor column are its own
 SPREAD = 0.7  # standard deviation of a unit where its gate is open
 LINEAR = 6.0  # mean of the units that are never closed
 LOUD = 10.0  # how much louder than told the last layer speaks: the residual beneath is not told, and not heard
+FILLED = 4.0  # squared length of all numbers over that of the longest told
 RIDGE = 1e-6
 
 
@@ -88,15 +89,15 @@ def set_last_layer(encoder: CLIPText, head: nn.Linear, told: Told, batches: Iter
 
     parts = [patches_of(encoder, batch) for batch in batches]
     size = parts[0][1].shape[1]  # S
-    # All that is told has one length, as the final norm leaves it: two numbers that cancel in the mean make up for it.
-    # They can't in the longest hundredth, which is told a little softer.
-    length = torch.cat([drawn.square().sum(dim=1) for _, drawn in parts]).quantile(0.99)
+    # The final norm gives everything one length, so everything gets two numbers more, which cancel in the mean and
+    # make up for the rest. They are much longer than what is told: what they are off by then hardly changes its scale.
+    length = FILLED * max(float(drawn.square().sum(dim=1).max()) for _, drawn in parts)
     gram = torch.zeros(len(bias) + 1, len(bias) + 1, dtype=torch.float64)
     moment = torch.zeros(len(bias) + 1, width, dtype=torch.float64)
     for before, drawn in parts:
         hidden = layer.mlp.activation(layer.mlp.fc1(F.layer_norm(before, (width,))))  # (M, H)
         hidden = F.pad(hidden, (0, 1), value=1.0)  # (M, H + 1): with the second bias
-        rest = ((length - drawn.square().sum(dim=1)).clamp_min(0) / 2).sqrt()
+        rest = ((length - drawn.square().sum(dim=1)) / 2).sqrt()
         wanted = torch.zeros_like(before)
         wanted[:, :size] = drawn
         wanted[:, size], wanted[:, size + 1] = rest, -rest
@@ -108,4 +109,4 @@ def set_last_layer(encoder: CLIPText, head: nn.Linear, told: Told, batches: Iter
     layer.mlp.fc2.bias.copy_(second[-1])
     nn.init.zeros_(norm.weight)
     nn.init.zeros_(norm.bias)
-    norm.weight[:size] = (length / width).sqrt()
+    norm.weight[:size] = math.sqrt(length / width)
