@@ -80,8 +80,9 @@ TEXT: dict[str, Any] = {
 }
 VOCABULARY = 1536
 LOOK = 136  # numbers that a text must tell of how an object looks
-DRAWING = ("text.text_model.encoder.layers.3.", "text.text_model.final_layer_norm.")  # the last layer and what follows
-ROUTES = ("text.text_model.embeddings.", "text.text_model.encoder.layers.[012].")  # what comes before
+LAYERS = [f"text.text_model.encoder.layers.{i}." for i in range(TEXT["num_layers"])]
+ROUTES = ("text.text_model.embeddings.", *LAYERS[:-1])  # what learns to tell what lies where
+DRAWING = (LAYERS[-1], "text.text_model.final_layer_norm.")  # the last layer, which draws it, and what follows
 # What a text learns to tell (see Captioned): fewer pairs than the world holds, whose patches are few and easy, and more
 # large things, whose patches are many and hard.
 PAIRS, LARGE = 0.25, 3.0

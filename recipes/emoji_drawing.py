@@ -65,17 +65,11 @@ def units(told: Told, count: int) -> tuple[Tensor, Tensor]:
     return first, bias
 
 
-def patches_of(encoder: CLIPText, batch: TextScenes) -> tuple[Tensor, Tensor]:
-    """The residual before the last layer behind the words (M, D), and what should be drawn there (M, S)."""
-    behind, drawn = asked_behind(batch.ids, encoder.spec.eos, batch.drawn)
-    return encoder.before_last(batch.ids)[behind], drawn
-
-
 @torch.no_grad()
 def set_last_layer(encoder: CLIPText, head: nn.Linear, told: Told, batches: Iterable[TextScenes]) -> None:
     """Write an encoder's last layer and final norm, given a `head` that reads routes (R) before it (D).
 
-    Its attention is silenced. batches: captions and what they must tell; some 50,000 patches are plenty.
+    Its attention is silenced. batches: captions and what they must tell.
     """
     layer, norm = encoder.text_model.encoder.layers[-1], encoder.text_model.final_layer_norm
     width = encoder.spec.hidden_size
@@ -87,7 +81,10 @@ def set_last_layer(encoder: CLIPText, head: nn.Linear, told: Told, batches: Iter
     layer.mlp.fc1.weight.copy_(first @ head.weight)
     layer.mlp.fc1.bias.copy_(first @ head.bias + bias)
 
-    parts = [patches_of(encoder, batch) for batch in batches]
+    parts = []  # the residual before the last layer behind the words (M, D), and what should be drawn there (M, S)
+    for batch in batches:
+        behind, drawn = asked_behind(batch.ids, encoder.spec.eos, batch.drawn)
+        parts.append((encoder.before_last(batch.ids)[behind], drawn))
     size = parts[0][1].shape[1]  # S
     # The final norm gives everything one length, so everything gets two numbers more, which cancel in the mean and
     # make up for the rest. They are much longer than what is told: what they are off by then hardly changes its scale.
