@@ -15,7 +15,7 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 LAYERS = [
     {"errors", "spec", "config", "runs"},
     {"rng", "schedule", "denoise", "samplers", "images", "labels", "language"},
-    {"unet", "vae", "text", "vision", "tokenizers"},
+    {"unet", "vae", "text", "bert", "vision", "tokenizers"},
     {"checkpoints", "builtin"},
     {"generate"},
     {"localize", "data", "evaluate", "safety", "bench"},

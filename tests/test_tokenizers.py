@@ -10,14 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kotoe.errors import CheckpointError, UserError
-from kotoe.tokenizers import (
-    Tokenizer,
-    load_tokenizer,
-    parse_json,
-    tokenizer_from_files,
-    train_clip_bpe,
-    train_sentencepiece,
-)
+from kotoe.localize.vocabulary import train_clip_bpe, train_sentencepiece
+from kotoe.tokenizers import Tokenizer, load_tokenizer, parse_json, tokenizer_from_files
 from tiny import LINES, tiny_tokenizer
 
 LANGUAGES = ("en", "ja", "zh", "ko")

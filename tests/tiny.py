@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from kotoe.checkpoints import Bundle, Defaults
+from kotoe.localize.vocabulary import train_clip_bpe, train_sentencepiece
 from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText, Conditioner
-from kotoe.tokenizers import Tokenizer, load_tokenizer, train_clip_bpe, train_sentencepiece
+from kotoe.tokenizers import Tokenizer, load_tokenizer
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 

@@ -94,6 +94,53 @@ class TextSpec:
         if not -self.num_layers <= self.layer <= -1:
             raise UserError(f"TextSpec: layer {self.layer}", allowed=f"-1 (last) to {-self.num_layers} (first)")
 
+    @property
+    def context_dim(self) -> int:
+        """Width of the states that a UNet reads."""
+        return self.hidden_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertSpec:
+    """BERT as Taiyi's Stable Diffusion feeds it, or XLM-RoBERTa with a projection as AltDiffusion does.
+
+    positions:            rows of the position embeddings.
+    counts_from_pad:      RoBERTa's positions: padding at row `pad`, words from row `pad` + 1 on.
+    masked:               no state reads the padding behind a text (whether a UNet does is another question).
+    projection_dim:       width of the linear layer on top; None: there is none.
+    projects_penultimate: it is on top of the normalised last-but-one layer, as in AltDiffusion-m18.
+    """
+
+    vocab_size: int = 21128
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_layers: int = 12
+    num_heads: int = 12
+    positions: int = 512
+    token_types: int = 2
+    layer_norm_eps: float = 1e-12
+    bos: int | None = 101
+    eos: int = 102
+    pad: int = 0
+    counts_from_pad: bool = False
+    masked: bool = False
+    projection_dim: int | None = None
+    projects_penultimate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.projects_penultimate and (self.projection_dim is None or self.num_layers < 2):
+            raise UserError("BertSpec: projects_penultimate", allowed="with a projection_dim and 2 layers or more")
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text, special tokens included."""
+        return self.positions - (self.pad + 1 if self.counts_from_pad else 0)
+
+    @property
+    def context_dim(self) -> int:
+        """Width of the states that a UNet reads."""
+        return self.hidden_size if self.projection_dim is None else self.projection_dim
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSpec:

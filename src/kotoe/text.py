@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kotoe.bert import BertText
 from kotoe.errors import UserError
 from kotoe.spec import TextSpec
 from kotoe.tokenizers import Tokenizer, Tokens
@@ -151,13 +152,13 @@ class Conditioner:
 
     language: str
     tokenizer: Tokenizer
-    encoder: CLIPText
+    encoder: CLIPText | BertText
     hashes: Mapping[str, str] = field(default_factory=dict)
 
     def encode(self, texts: Sequence[str], *, long_prompt: str = "error") -> Context:
         """Texts to context (B, L, D). Over the token limit: an error, or with "chunk" several windows along L."""
         tokens = self.tokenizer.encode(texts, long_prompt=long_prompt)
-        device = self.encoder.text_model.final_layer_norm.weight.device
+        device = next(self.encoder.parameters()).device
         ids = torch.tensor(tokens.ids, device=device)  # (B, windows * max_tokens)
         windows = ids.unflatten(1, (-1, self.tokenizer.max_tokens))  # (B, windows, max_tokens)
         states = self.encoder(windows.flatten(0, 1))  # (B * windows, max_tokens, D)

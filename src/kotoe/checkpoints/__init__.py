@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from kotoe import __version__, builtin
-from kotoe.checkpoints import diffusers, schedulers
+from kotoe.bert import BertText
+from kotoe.checkpoints import bert, diffusers, schedulers
 from kotoe.checkpoints.files import (
     Folder,
     LazyHashes,
@@ -28,15 +29,23 @@ from kotoe.checkpoints.files import (
 )
 from kotoe.checkpoints.keys import DIFFUSERS_VERSION
 from kotoe.errors import CheckpointError, UserError, nearest, unknown
-from kotoe.spec import ScheduleSpec
-from kotoe.text import Conditioner
+from kotoe.spec import BertSpec, ScheduleSpec, TextSpec
+from kotoe.text import CLIPText, Conditioner
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 
 FORMAT = 1
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")  # BCP 47, and safe as a folder's name
 PARTS = ("unet", "vae", "text_encoder")
-PIPELINES = ("StableDiffusionPipeline",)
+STABLE, ALT = "StableDiffusionPipeline", "AltDiffusionPipeline"
+ROBERTA = "RobertaSeriesModelWithTransformation"
+ENCODERS = {"CLIPTextModel": "clip_text_model", "BertModel": bert.BERT, ROBERTA: bert.XLM}  # class: its model_type
+TOKENIZERS = {  # kind: the classes of model_index.json, the one that is written first
+    "clip-bpe": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "sentencepiece": ("T5Tokenizer", "T5TokenizerFast"),
+    "wordpiece": ("BertTokenizer", "BertTokenizerFast"),
+    "xlm-roberta": ("XLMRobertaTokenizer", "XLMRobertaTokenizerFast"),
+}
 NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
@@ -187,7 +196,7 @@ def load(
         def read() -> Conditioner:
             part = f"{base}text_encoder"
             found = diffusers.read_conditioner(folder, base, language, dtypes["text_encoder"], place, allow_pickle)
-            width, needed = found.encoder.spec.hidden_size, unet.spec.cross_attention_dim
+            width, needed = found.encoder.spec.context_dim, unet.spec.cross_attention_dim
             if width != needed:
                 raise CheckpointError(f"{part}: states {width} wide for a UNet that reads {needed}")
             return found
@@ -232,22 +241,22 @@ def save(
             base = new if language == bundle.default_language else new / "conditioners" / language
             conditioner = bundle.conditioners[language]
             diffusers.check_tokenizer(conditioner.tokenizer, conditioner.encoder.spec, f"conditioner {language}")
-            encoder = diffusers.stock_text(conditioner.encoder)
-            _write_part(base / "text_encoder", diffusers.text_config(encoder.spec), encoder, "model", kind)
+            _write_encoder(base / "text_encoder", conditioner.encoder, kind)
             (base / "tokenizer").mkdir()
             conditioner.tokenizer.save(base / "tokenizer")
         (new / "scheduler").mkdir()
         _write_json(new / "scheduler" / "scheduler_config.json", config)
-        kinds = {"clip-bpe": "CLIPTokenizer", "sentencepiece": "T5Tokenizer"}
+        text = bundle.conditioner()
+        pipeline, encoder = _stock_classes(text)
         _write_json(
             new / "model_index.json",
             {
-                "_class_name": PIPELINES[0],
+                "_class_name": pipeline,
                 "_diffusers_version": DIFFUSERS_VERSION,
                 "unet": ["diffusers", "UNet2DConditionModel"],
                 "vae": ["diffusers", "AutoencoderKL"],
-                "text_encoder": ["transformers", "CLIPTextModel"],
-                "tokenizer": ["transformers", kinds[bundle.conditioner().tokenizer.kind]],
+                "text_encoder": encoder,
+                "tokenizer": ["transformers", TOKENIZERS[text.tokenizer.kind][0]],
                 "scheduler": ["diffusers", scheduler],
                 **{part: [None, None] for part in NOT_LOADED},
                 "requires_safety_checker": False,
@@ -285,15 +294,15 @@ def _model_index(folder: Folder) -> dict[str, str]:
             allowed="a folder in diffusers' layout, as StableDiffusionPipeline.save_pretrained writes it",
         )
     index = folder.json("model_index.json")
-    if index.get("_class_name") not in PIPELINES:
+    if index.get("_class_name") not in (STABLE, ALT):
         raise CheckpointError(
-            f"{folder.root.name}: a pipeline of class {index.get('_class_name')!r}", allowed=", ".join(PIPELINES)
+            f"{folder.root.name}: a pipeline of class {index.get('_class_name')!r}", allowed=f"{STABLE}, {ALT}"
         )
     classes = {
         "unet": ("UNet2DConditionModel",),
         "vae": ("AutoencoderKL",),
-        "text_encoder": ("CLIPTextModel",),
-        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast"),
+        "text_encoder": tuple(ENCODERS),
+        "tokenizer": tuple(name for names in TOKENIZERS.values() for name in names),
         "scheduler": tuple(schedulers.SCHEDULERS),
     }
     found = {}
@@ -305,6 +314,14 @@ def _model_index(folder: Folder) -> dict[str, str]:
                 f"{folder.root.name}: {part} is {value!r} in model_index.json", allowed=", ".join(allowed)
             )
         found[part] = kind
+    if folder.has("text_encoder/config.json"):
+        own, asked = folder.json("text_encoder/config.json").get("model_type"), ENCODERS[found["text_encoder"]]
+        if own is not None and own != asked:
+            raise CheckpointError(
+                f"{folder.root.name}: model_index.json says {found['text_encoder']}, but in text_encoder/config.json "
+                f"model_type is {own!r}",
+                allowed=asked,
+            )
     for part in index:
         if part not in (*classes, *NOT_LOADED, "requires_safety_checker") and not part.startswith("_"):
             raise CheckpointError(f"{folder.root.name}: unknown part {part!r} in model_index.json")
@@ -344,11 +361,35 @@ def _card(folder: Folder) -> dict[str, Any]:
 
 
 def _write_part(
-    folder: Path, config: dict[str, Any], module: torch.nn.Module, stem: str, dtype: torch.dtype | None
+    folder: Path,
+    config: dict[str, Any],
+    module: torch.nn.Module,
+    stem: str,
+    dtype: torch.dtype | None,
+    rename: Callable[[str], str] = lambda name: name,
 ) -> None:
     folder.mkdir(parents=True)
     _write_json(folder / "config.json", config)
-    write_tensors(module, folder / f"{stem}.safetensors", dtype)
+    write_tensors(module, folder / f"{stem}.safetensors", dtype, rename)
+
+
+def _stock_classes(conditioner: Conditioner) -> tuple[str, list[str]]:
+    """The pipeline and the text encoder's library and class, as stock diffusers calls them."""
+    spec = conditioner.encoder.spec
+    if isinstance(spec, TextSpec):
+        return STABLE, ["transformers", "CLIPTextModel"]
+    if spec.projection_dim is None:
+        return STABLE, ["transformers", "BertModel"]
+    return ALT, ["alt_diffusion", ROBERTA]
+
+
+def _write_encoder(folder: Path, encoder: CLIPText | BertText, dtype: torch.dtype | None) -> None:
+    spec = encoder.spec
+    if isinstance(spec, BertSpec):
+        _write_part(folder, bert.bert_config(spec), encoder, "model", dtype, lambda name: bert.name_for(name, spec))
+        return
+    stock = diffusers.stock_text(encoder)
+    _write_part(folder, diffusers.text_config(stock.spec), stock, "model", dtype)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

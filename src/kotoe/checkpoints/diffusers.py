@@ -7,11 +7,14 @@ the file means.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from kotoe.bert import BertText
+from kotoe.checkpoints import bert
 from kotoe.checkpoints.files import (
     LARGEST_TOKENIZER_BYTES,
     Folder,
@@ -23,7 +26,7 @@ from kotoe.checkpoints.files import (
 )
 from kotoe.checkpoints.keys import DIFFUSERS_VERSION, LARGEST_DEPTH, LARGEST_WIDTH, Config, Keys, make_spec
 from kotoe.errors import CheckpointError
-from kotoe.spec import TextSpec, UNetSpec, VAESpec
+from kotoe.spec import BertSpec, TextSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText, Conditioner
 from kotoe.tokenizers import FILES as TOKENIZER_FILES
 from kotoe.tokenizers import Tokenizer, tokenizer_from_files
@@ -252,7 +255,7 @@ def text_spec(config: Config, tokenizer: Tokenizer, where: str = "text_encoder/c
         "num_attention_heads", LARGEST_WIDTH
     ):
         raise keys.refuse("num_attention_heads", f"a divisor of hidden_size {keys['hidden_size']}")
-    spec = TextSpec(
+    return TextSpec(
         vocab_size=keys.whole("vocab_size", 2**24),
         hidden_size=keys["hidden_size"],
         intermediate_size=keys.whole("intermediate_size", LARGEST_WIDTH),
@@ -265,11 +268,21 @@ def text_spec(config: Config, tokenizer: Tokenizer, where: str = "text_encoder/c
         eos=tokenizer.eos,
         pad=tokenizer.pad,
     )
+
+
+def encoder_spec(config: Config, tokenizer: Tokenizer, where: str = "text_encoder/config.json") -> TextSpec | BertSpec:
+    """The spec of a text encoder's config.json, by its model_type, after checking that the tokenizer fits it."""
+    kind = config.get("model_type", TEXT_FIXED["model_type"])
+    if kind not in (TEXT_FIXED["model_type"], *bert.DEFAULTS):
+        raise CheckpointError(
+            f"{where}: model_type is {kind!r}", allowed=", ".join((TEXT_FIXED["model_type"], *bert.DEFAULTS))
+        )
+    spec = (bert.bert_spec if kind in bert.DEFAULTS else text_spec)(config, tokenizer, where)
     check_tokenizer(tokenizer, spec, where)
     return spec
 
 
-def check_tokenizer(tokenizer: Tokenizer, spec: TextSpec, where: str) -> None:
+def check_tokenizer(tokenizer: Tokenizer, spec: TextSpec | BertSpec, where: str) -> None:
     """Refuse a tokenizer whose ids or length the encoder has no rows for, or whose special ids the spec contradicts."""
     if tokenizer.vocab_size > spec.vocab_size:
         raise CheckpointError(f"{where}: {spec.vocab_size} embeddings for a tokenizer of {tokenizer.vocab_size} ids")
@@ -316,6 +329,11 @@ def stock_text(encoder: CLIPText) -> CLIPText:
     shorter = skeleton(lambda: CLIPText(kept))
     state = encoder.state_dict()
     return fill(shorter, {name: state[name] for name in shapes_of(shorter)})
+
+
+def new_encoder(spec: TextSpec | BertSpec) -> CLIPText | BertText:
+    """An encoder of a spec, without weights."""
+    return skeleton(lambda: BertText(spec) if isinstance(spec, BertSpec) else CLIPText(spec))
 
 
 def text_name(name: str) -> str:
@@ -387,11 +405,12 @@ def read_conditioner(
     config = folder.json(f"{part}/config.json")
     positions = config.get("max_position_embeddings", TEXT_DEFAULTS["max_position_embeddings"])
     tokenizer = read_tokenizer(folder, f"{base}tokenizer", positions)
-    spec = text_spec(config, tokenizer, f"{part}/config.json")
+    spec = encoder_spec(config, tokenizer, f"{part}/config.json")
     paths = weight_files(folder, part, allow_pickle)
-    net = skeleton(lambda: CLIPText(spec))
+    net = new_encoder(spec)
+    rename: Callable[[str], str | None] = bert.name_of if isinstance(spec, BertSpec) else text_name
     tensors = read_tensors(
-        paths, shapes_of(net), what=part, dtype=dtype, device=device, rename=text_name, allow_pickle=allow_pickle
+        paths, shapes_of(net), what=part, dtype=dtype, device=device, rename=rename, allow_pickle=allow_pickle
     )
     hashes = LazyHashes({"text_encoder": paths}, {"tokenizer": tokenizer.sha256})
     return Conditioner(language, tokenizer, fill(net, tensors), hashes)

@@ -216,11 +216,13 @@ def check_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tu
         )
 
 
-def write_tensors(module: nn.Module, path: Path, dtype: torch.dtype | None) -> None:
-    """The module's tensors as safetensors, in `dtype` or as they are."""
+def write_tensors(
+    module: nn.Module, path: Path, dtype: torch.dtype | None, rename: Callable[[str], str] = lambda name: name
+) -> None:
+    """The module's tensors as safetensors, in `dtype` or as they are. rename: our tensor name to the file's."""
     from safetensors.torch import save_file
 
-    tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in module.state_dict().items()}
+    tensors = {rename(name): t.detach().to("cpu", dtype).contiguous() for name, t in module.state_dict().items()}
     save_file(tensors, path, metadata={"format": "pt"})  # transformers refuses files without it
 
 

@@ -11,6 +11,7 @@ from kotoe import builtin
 from kotoe.checkpoints import _card, _model_index, diffusers, schedulers
 from kotoe.checkpoints.files import Folder, _entries, file_sha256
 from kotoe.config import to_json
+from kotoe.spec import BertSpec
 
 
 def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
@@ -48,7 +49,8 @@ def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
             "vocab_size": tokenizer.vocab_size,
             "max_tokens": tokenizer.max_tokens,
         }
-        components[f"{base}text_encoder"] = _spec("CLIPText", diffusers.text_spec(config, tokenizer))
+        text = diffusers.encoder_spec(config, tokenizer, f"{base}text_encoder/config.json")
+        components[f"{base}text_encoder"] = _spec("BertText" if isinstance(text, BertSpec) else "CLIPText", text)
         hashes[f"{base}tokenizer"] = tokenizer.sha256
     return {
         "source": str(source),
