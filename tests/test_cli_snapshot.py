@@ -17,6 +17,8 @@ FROZEN = {
     "inspect": "model config dry_run json",
     "evaluate": "suite model languages tier n controls batch_size steps out config dry_run json",
     "train": "recipe run size device seed config dry_run json",
+    "conditioner add": "bundle language from_ source_language overwrite config dry_run json",
+    "conditioner remove": "bundle language config dry_run json",
     "check": "model config dry_run json",
 }
 

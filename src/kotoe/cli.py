@@ -77,6 +77,24 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
 
     kotoe train recipes/emoji_base.py --run runs/base --size cpu""",
     ),
+    "conditioner add": Verb(
+        parts=(console.Adding,),
+        positional="bundle",
+        run=verbs.add_conditioner,
+        doc="""Put a language's tokenizer and text encoder beside the others of a model; everything else stays as it is.
+
+The UNet is not loaded, nothing is trained: whether width, vocabulary and special tokens fit is checked first.
+
+    kotoe conditioner add path/to/model --language ko --from path/to/korean-model""",
+    ),
+    "conditioner remove": Verb(
+        parts=(console.Removing,),
+        positional="bundle",
+        run=verbs.remove_conditioner,
+        doc="""Take a language's tokenizer and text encoder out of a model; everything else stays as it is.
+
+    kotoe conditioner remove path/to/model --language ko""",
+    ),
     "check": Verb(
         parts=(console.Checking,),
         positional=None,
@@ -132,7 +150,7 @@ def _negatable(hint: Any, default: Any) -> bool:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--" + name.rstrip("_").replace("_", "-")  # from_, since Python keeps `from` for itself
 
 
 def _signature(verb: Verb) -> inspect.Signature:
@@ -143,7 +161,8 @@ def _signature(verb: Verb) -> inspect.Signature:
     rest: list[inspect.Parameter] = []
     for name, (hint, default, _) in options(verb).items():
         off = "--no-" + name.replace("_", "-") if _negatable(hint, default) else ""
-        described = Parameter(negative=off, consume_multiple=_many(hint))
+        named = [_flag(name)] if name.endswith("_") else None
+        described = Parameter(name=named, negative=off, consume_multiple=_many(hint))
         if name == verb.positional and _many(hint):
             annotation: Any = Annotated[str, described]
             first.append(inspect.Parameter(name, inspect.Parameter.VAR_POSITIONAL, annotation=annotation))
@@ -237,6 +256,8 @@ def _table(rows: Sequence[tuple[str, str]], width: int) -> list[str]:
 def parse(arguments: Sequence[str]) -> tuple[str, Values] | None:
     """(verb, values given), or None when help or the version was printed instead."""
     arguments = list(arguments)
+    if " ".join(arguments[:2]) in VERBS:  # a verb of two words
+        arguments[:2] = [" ".join(arguments[:2])]
     before = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if not arguments or {"--help", "-h"} & set(before):
         print(help_text(before[0] if before and before[0] in VERBS else None))

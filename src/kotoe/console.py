@@ -109,6 +109,36 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adding:
+    """Which conditioner to put where.
+
+    bundle:          the folder that gets it, in diffusers' layout.
+    language:        the language it reads, a BCP 47 tag.
+    from_:           where it comes from: a model's name or folder, or a folder with tokenizer/ and text_encoder/ alone.
+    source_language: which of its conditioners, if it has several: the one for that language by default.
+    overwrite:       replace the conditioner that the language has.
+    """
+
+    bundle: str
+    language: str
+    from_: str
+    source_language: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removing:
+    """Which conditioner to take away.
+
+    bundle:   the folder that has it, in diffusers' layout.
+    language: the language it reads, a BCP 47 tag.
+    """
+
+    bundle: str
+    language: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checking:
     """What to check.
 

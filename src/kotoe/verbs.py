@@ -22,12 +22,14 @@ from kotoe import __version__, builtin
 from kotoe.config import Record, Request, dumps, from_json, to_json
 from kotoe.console import (
     INTERRUPTED,
+    Adding,
     Bar,
     Checking,
     Common,
     Drawing,
     Evaluating,
     Inspecting,
+    Removing,
     Training,
     Values,
     finish,
@@ -252,6 +254,47 @@ def inspect(common: Common, values: Values) -> int:
     lines += [f"note: {note}" for note in found["notes"]]
     finish(common, found, lines)
     return 0
+
+
+# --- conditioner ----------------------------------------------------------------------------------
+
+
+def add_conditioner(common: Common, values: Values) -> int:
+    """Put a conditioner beside the others of a folder."""
+    wanted: Adding = part_of(values, Adding)
+    config = to_json(wanted)
+    show_config("conditioner add", config)
+    from kotoe.checkpoints import conditioners
+
+    place = conditioners.add(
+        wanted.bundle,
+        wanted.language,
+        wanted.from_,
+        source_language=wanted.source_language,
+        overwrite=wanted.overwrite,
+        dry_run=common.dry_run,
+    )
+    _say_languages(common, wanted.bundle, config, f"{wanted.language} is in {place}")
+    return 0
+
+
+def remove_conditioner(common: Common, values: Values) -> int:
+    """Take a conditioner out of a folder."""
+    wanted: Removing = part_of(values, Removing)
+    config = to_json(wanted)
+    show_config("conditioner remove", config)
+    from kotoe.checkpoints import conditioners
+
+    conditioners.remove(wanted.bundle, wanted.language, dry_run=common.dry_run)
+    _say_languages(common, wanted.bundle, config, f"{wanted.language} is gone from {wanted.bundle}")
+    return 0
+
+
+def _say_languages(common: Common, bundle: str, config: Mapping[str, Any], done: str) -> None:
+    from kotoe.checkpoints.conditioners import languages
+
+    document = {"dry_run": common.dry_run, "config": config, "languages": languages(bundle)}
+    finish(common, document, [] if common.dry_run else [done])
 
 
 # --- evaluate -------------------------------------------------------------------------------------

@@ -331,8 +331,8 @@ def _model_index(folder: Folder) -> dict[str, str]:
 def _card(folder: Folder) -> dict[str, Any]:
     """kotoe.json, or what stands for it in a folder that Kotoe didn't write."""
     if not folder.has("kotoe.json"):
-        spm = any(folder.has(f"tokenizer/{name}") for name in ("spiece.model", "sentencepiece.model"))
-        language = "und" if spm else "en"  # CLIP's own vocabulary is English; another one could be any language's
+        clip = any(folder.has(f"tokenizer/{name}") for name in ("vocab.json", "merges.txt", "tokenizer.json"))
+        language = "en" if clip else "und"  # CLIP's own vocabulary is English; another one could be any language's
         return {"name": folder.root.name, "licence": None, "languages": [language], "defaults": {}}
     card = folder.json("kotoe.json")
     allowed = ("format", "kotoe_version", "name", "family", "licence", "languages", "defaults")
