@@ -208,6 +208,9 @@ class Request:
     mask:            with init_image: white is redrawn, black is kept (inpainting).
     strength:        with init_image: the share of the steps to run, above 0.0 to 1.0; 0.8 when not given.
     long_prompt:     "error" refuses prompts over the encoder's token limit, "chunk" reads them piecewise.
+    padding:         "max_length" pads a text to the encoder's length, as models are trained; "longest" only to the
+                     longer of prompt and negative prompt, so that a BERT without a mask reads (nearly) words alone.
+    punctuation:     "kept", or "ascii": full-width marks of a prompt, such as ，and 。, are read as , and .
     dtype:           "auto" is bfloat16 where the processor computes in it, float32 elsewhere.
     batch_size:      images denoised together: 1 on a processor, 8 on an accelerator unless said. More is faster, and
                      may move a pixel by one level of 255: arithmetic rounds otherwise for another size.
@@ -230,6 +233,8 @@ class Request:
     mask: str | None = None
     strength: float | None = None
     long_prompt: Literal["error", "chunk"] = "error"
+    padding: Literal["max_length", "longest"] = "max_length"
+    punctuation: Literal["kept", "ascii"] = "kept"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: int | None = None
 
@@ -277,6 +282,10 @@ class Request:
                         allowed=f"init_image together with {name}, or neither",
                         hint="Give the picture to start from as well (--init-image picture.png)",
                     )
+        if self.padding == "longest" and self.long_prompt == "chunk":
+            raise UserError(
+                "padding longest with long_prompt chunk", allowed="one of them: windows are all of the encoder's length"
+            )
         if self.strength is not None and not 0.0 < self.strength <= 1.0:
             raise UserError(f"strength {self.strength}", allowed="above 0.0 to 1.0")
 
@@ -357,6 +366,8 @@ class Record:
     mask_sha256: str | None = None
     strength: float | None = None
     long_prompt: Literal["error", "chunk"]
+    padding: Literal["max_length", "longest"] = "max_length"
+    punctuation: Literal["kept", "ascii"] = "kept"
     dtype: Dtype
     vae_dtype: Dtype
     text_dtype: Dtype

@@ -28,7 +28,7 @@ from kotoe.checkpoints.files import tensors_sha256
 from kotoe.config import DEFAULT_STRENGTH, ETA_SAMPLERS, ConditionerRecord, ModelRecord, Record, Request, dumps
 from kotoe.denoise import Denoiser, denoiser, guided, inpainted, start
 from kotoe.errors import UserError
-from kotoe.language import Detected, Source, choose, detect
+from kotoe.language import ASCII_MARKS, Detected, Source, choose, detect
 from kotoe.rng import ImageNoise
 from kotoe.samplers import SAMPLERS, Step, ddim
 from kotoe.schedule import GRIDS, sigma_to_t, tail
@@ -243,8 +243,10 @@ def read_prompts(bundle: Bundle, request: Request, jobs: Sequence[Job]) -> dict[
     guided = request.guidance_scale != 1.0
     reads = {}
     for language, prompt in dict.fromkeys((job.language, job.prompt) for job in jobs):
-        texts = [prompt, request.negative_prompt] if guided else [prompt]
-        context = bundle.conditioner(language).encode(texts, long_prompt=request.long_prompt)
+        said = prompt.translate(ASCII_MARKS) if request.punctuation == "ascii" else prompt
+        texts = [said, request.negative_prompt] if guided else [said]
+        conditioner = bundle.conditioner(language)
+        context = conditioner.encode(texts, long_prompt=request.long_prompt, padding=request.padding)
         reads[language, prompt] = Read(
             positive=context.states[:1],
             negative=context.states[1:] if guided else None,
@@ -415,7 +417,7 @@ def _record(
         name: getattr(request, name)
         for name in (
             *("negative_prompt", "width", "height", "steps", "sampler", "grid", "guidance_scale", "guidance_rescale"),
-            *("eta", "init_image", "mask", "strength", "long_prompt"),
+            *("eta", "init_image", "mask", "strength", "long_prompt", "padding", "punctuation"),
         )
     }
     return Record(

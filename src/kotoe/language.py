@@ -15,6 +15,10 @@ from typing import Literal
 
 from kotoe.errors import UserError, nearest
 
+# Marks of Chinese and Japanese texts and the ASCII ones that stand for them. Taiyi's handbook: its pictures get
+# watermarks from the former, since captions with them were advertisements.
+ASCII_MARKS = str.maketrans("，。、！？；：（）", ",.,!?;:()")
+
 # Scripts by the first word of their characters' Unicode names, and the languages they are read as, likeliest first.
 # The Latin alphabet serves most languages: a model with several of them needs to be told.
 SCRIPTS: dict[str, tuple[str, ...]] = {

@@ -63,6 +63,12 @@ def generate(common: Common, values: Values) -> int:
     jobs = plan(bundle, resolved)
     for job in {job.prompt: job for job in jobs if job.language_source == "unsure"}.values():
         say(f"the language of {job.prompt!r} is unsure, it is read as {job.language}; --language TAG settles it")
+    if resolved.punctuation == "kept":
+        for text in dict.fromkeys(job.prompt for job in jobs if bundle.conditioner(job.language).warns_of(job.prompt)):
+            say(
+                f"note: {text!r} has full-width punctuation, which gets watermarks from models trained as Taiyi was; "
+                "--punctuation ascii reads it as , and ."
+            )
     config = {**to_json(resolved), **to_json(drawing)}
     show_config("generate", config)
     labels = _labels_wanted(drawing, [job.prompt for job in jobs], [job.language for job in jobs])

@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import BertModel, BertTokenizer, CLIPTextModel, CLIPTokenizer
 
 import seeds
+from kotoe import cli
 from kotoe import generate as g
 from kotoe.checkpoints import Bundle, load, save
 from kotoe.config import Request
@@ -143,6 +144,38 @@ def test_taiyi_unconditional_prompt_is_512_tokens() -> None:
     cls, sep = seeds.TAIYI_PIECES.index("[CLS]"), seeds.TAIYI_PIECES.index("[SEP]")
     assert row == [cls, sep] + [0] * 510
     assert conditioner.encode([""]).states.shape == (1, 512, seeds.WIDTH)
+
+
+def test_taiyi_reads_only_as_far_as_the_words_on_request() -> None:
+    """`padding="longest"`, as svjack's training padded: stock's BERT on the shorter ids, not the 512-token states."""
+    path = folder(seeds.taiyi)
+    conditioner = load(path, dtype="float32").conditioner()
+    lines = ["蓝色背景上的猫", ""]
+    short = conditioner.encode(lines, padding="longest").states
+    stock, words = BertModel.from_pretrained(path / "text_encoder"), BertTokenizer.from_pretrained(path / "tokenizer")
+    ids = words(lines, padding="longest", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = stock(ids)[0]
+    assert apart(short, expected) < TOLERANCE
+    assert apart(conditioner.encode(lines).states[:, : ids.shape[1]], expected) > 10 * TOLERANCE
+
+
+def test_full_width_punctuation_is_kept_unless_asked_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(folder(seeds.taiyi))
+    bundle = load(path, dtype="float32")
+    full, ascii_marks = "蓝色背景上的猫，两只狗。", "蓝色背景上的猫,两只狗."
+    kept, asked = ours(bundle, full), ours(bundle, full, punctuation="ascii")
+    assert torch.equal(asked, ours(bundle, ascii_marks))
+    assert apart(kept, asked) > TOLERANCE  # two tokens of 512
+    arguments = ["generate", full, "--model", path, "--steps", "1", "--out", str(tmp_path)]
+    assert cli.run(arguments) == 0
+    assert "full-width punctuation" in capsys.readouterr().err
+    assert cli.run([*arguments, "--punctuation", "ascii", "--seed", "5"]) == 0
+    assert "full-width" not in capsys.readouterr().err.replace("punctuation", "")
+    assert cli.run([*arguments[:1], ascii_marks, *arguments[2:], "--seed", "9"]) == 0
+    assert "full-width" not in capsys.readouterr().err
 
 
 def test_cool_japan(tmp_path: Path) -> None:
