@@ -332,7 +332,7 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         builtin.resolve("kotoe-emoij")
     with pytest.raises(UserError, match="unknown model 'zzz'.*Pass a folder in diffusers' layout"):
         builtin.resolve("zzz")
-    with pytest.raises(UserError, match="no folder org/model.*doesn't download.*hf download org/model --local-dir"):
+    with pytest.raises(UserError, match="org/model is neither in the hub's cache.*hf download org/model --local-dir"):
         builtin.resolve("org/model")
     (tmp_path / "v1.ckpt").touch()
     with pytest.raises(UserError, match="single-file checkpoint.*from_single_file"):

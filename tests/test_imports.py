@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "spec", "config", "runs"},
     {"rng", "schedule", "denoise", "samplers", "images", "labels", "language"},
     {"unet", "vae", "text", "bert", "vision", "tokenizers"},
-    {"checkpoints", "builtin"},
+    {"checkpoints", "builtin", "hub"},
     {"generate"},
     {"localize", "data", "evaluate", "safety", "bench"},
     {"serve"},

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from kotoe import hub
 from kotoe.errors import UserError, nearest
 
 DEFAULT = "kotoe-emoji"
@@ -36,12 +36,8 @@ def resolve(source: str | Path) -> Path:
             hint=f"{HOW}; diffusers' StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER) makes one",
         )
     near = nearest(text, NAMES)
-    if near is None and re.fullmatch(r"[\w.-]+/[\w.-]+", text):
-        raise UserError(
-            f"no folder {text}; if that is a model on the Hugging Face hub: this version doesn't download",
-            allowed=f"a folder, or {', '.join(NAMES)}",
-            hint=f"Download it with `hf download {text} --local-dir FOLDER` and pass FOLDER",
-        )
+    if near is None and not path.exists() and "/" in text and hub.NAME.fullmatch(text):
+        return hub.fetch(text)
     raise UserError(
         f"unknown model {text!r}",
         allowed=f"a folder, or {', '.join(NAMES)}",
