@@ -130,7 +130,9 @@ def test_openclip_is_what_diffusers_reads(monkeypatch: pytest.MonkeyPatch) -> No
     ours, theirs = openclip_pair(source)
     assert same(ours, theirs)
     assert same(compvis.openclip_to_compvis(theirs), _kept(source))
-    monkeypatch.setattr(compvis, "OPENCLIP_QKV", ("k_proj", "q_proj", "v_proj"))  # the fault: another order in the stack
+    monkeypatch.setattr(
+        compvis, "OPENCLIP_QKV", ("k_proj", "q_proj", "v_proj")
+    )  # the fault: another order in the stack
     assert not same(*openclip_pair(source))
 
 

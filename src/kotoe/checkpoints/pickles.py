@@ -46,7 +46,7 @@ def read_pickle(path: Path, what: str, allow_pickle: bool) -> dict[str, Tensor]:
     if archive:
         _check_archive(path, where, size)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+        found = torch.load(path, map_location="cpu", weights_only=True)  # not mmap: it trusts the sizes of storages
     except Exception as error:  # noqa: BLE001 (a damaged or hostile pickle raises anything)
         raise _refused(error, where, size) from None
     state = _state(found, where)
@@ -65,6 +65,8 @@ def _check_archive(path: Path, where: str, size: int) -> None:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(f"{where} ({size} bytes) is truncated or damaged ({error})", hint=AGAIN) from None
+    if any(m.filename.endswith("/constants.pkl") for m in members):
+        raise CheckpointError(f"{where} is a program (a TorchScript archive), no table of tensors", hint=HARMLESS)
     packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise CheckpointError(f"{where}: {packed[0]} in it is compressed, which torch never does", hint=AGAIN)
@@ -82,10 +84,12 @@ def _refused(error: Exception, where: str, size: int) -> CheckpointError:
             allowed="tensors, numbers and texts in dicts and lists",
             hint=HARMLESS,
         )
-    if match := re.search(r"(TorchScript archives|legacy \.tar format)", text):
-        return CheckpointError(f"{where} is of {match[1]}, which can't be read as tensors only", hint=HARMLESS)
+    if "legacy .tar format" in text:
+        return CheckpointError(f"{where} is of torch's .tar format of 2016, which tells code from tensors nowhere")
     _, _, reason = text.rpartition("WeightsUnpickler error: ")
-    reason = re.split(r"(?<=\w)\. (?=[A-Z])", reason)[0][:200].rstrip(".") or "it ends too early"
+    reason = (
+        re.split(r"(?<=\w)\. (?=[A-Z])| Check the doc| Please ", reason)[0][:200].strip(" .") or "it ends too early"
+    )
     return CheckpointError(
         f"{where} ({size} bytes) is damaged or holds more than tensors ({type(error).__name__}: {reason})", hint=AGAIN
     )
