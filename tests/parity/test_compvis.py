@@ -181,7 +181,7 @@ LANDMARKS = {  # published names at places where the numbering is easily off by 
 
 
 def test_names_at_full_size() -> None:
-    """Every name and shape of the published sizes: as many as published, landmarks, Specs from shapes, and diffusers."""
+    """Names and shapes of the published sizes: as many as published, landmarks, Specs from shapes, and diffusers."""
     for family, spec in (("sd1", UNetSpec()), ("sd2", UNetSpec(**vars(SD2_UNET)))):
         ours = skeleton(lambda spec=spec: UNet(spec)).state_dict()
         file = compvis.unet_to_compvis(ours, spec)
@@ -254,6 +254,12 @@ def test_a_file_draws_what_its_folder_draws(source: Made, tmp_path: Path) -> Non
     # written by us and read again, by us and by a canonical folder in between
     again = save(folder, tmp_path / "again.safetensors", to="compvis")
     assert torch.equal(ours, latents(load(again, dtype="float32", tokenizer=tmp_path / "words"), family))
+    # what we wrote, opened by stock diffusers
+    opened = StableDiffusionPipeline.from_single_file(
+        str(again), config=str(tmp_path / "folder"), local_files_only=True, torch_dtype=torch.float32
+    )
+    for name in ("unet", "vae", "text_encoder"):
+        assert same(getattr(opened, name).state_dict(), getattr(pipe, name).state_dict()), name
     # stock diffusers, on the same weights
     noise = ImageNoise([7], (4, 8, 8)).initial()
     pipe.set_progress_bar_config(disable=True)

@@ -307,7 +307,9 @@ def _alike(values: list[T], what: str, of: str) -> T:
 
 def is_linear(shapes: Shapes) -> bool:
     """Whether a UNet in ldm's names has linear layers round its transformers (SD 2.x), not 1x1 convolutions (1.x)."""
-    return len(shapes.get("middle_block.1.proj_in.weight", ())) == 2
+    name = "middle_block.1.proj_in.weight"
+    _size(shapes, name, 1, "UNet")  # there at all?
+    return len(shapes[name]) == 2
 
 
 def unet_spec(shapes: Shapes, sample_size: int, what: str = "UNet") -> UNetSpec:
