@@ -334,9 +334,12 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         builtin.resolve("zzz")
     with pytest.raises(UserError, match="org/model is neither in the hub's cache.*hf download org/model --local-dir"):
         builtin.resolve("org/model")
-    (tmp_path / "v1.ckpt").touch()
-    with pytest.raises(UserError, match="single-file checkpoint.*from_single_file"):
-        builtin.resolve(tmp_path / "v1.ckpt")
+    for name in ("v1.ckpt", "v1.safetensors", "V1.CKPT"):
+        (tmp_path / name).touch()
+        assert builtin.resolve(tmp_path / name) == tmp_path / name
+    (tmp_path / "v1.h5").touch()
+    with pytest.raises(UserError, match=r"v1\.h5 is of no format that this version reads.*\.ckpt.*diffusers' layout"):
+        builtin.resolve(tmp_path / "v1.h5")
     with pytest.raises(UserError, match="no file at"):
         builtin.resolve(tmp_path / "v2.safetensors")
     monkeypatch.setattr(builtin, "NAMES", {"kotoe-emoji": tmp_path / "nowhere"})

@@ -191,7 +191,7 @@ def test_unknown_verb(kotoe: Kotoe) -> None:
     done = kotoe("genrate", "a")
     assert done.code == 2
     assert (
-        "unknown verb 'genrate'. Allowed: check, evaluate, generate, inspect, train. Did you mean 'generate'?"
+        "unknown verb 'genrate'. Allowed: check, convert, evaluate, generate, inspect, train. Did you mean 'generate'?"
         in done.err
     )
 

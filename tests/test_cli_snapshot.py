@@ -16,6 +16,7 @@ FROZEN = {
     "seed n eta init_image mask strength long_prompt padding punctuation "
     "dtype batch_size model out replay grid_image config dry_run json",
     "inspect": "model config dry_run json",
+    "convert": "source out to tokenizer ema prediction_type language dtype allow_pickle overwrite config dry_run json",
     "evaluate": "suite model languages tier n controls batch_size steps out config dry_run json",
     "train": "recipe run size device seed config dry_run json",
     "conditioner add": "bundle language from_ source_language overwrite config dry_run json",

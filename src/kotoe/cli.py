@@ -1,4 +1,4 @@
-"""The command line: generate, inspect, evaluate, train, check. Made from frozen dataclasses by cyclopts.
+"""The command line: generate, inspect, convert, evaluate, train, check. Made from frozen dataclasses by cyclopts.
 
 Exit codes: 0 done, 1 `check` found a fault, 2 bad input, 130 interrupted. `kotoe --help` loads no torch.
 """
@@ -26,12 +26,20 @@ from kotoe.errors import UserError, nearest, unknown
 
 @dataclass(frozen=True, kw_only=True)
 class Verb:
-    """A verb: its parts (dataclasses whose fields are its options), what it does, and its one positional option."""
+    """A verb: its parts (dataclasses whose fields are its options), what it does, and its positional options.
+
+    positional: their names in order, as "source out"; only a single one may take several values.
+    """
 
     parts: tuple[type, ...]
     positional: str | None
     run: Callable[[Common, Values], int]
     doc: str
+
+    @property
+    def places(self) -> list[str]:
+        """Names of the positional options in order."""
+        return (self.positional or "").split()
 
 
 # --- The verbs -----------------------------------------------------------------------------------
@@ -59,6 +67,18 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
 
     kotoe inspect kotoe-emoji
     kotoe inspect path/to/folder --json""",
+    ),
+    "convert": Verb(
+        parts=(console.Converting,),
+        positional="source out",
+        run=verbs.convert,
+        doc="""Write a model in another format: a folder in diffusers' layout, or a single file in CompVis names.
+
+Nothing is lost or left over in silence: what a format can't hold is refused, and what isn't read is said.
+
+    kotoe convert v1-5.safetensors sd15 --to diffusers --tokenizer path/to/tokenizer
+    kotoe convert v2-1.ckpt sd21 --to diffusers --tokenizer sd2 --prediction-type v_prediction --allow-pickle
+    kotoe convert sd15 sd15.safetensors --to compvis --dtype float16""",
     ),
     "evaluate": Verb(
         parts=(console.Evaluating,),
@@ -163,14 +183,14 @@ def _signature(verb: Verb) -> inspect.Signature:
         off = "--no-" + name.replace("_", "-") if _negatable(hint, default) else ""
         named = [_flag(name)] if name.endswith("_") else None
         described = Parameter(name=named, negative=off, consume_multiple=_many(hint))
-        if name == verb.positional and _many(hint):
+        if name in verb.places and _many(hint):
             annotation: Any = Annotated[str, described]
             first.append(inspect.Parameter(name, inspect.Parameter.VAR_POSITIONAL, annotation=annotation))
             continue
         annotation = Annotated[_bare(hint) | None, described]
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if name == verb.positional else inspect.Parameter.KEYWORD_ONLY
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if name in verb.places else inspect.Parameter.KEYWORD_ONLY
         parameter = inspect.Parameter(name, kind, default=None, annotation=annotation)
-        (first if name == verb.positional else rest).append(parameter)
+        (first if name in verb.places else rest).append(parameter)
     return inspect.Signature([*first, *rest])
 
 
@@ -212,10 +232,10 @@ def help_text(name: str | None = None, width: int | None = None) -> str:
     rows, usage = [], f"Usage: kotoe {name}"
     for option, (hint, default, text) in options(verb).items():
         kind = _kind(hint)
-        if option == verb.positional:
+        if option in verb.places:
             argument = option.upper() + ("..." if _many(hint) else "")
             usage += f" [{argument}]" if default is not dataclasses.MISSING or _many(hint) else f" {argument}"
-            rows.insert(0, (argument, text + _default(default)))
+            rows.insert(verb.places.index(option), (argument, text + _default(default)))
         else:
             both = f"{_flag(option)}, --no-{_flag(option)[2:]}" if _negatable(hint, default) else _flag(option)
             rows.append((f"{both} {kind}".strip(), text + _default(default)))

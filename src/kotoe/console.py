@@ -58,10 +58,38 @@ class Drawing:
 class Inspecting:
     """What to look at.
 
-    model: a built-in model's name, or a folder in diffusers' layout.
+    model: a built-in model's name, a folder in diffusers' layout, or a single .safetensors file.
     """
 
     model: str = builtin.DEFAULT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converting:
+    """What to write in another format.
+
+    source:          a built-in model's name, a folder in diffusers' layout, or a single file (SD 1.x and 2.x).
+    out:             where to: a folder for diffusers, a name ending in .safetensors for compvis.
+    to:              diffusers, a folder; or compvis, a single file of one language, without its tokenizer.
+    tokenizer:       for a single file: a folder with the tokenizer of its text encoder, or a checkpoint that has it.
+    ema:             for a single file that holds two UNets: the running average, or the one as trained.
+    prediction_type: for a single file of SD 2.x: epsilon (512 pixels) or v_prediction (768 pixels).
+    language:        keep the conditioner of this language only.
+    dtype:           of the weights written: float32, bfloat16 or float16; each tensor's own by default.
+    allow_pickle:    read .ckpt and .bin files too, as tensors only.
+    overwrite:       replace what is at OUT, if it is a checkpoint.
+    """
+
+    source: str
+    out: str
+    to: str
+    tokenizer: str | None = None
+    ema: bool | None = None
+    prediction_type: str | None = None
+    language: str | None = None
+    dtype: str | None = None
+    allow_pickle: bool = False
+    overwrite: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

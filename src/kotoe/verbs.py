@@ -26,6 +26,7 @@ from kotoe.console import (
     Bar,
     Checking,
     Common,
+    Converting,
     Drawing,
     Evaluating,
     Inspecting,
@@ -249,7 +250,7 @@ def inspect(common: Common, values: Values) -> int:
     found = describe(wanted.model)
     lines = [
         f"{found['name']}: {found['family']}, {found['size_px']} x {found['size_px']} pixels, "
-        f"languages {', '.join(found['languages'])}, licence {found['licence'] or 'not stated'}",
+        f"languages {', '.join(found['languages']) or 'not stated'}, licence {found['licence'] or 'not stated'}",
         f"folder {found['folder']}",
         f"defaults {dumps(found['defaults'])}",
     ]
@@ -301,6 +302,44 @@ def _say_languages(common: Common, bundle: str, config: Mapping[str, Any], done:
 
     document = {"dry_run": common.dry_run, "config": config, "languages": languages(bundle)}
     finish(common, document, [] if common.dry_run else [done])
+
+
+# --- convert --------------------------------------------------------------------------------------
+
+
+def convert(common: Common, values: Values) -> int:
+    """Read a model in any format and write it in another."""
+    wanted: Converting = part_of(values, Converting)
+    show_config("convert", to_json(wanted))
+    source, out = builtin.resolve(wanted.source), Path(wanted.out)
+
+    from kotoe.checkpoints import FORMATS, load, save
+
+    if wanted.to not in FORMATS:
+        raise unknown("format", wanted.to, FORMATS)
+    if out.exists() and not wanted.overwrite:
+        raise UserError(f"{out} is there already", allowed="a name that isn't taken, or --overwrite")
+    bundle = load(
+        source,
+        dtype="stored",
+        allow_pickle=wanted.allow_pickle,
+        tokenizer=wanted.tokenizer,
+        ema=wanted.ema,
+        prediction_type=wanted.prediction_type,
+    )
+    if wanted.language is not None:
+        one = {wanted.language: bundle.conditioner(wanted.language)}
+        bundle = bundle.changed(conditioners=one, default_language=wanted.language)
+    for note in bundle.notes:
+        say(f"note: {note}")
+    document = {"out": str(out), "to": wanted.to, "notes": list(bundle.notes), "config": to_json(wanted)}
+    if common.dry_run:
+        finish(common, {"dry_run": True, **document}, [])
+        return 0
+    with _writing(out.parent):
+        save(bundle, out, to=wanted.to, dtype=wanted.dtype, overwrite=wanted.overwrite)
+    finish(common, document, [str(out)])
+    return 0
 
 
 # --- evaluate -------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""Checkpoints: `load` makes a Bundle from a name or folder, `save` writes one that stock diffusers opens too.
+"""Checkpoints: `load` makes a Bundle from a name, folder or single file, `save` writes one that others open too.
 
-The folder is diffusers' (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/); the conditioners of
-further languages lie beside it in conditioners/<language>/{tokenizer,text_encoder}, and kotoe.json lists them.
+The canonical folder is diffusers' (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/); the
+conditioners of further languages lie beside it in conditioners/<language>/{tokenizer,text_encoder}, and kotoe.json
+lists them.
 """
 
 from __future__ import annotations
@@ -174,18 +175,35 @@ def load(
     dtype: str | torch.dtype | Mapping[str, str | torch.dtype] | None = None,
     device: str | torch.device | None = None,
     allow_pickle: bool = False,
+    tokenizer: str | Path | None = None,
+    ema: bool | None = None,
+    prediction_type: str | None = None,
 ) -> Bundle:
-    """The Bundle of a built-in model's name or of a folder in diffusers' layout.
+    """The Bundle of a built-in model's name, of a folder in diffusers' layout, or of a single file in CompVis names.
 
     dtype:        of the weights in memory: None or "auto" is bfloat16 where the processor has it and float32 otherwise;
-                  a mapping gives each of "unet", "vae", "text_encoder" its own ("auto" for those left out).
+                  "stored" is each tensor's own, to convert; a mapping gives each of "unet", "vae", "text_encoder" its
+                  own ("auto" for those left out).
     device:       None is the CPU.
-    allow_pickle: read .bin weights too, as tensors only.
+    allow_pickle: read .bin and .ckpt weights too, as tensors only.
+    For a single file, which can't say so itself (each an error with a folder, which can):
+    tokenizer:       a folder with the tokenizer of its text encoder, or a checkpoint's folder that has it.
+    ema:             which UNet, where the file holds two: True the running average, False the one as trained.
+    prediction_type: epsilon or v_prediction; must be given for SD 2.x unless the file's head says it.
     Raises CheckpointError naming the file, key or tensor that is missing, damaged, unsafe or not implemented.
     """
-    folder = Folder(builtin.resolve(source))
+    path = builtin.resolve(source)
     place = torch.device("cpu" if device is None else device)
     dtypes = _dtypes(dtype, place)
+    asked = {"tokenizer": tokenizer, "ema": ema, "prediction_type": prediction_type}
+    if path.is_file():
+        from kotoe.checkpoints import single
+
+        return single.load(path, dtypes=dtypes, device=place, allow_pickle=allow_pickle, **asked)  # type: ignore[arg-type]
+    for name, value in asked.items():
+        if value is not None:
+            raise UserError(f"{name} {value} for the folder {source}", allowed=f"{name} for single files only")
+    folder = Folder(path)
     index = _model_index(folder)
     card = _card(folder)
     schedule, grid, notes = schedulers.schedule_spec(folder.json("scheduler/scheduler_config.json"), index["scheduler"])
@@ -224,24 +242,43 @@ def load(
 
 
 def save(
-    bundle: Bundle, folder: str | Path, *, dtype: str | torch.dtype | None = None, overwrite: bool = False
+    bundle: Bundle,
+    path: str | Path,
+    *,
+    to: str = "diffusers",
+    dtype: str | torch.dtype | None = None,
+    overwrite: bool = False,
 ) -> Path:
-    """Write the bundle as a folder that stock diffusers opens, all of it or nothing.
+    """Write the bundle in one of FORMATS, all of it or nothing.
 
+    to:        "diffusers", a folder that stock diffusers opens, or "compvis", a single .safetensors file.
     dtype:     of the weights on disk: None as in memory, "float16" for half the size.
-    overwrite: replace a checkpoint that is there already; its other top-level files, such as the card, are kept.
+    overwrite: replace a checkpoint that is there already; a folder's other top-level files, such as the card, are kept.
     """
-    folder = Path(folder)
+    if to not in FORMATS:
+        raise unknown("format", to, FORMATS)
     kind = None if dtype is None else choose_dtype(dtype, torch.device("cpu"))
+    return FORMATS[to](bundle, Path(path), dtype=kind, overwrite=overwrite)
+
+
+def _save_compvis(bundle: Bundle, path: Path, *, dtype: torch.dtype | None, overwrite: bool) -> Path:
+    from kotoe.checkpoints import single
+
+    return single.save(bundle, path, dtype=dtype, overwrite=overwrite)
+
+
+def _save_diffusers(bundle: Bundle, folder: Path, *, dtype: torch.dtype | None, overwrite: bool) -> Path:
     scheduler, config = schedulers.schedule_config(bundle.schedule, bundle.defaults.grid)
     with replacing(folder, overwrite=overwrite, marker="model_index.json") as new:
-        _write_part(new / "unet", diffusers.unet_config(bundle.unet.spec), bundle.unet, "diffusion_pytorch_model", kind)
-        _write_part(new / "vae", diffusers.vae_config(bundle.vae.spec), bundle.vae, "diffusion_pytorch_model", kind)
+        _write_part(
+            new / "unet", diffusers.unet_config(bundle.unet.spec), bundle.unet, "diffusion_pytorch_model", dtype
+        )
+        _write_part(new / "vae", diffusers.vae_config(bundle.vae.spec), bundle.vae, "diffusion_pytorch_model", dtype)
         for language in bundle.languages:
             base = new if language == bundle.default_language else new / "conditioners" / language
             conditioner = bundle.conditioners[language]
             diffusers.check_tokenizer(conditioner.tokenizer, conditioner.encoder.spec, f"conditioner {language}")
-            _write_encoder(base / "text_encoder", conditioner.encoder, kind)
+            _write_encoder(base / "text_encoder", conditioner.encoder, dtype)
             (base / "tokenizer").mkdir()
             conditioner.tokenizer.save(base / "tokenizer")
         (new / "scheduler").mkdir()
@@ -277,7 +314,10 @@ def save(
     return folder
 
 
-def _dtypes(asked: Any, device: torch.device) -> dict[str, torch.dtype]:
+FORMATS: dict[str, Callable[..., Path]] = {"diffusers": _save_diffusers, "compvis": _save_compvis}  # what `save` writes
+
+
+def _dtypes(asked: Any, device: torch.device) -> dict[str, torch.dtype | None]:
     if not isinstance(asked, Mapping):
         asked = dict.fromkeys(PARTS, asked)
     for part in asked:

@@ -371,7 +371,7 @@ def weight_files(folder: Folder, part: str, allow_pickle: bool = False) -> tuple
     raise CheckpointError(f"{folder.root.name}/{part} holds no weights", allowed=f"{part}/{WEIGHTS[0]}.safetensors")
 
 
-def read_unet(folder: Folder, dtype: torch.dtype, device: torch.device, allow_pickle: bool = False) -> UNet:
+def read_unet(folder: Folder, dtype: torch.dtype | None, device: torch.device, allow_pickle: bool = False) -> UNet:
     """The UNet of a folder."""
     spec = unet_spec(folder.json("unet/config.json"))
     paths = weight_files(folder, "unet", allow_pickle)
@@ -381,7 +381,7 @@ def read_unet(folder: Folder, dtype: torch.dtype, device: torch.device, allow_pi
     )
 
 
-def read_vae(folder: Folder, dtype: torch.dtype, device: torch.device, allow_pickle: bool = False) -> VAE:
+def read_vae(folder: Folder, dtype: torch.dtype | None, device: torch.device, allow_pickle: bool = False) -> VAE:
     """The autoencoder of a folder."""
     spec = vae_spec(folder.json("vae/config.json"))
     paths = weight_files(folder, "vae", allow_pickle)
@@ -396,7 +396,7 @@ def read_conditioner(
     folder: Folder,
     base: str,
     language: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device,
     allow_pickle: bool = False,
 ) -> Conditioner:
@@ -417,10 +417,9 @@ def read_conditioner(
 
 
 def read_tokenizer(folder: Folder, part: str, positions: int | None = None) -> Tokenizer:
-    """The tokenizer in a subfolder, its files read with the folder's precautions."""
+    """The tokenizer in a subfolder ("" for the folder itself), its files read with the folder's precautions."""
+    base = f"{part}/" if part else ""
     files = {
-        name: folder.read(f"{part}/{name}", LARGEST_TOKENIZER_BYTES)
-        for name in TOKENIZER_FILES
-        if folder.has(f"{part}/{name}")
+        name: folder.read(base + name, LARGEST_TOKENIZER_BYTES) for name in TOKENIZER_FILES if folder.has(base + name)
     }
-    return tokenizer_from_files(files, positions=positions, where=part)
+    return tokenizer_from_files(files, positions=positions, where=part or folder.root.name)

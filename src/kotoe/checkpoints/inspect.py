@@ -9,19 +9,24 @@ from typing import Any
 
 from kotoe import builtin
 from kotoe.checkpoints import _card, _model_index, diffusers, schedulers
-from kotoe.checkpoints.files import Folder, _entries, file_sha256
+from kotoe.checkpoints.files import Folder, entries, file_sha256, weights
 from kotoe.config import to_json
 from kotoe.spec import BertSpec
 
 
 def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
-    """JSON-able description of a built-in model's name or a folder: source, folder, family, languages, components,
-    sizes, licence, hashes.
+    """JSON-able description of a built-in model's name, a folder or a single file: source, folder, family, languages,
+    components, sizes, licence, hashes.
 
     components: by part, the class and the configuration. sizes: by part, the number of parameters and the bytes on
     disk. hashes: by part, sha256 of the weights and of the tokenizers.
     """
-    folder = Folder(builtin.resolve(source))
+    path = builtin.resolve(source)
+    if path.is_file():
+        from kotoe.checkpoints import single
+
+        return single.describe(source, path)
+    folder = Folder(path)
     index, card = _model_index(folder), _card(folder)
     schedule, grid, notes = schedulers.schedule_spec(folder.json("scheduler/scheduler_config.json"), index["scheduler"])
     main, *others = card["languages"]
@@ -35,7 +40,7 @@ def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
     for part in ("unet", "vae", *(f"{base}text_encoder" for base in bases.values())):
         files = diffusers.weight_files(folder, part)
         sizes[part] = {
-            "parameters": sum(math.prod(shape) for file in files for _, shape, _ in _entries(file, part, False)),
+            "parameters": sum(math.prod(e.shape) for file in files for e in weights(entries(file, part), part)),
             "bytes": sum(file.stat().st_size for file in files),
         }
         each = [file_sha256(file) for file in files]
