@@ -28,8 +28,10 @@ SAMPLER_NAMES = (
     "unipc",
 )
 ETA_SAMPLERS = ("ddim",)
+LEGACY_SAMPLERS = ("ddim", "pndm")
 GRID_NAMES = ("linspace", "leading", "trailing", "karras")
 Dtype = Literal["float32", "bfloat16", "float16"]
+Ending = Literal["zero", "legacy"]
 MAX_EDGE_PX = 8192  # a request beyond this is a slip or an attack, not a picture
 MAX_SEED = 2**32 - 1  # torch's CPU generator reads 32 bits
 DEFAULT_STRENGTH = 0.8
@@ -199,6 +201,8 @@ class Request:
     steps:           denoising steps, 1 or more.
     sampler:         euler, euler_ancestral, heun, lms, ddim, pndm, dpmpp_2m, dpmpp_2m_sde or unipc.
     grid:            where the steps lie: linspace, leading, trailing or karras.
+    ending:          where ddim and pndm stop: "zero" leaves no noise; "legacy", which published Stable Diffusion 1.x
+                     settings ask for, leaves that of timestep 0.
     guidance_scale:  how strongly to follow the prompt; 1.0 means unguided, at half the cost. 0 or more.
     guidance_rescale: 0.0 to 1.0, how much of the guided picture's excess contrast to take back.
     seed:            image k of each prompt has seed + k.
@@ -221,6 +225,7 @@ class Request:
     steps: int | None = None
     sampler: str | None = None
     grid: str | None = None
+    ending: Ending | None = None
     guidance_scale: float | None = None
     guidance_rescale: float = 0.0
     seed: int = 0
@@ -268,6 +273,11 @@ class Request:
             raise UserError(
                 f"eta {self.eta} with sampler {self.sampler} has no effect",
                 allowed=f"eta with sampler {', '.join(ETA_SAMPLERS)}",
+            )
+        if self.ending == "legacy" and self.sampler not in (None, *LEGACY_SAMPLERS):
+            raise UserError(
+                f"ending legacy with sampler {self.sampler}",
+                allowed=f"ending legacy with sampler {', '.join(LEGACY_SAMPLERS)}",
             )
         if self.init_image is None:
             for name in ("mask", "strength"):
@@ -347,6 +357,7 @@ class Record:
     steps: int
     sampler: str
     grid: str
+    ending: Ending = "zero"
     guidance_scale: float
     guidance_rescale: float
     seed: int

@@ -141,9 +141,15 @@ def start(
     if init is None and strength != 1.0:
         raise UserError(f"strength {strength} without a picture to start from", allowed="1.0")
     sigmas = tail(sigmas, strength)
-    if init is None or strength == 1.0:
-        return noise * initial_scale(float(sigmas[0]), sampler=sampler, grid=grid), sigmas
-    return init.to(noise) + float(sigmas[0]) * noise, sigmas
+    init = None if strength == 1.0 else init
+    return begin(noise, float(sigmas[0]), sampler=sampler, grid=grid, init=init), sigmas
+
+
+def begin(noise: Tensor, sigma: float, *, sampler: str, grid: str, init: Tensor | None = None) -> Tensor:
+    """The x (B, C, H, W) of level sigma that a walk starts from: unit noise to scale, or `init` with noise in it."""
+    if init is None:
+        return noise * initial_scale(sigma, sampler=sampler, grid=grid)
+    return init.to(noise) + sigma * noise
 
 
 # Training: the same algebra from the other side
