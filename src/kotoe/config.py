@@ -210,7 +210,8 @@ class Request:
     eta:             0.0 (deterministic) to 1.0, fresh noise in each step of the ddim sampler.
     init_image:      a picture to start from (img2img).
     mask:            with init_image: white is redrawn, black is kept (inpainting).
-    strength:        with init_image: the share of the steps to run, above 0.0 to 1.0; 0.8 when not given.
+    strength:        with init_image: the share of the steps to run, above 0.0 to 1.0; 0.8 when not given, and 1.0 with
+                     a model made for inpainting.
     long_prompt:     "error" refuses prompts over the encoder's token limit, "chunk" reads them piecewise.
     dtype:           "auto" is bfloat16 where the processor computes in it, float32 elsewhere.
     batch_size:      images denoised together: 1 on a processor, 8 on an accelerator unless said. More is faster, and
@@ -235,7 +236,7 @@ class Request:
     mask: str | None = None
     strength: float | None = None
     long_prompt: Literal["error", "chunk"] = "error"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -372,6 +373,7 @@ class Record:
     vae_dtype: Dtype
     text_dtype: Dtype
     device: str
+    low_memory: bool = False
     threads: int
     tokens: int
     dropped: tuple[str, ...] = ()

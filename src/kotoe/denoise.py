@@ -62,6 +62,19 @@ def denoiser(model: Model, spec: ScheduleSpec) -> Denoiser:
     return from_v(model, spec) if spec.prediction_type == "v_prediction" else from_eps(model, spec)
 
 
+def beside(model: Model, mask: Tensor, masked: Tensor) -> Model:
+    """A model of x from one that also reads a mask and what it leaves of a picture: the channels x, mask, masked.
+
+    mask: (1, 1, H, W), 1 = paint anew. masked: clean latent (1, C, H, W) of the picture without what the mask covers.
+    """
+    given = torch.cat([mask, masked], dim=1)  # (1, 1 + C, H, W)
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        return model(torch.cat([x, given.to(x).expand(len(x), -1, -1, -1)], dim=1), t)  # (B, 2C + 1, H, W) in
+
+    return predict
+
+
 # Guidance, inpainting, starting points
 
 

@@ -35,7 +35,7 @@ from kotoe.config import (
     Request,
     dumps,
 )
-from kotoe.denoise import Denoiser, begin, denoiser, guided, inpainted
+from kotoe.denoise import Denoiser, begin, beside, denoiser, guided, inpainted
 from kotoe.errors import UserError
 from kotoe.language import Detected, Source, choose, detect
 from kotoe.rng import ImageNoise
@@ -196,9 +196,15 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
         "batch_size": request.batch_size,
     }
     if request.batch_size is None:
-        chosen["batch_size"] = 1 if next(bundle.unet.parameters()).device.type == "cpu" else 8
+        chosen["batch_size"] = 1 if bundle.low_memory or bundle.device.type == "cpu" else 8
+    if bundle.unet.spec.inpaints and (request.init_image is None or request.mask is None):
+        raise UserError(
+            f"{bundle.name} is an inpainting model ({bundle.family}): its UNet reads a picture and a mask as well",
+            allowed="init_image and mask in the request",
+            hint="Give both, or take a model that draws from words alone",
+        )
     if request.init_image is not None and request.strength is None:
-        chosen["strength"] = DEFAULT_STRENGTH
+        chosen["strength"] = 1.0 if bundle.unet.spec.inpaints else DEFAULT_STRENGTH
     found = Resolved(**{**given, **chosen})
     images.check_size(width, height, pixel_multiple(bundle))
     _walk(bundle, found)  # too few steps, or none left
@@ -273,7 +279,9 @@ def read_prompts(bundle: Bundle, request: Request, jobs: Sequence[Job]) -> dict[
     reads = {}
     for language, prompt in dict.fromkeys((job.language, job.prompt) for job in jobs):
         texts = [prompt, request.negative_prompt] if guided else [prompt]
-        context = bundle.conditioner(language).encode(texts, long_prompt=request.long_prompt)
+        conditioner = bundle.conditioner(language)
+        with bundle.at_work(conditioner.encoder):
+            context = conditioner.encode(texts, long_prompt=request.long_prompt)
         reads[language, prompt] = Read(
             positive=context.states[:1],
             negative=context.states[1:] if guided else None,
@@ -304,12 +312,13 @@ def _draw_batch(
 ) -> list[Picture]:
     """The pictures of one batch, or with `only` that one of them."""
     began = time.perf_counter()
-    device = next(bundle.unet.parameters()).device
-    scale = bundle.vae.spec.downscale
+    device, scale = bundle.device, bundle.vae.spec.downscale
     shape = (bundle.vae.spec.latent_channels, request.height // scale, request.width // scale)  # (C, h, w)
     noise = ImageNoise([job.seed for job in jobs], shape, device=device)
-    init, mask = _starting_picture(bundle, request)
-    known = None if init is None else _encode(bundle, init)  # (1, C, h, w)
+    init, mask = _starting_picture(request)
+    with bundle.at_work(bundle.vae):
+        known = None if init is None else _encode(bundle, init)  # (1, C, h, w)
+        given = _given(bundle, init, mask)
     way = _walk(bundle, request)
     x = begin(
         noise.initial(),
@@ -318,15 +327,20 @@ def _draw_batch(
         grid=request.grid,
         init=None if request.strength == 1.0 else known,
     )
-    denoise = _denoiser(bundle, request, reads, way)
-    if mask is not None and known is not None:
-        # A latent pixel is painted anew as soon as any of its pixels is: no seam of the old inside the new.
-        denoise = inpainted(denoise, known, F.max_pool2d(mask, scale).to(device))  # (1, 1, h, w)
-    for step in along(request.sampler, way, eta=request.eta)(denoise, x, way.sigmas, noise):
-        report(step)
+    with bundle.at_work(bundle.unet):
+        denoise = _denoiser(bundle, request, reads, way, given)
+        if mask is not None and known is not None and given is None:
+            # A latent pixel is painted anew as soon as any of its pixels is: no seam of the old inside the new.
+            anew = F.max_pool2d(mask, scale).to(device)  # (1, 1, h, w)
+            denoise = inpainted(denoise, known, anew)
+        for step in along(request.sampler, way, eta=request.eta)(denoise, x, way.sigmas, noise):
+            report(step)
     latents = step.x * float(input_scale(torch.tensor(step.sigma)))  # of unit variance, where noise is left in
+    if mask is not None and known is not None and given is None:
+        latents = torch.lerp(known.to(latents), latents, anew)  # a legacy ending leaves noise in what is kept, too
     wanted = range(len(jobs)) if only is None else (only,)
-    pixels = [_decode(bundle, latents[i : i + 1]) for i in wanted]  # (3, H, W) each
+    with bundle.at_work(bundle.vae):
+        pixels = [_decode(bundle, latents[i : i + 1]) for i in wanted]  # (3, H, W) each
     if mask is not None and init is not None:  # what the mask keeps is kept to the bit, not through the autoencoder
         pixels = [torch.lerp(init[0], p, mask[0]) for p in pixels]
     seconds = (time.perf_counter() - began) / len(jobs)
@@ -339,7 +353,9 @@ def _draw_batch(
     ]
 
 
-def _denoiser(bundle: Bundle, request: Resolved, reads: Sequence[Read], way: Walk) -> Denoiser:
+def _denoiser(
+    bundle: Bundle, request: Resolved, reads: Sequence[Read], way: Walk, given: tuple[Tensor, Tensor] | None
+) -> Denoiser:
     unet = bundle.unet
     weight = unet.conv_in.weight
     context = torch.cat([read.positive for read in reads])  # (B, L, D)
@@ -349,7 +365,8 @@ def _denoiser(bundle: Bundle, request: Resolved, reads: Sequence[Read], way: Wal
     t = sigma_to_t(bundle.schedule, way.asked)  # (S,)
     told = told_timesteps(bundle.schedule, way.asked, sampler=request.sampler, grid=request.grid)  # (S,)
     table = unet.time_table(told.to(weight.device))
-    paired = denoiser(_model(unet, kv, table, t), bundle.schedule)
+    model = _model(unet, kv, table, t)
+    paired = denoiser(model if given is None else beside(model, *given), bundle.schedule)
     return guided(paired, request.guidance_scale, both=paired, rescale=request.guidance_rescale)
 
 
@@ -364,7 +381,7 @@ def _model(unet: UNet, kv: KV, table: TimeTable, t: Tensor) -> Callable[[Tensor,
     return model
 
 
-def _starting_picture(bundle: Bundle, request: Resolved) -> tuple[Tensor | None, Tensor | None]:
+def _starting_picture(request: Resolved) -> tuple[Tensor | None, Tensor | None]:
     """The picture (1, 3, H, W) in [-1, 1] and the mask (1, 1, H, W) in [0, 1], 1 = paint anew, where there are any."""
     if request.init_image is None:
         return None, None
@@ -377,6 +394,19 @@ def _starting_picture(bundle: Bundle, request: Resolved) -> tuple[Tensor | None,
     size = (request.width, request.height)
     picture = images.to_tensor(images.resized(init, *size, "init_image"))
     return picture, None if mask is None else images.mask_tensor(images.resized(mask, *size, "mask"))
+
+
+def _given(bundle: Bundle, init: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """What an inpainting UNet reads beside the noise: mask (1, 1, h, w) and masked picture (1, C, h, w). Or None.
+
+    As trained and as in diffusers: the mask is 0 or 1, of a latent pixel that of its first pixel; what it covers is
+    grey in the picture.
+    """
+    if init is None or mask is None or not bundle.unet.spec.inpaints:
+        return None
+    sharp = (mask >= 0.5).to(mask)
+    masked = _encode(bundle, init * (1.0 - sharp))
+    return F.interpolate(sharp, size=masked.shape[-2:], mode="nearest").to(masked), masked
 
 
 def _encode(bundle: Bundle, picture: Tensor) -> Tensor:
@@ -461,6 +491,7 @@ def _record(
         dtype=_dtype(bundle.unet),  # type: ignore[arg-type]
         vae_dtype=_dtype(bundle.vae),  # type: ignore[arg-type]
         text_dtype=_dtype(bundle.conditioner(job.language).encoder),  # type: ignore[arg-type]
+        low_memory=bundle.low_memory,
         device=device,
         threads=torch.get_num_threads(),
         tokens=read.tokens,

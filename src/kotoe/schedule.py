@@ -288,9 +288,7 @@ def walk(
     return Walk(sigmas=sigmas[skipped:], forwards=forwards, before=tuple(sigmas[:skipped].tolist()))
 
 
-def _strides(
-    spec: ScheduleSpec, timesteps: list[int], skipped: int, sampler: str, last: float
-) -> tuple[Forward, ...]:
+def _strides(spec: ScheduleSpec, timesteps: list[int], skipped: int, sampler: str, last: float) -> tuple[Forward, ...]:
     table = sigmas_of(spec).float()
     stride = spec.num_train_timesteps // len(timesteps)
 

@@ -10,6 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from kotoe.vae import VAE
 FORMAT = 1
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")  # BCP 47, and safe as a folder's name
 PARTS = ("unet", "vae", "text_encoder")
-PIPELINES = ("StableDiffusionPipeline",)
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline")
 NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
@@ -63,10 +64,12 @@ class Bundle:
     """A loaded model: networks, schedule and one Conditioner per language.
 
     conditioners: by language; after `load` each is read from disk when first asked for.
-    family:       "sd1" (1x1 convolutions round the transformers) or "sd2" (linear layers).
+    family:       "sd1" (1x1 convolutions round the transformers) or "sd2" (linear layers), each also "-inpainting".
     folder:       where it was loaded from, or None for one made or changed in memory.
     hashes:       sha256 of the files of "unet" and "vae", computed when asked for; empty without a folder.
     notes:        what the folder holds that is not used, or is read as diffusers' pipeline reads it.
+    works_on:     with low memory the device on which each part works in its turn, waiting on the host until then;
+                  None: each part works where it is.
     """
 
     name: str
@@ -81,6 +84,8 @@ class Bundle:
     hashes: Mapping[str, str] = field(default_factory=dict)
     defaults: Defaults = field(default_factory=Defaults)
     notes: tuple[str, ...] = ()
+    works_on: torch.device | None = None
+    _turn: Any = field(default_factory=threading.RLock, repr=False)  # of one thread at a time, with low memory
 
     def __post_init__(self) -> None:
         for language in self.conditioners:
@@ -89,10 +94,11 @@ class Bundle:
         if self.default_language not in self.conditioners:
             raise unknown("default language", self.default_language, self.conditioners)
         u, v = self.unet.spec, self.vae.spec
-        if u.in_channels != v.latent_channels or u.out_channels != v.latent_channels:
+        c = v.latent_channels
+        if u.out_channels != c or u.in_channels not in (c, 2 * c + 1):
             raise CheckpointError(
-                f"{self.name}: a UNet of {u.in_channels} to {u.out_channels} channels, latents of {v.latent_channels}",
-                allowed="the same number (UNets with extra inpainting channels aren't supported)",
+                f"{self.name}: a UNet of {u.in_channels} to {u.out_channels} channels, latents of {c}",
+                allowed=f"{c} to {c} channels, or {2 * c + 1} to {c} for inpainting (latents, mask, masked latents)",
             )
 
     @property
@@ -106,6 +112,38 @@ class Bundle:
         if language not in self.conditioners:
             raise unknown("language", language, self.conditioners)
         return self.conditioners[language]
+
+    @property
+    def low_memory(self) -> bool:
+        """Whether the parts come to the device in turn."""
+        return self.works_on is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where pictures are computed."""
+        return next(self.unet.parameters()).device if self.works_on is None else self.works_on
+
+    @contextmanager
+    def at_work(self, part: torch.nn.Module) -> Iterator[None]:
+        """Within it `part` can compute on `device`. With low memory it is brought there, and nothing else is."""
+        if self.works_on is None:
+            yield
+            return
+        with self._turn:
+            waiting = [
+                (module, name, tensor)
+                for module in part.modules()
+                for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            ]
+            try:
+                for module, name, tensor in waiting:
+                    there = tensor.detach().to(self.works_on)
+                    parameter = isinstance(tensor, torch.nn.Parameter)
+                    setattr(module, name, torch.nn.Parameter(there, requires_grad=False) if parameter else there)
+                yield
+            finally:  # the host's tensors have not changed: nothing is copied back
+                for module, name, tensor in waiting:
+                    setattr(module, name, tensor)
 
     @property
     def sha256(self) -> str:
@@ -164,6 +202,7 @@ def load(
     *,
     dtype: str | torch.dtype | Mapping[str, str | torch.dtype] | None = None,
     device: str | torch.device | None = None,
+    low_memory: bool = False,
     allow_pickle: bool = False,
 ) -> Bundle:
     """The Bundle of a built-in model's name or of a folder in diffusers' layout.
@@ -171,12 +210,15 @@ def load(
     dtype:        of the weights in memory: None or "auto" is bfloat16 where the processor has it and float32 otherwise;
                   a mapping gives each of "unet", "vae", "text_encoder" its own ("auto" for those left out).
     device:       None is the CPU.
+    low_memory:   text encoder, UNet and autoencoder are on the device in turn, not together, and attention is computed
+                  piece by piece: the same pictures, more slowly, in less memory.
     allow_pickle: read .bin weights too, as tensors only.
     Raises CheckpointError naming the file, key or tensor that is missing, damaged, unsafe or not implemented.
     """
     folder = Folder(builtin.resolve(source))
-    place = torch.device("cpu" if device is None else device)
-    dtypes = _dtypes(dtype, place)
+    works_on = torch.device("cpu" if device is None else device)
+    dtypes = _dtypes(dtype, works_on)
+    place = torch.device("cpu") if low_memory else works_on
     index = _model_index(folder)
     card = _card(folder)
     schedule, grid, notes = schedulers.schedule_spec(folder.json("scheduler/scheduler_config.json"), index["scheduler"])
@@ -196,6 +238,9 @@ def load(
 
     unet = diffusers.read_unet(folder, dtypes["unet"], place, allow_pickle)
     vae = diffusers.read_vae(folder, dtypes["vae"], place, allow_pickle)
+    if low_memory:
+        unet.slice_attention()
+        vae.slice_attention()
     hashes = LazyHashes({part: diffusers.weight_files(folder, part, allow_pickle) for part in ("unet", "vae")})
     bases = {main: "", **{language: f"conditioners/{language}/" for language in others}}
     return Bundle(
@@ -205,12 +250,13 @@ def load(
         schedule=schedule,
         conditioners=Conditioners({language: conditioner(language, base) for language, base in bases.items()}),
         default_language=main,
-        family="sd2" if unet.spec.use_linear_projection else "sd1",
+        family=unet.spec.family,
         licence=card["licence"],
         folder=folder.root,
         hashes=hashes,
         defaults=Defaults(**{"grid": grid, **card["defaults"]}),
         notes=tuple(notes),
+        works_on=works_on if low_memory else None,
     )
 
 
@@ -242,7 +288,7 @@ def save(
         _write_json(
             new / "model_index.json",
             {
-                "_class_name": PIPELINES[0],
+                "_class_name": PIPELINES[bundle.unet.spec.inpaints],
                 "_diffusers_version": DIFFUSERS_VERSION,
                 "unet": ["diffusers", "UNet2DConditionModel"],
                 "vae": ["diffusers", "AutoencoderKL"],
