@@ -75,7 +75,7 @@ def test_cut_keeps_the_beginning_and_reports_the_rest(language: str) -> None:
     assert tokens.overflow[1] == []
 
 
-def test_empty_text_is_encoded_not_zeroed() -> None:
+def test_t13_empty_text_is_encoded_not_zeroed() -> None:
     """T13: the unconditional text is "" with its BOS, EOS and padding."""
     t = tiny_tokenizer("en")
     assert t.encode([""]).ids == [[t.bos, t.eos, *[t.pad] * (t.max_tokens - 2)]]

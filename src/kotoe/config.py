@@ -28,8 +28,10 @@ SAMPLER_NAMES = (
     "unipc",
 )
 ETA_SAMPLERS = ("ddim",)
+LEGACY_SAMPLERS = ("ddim", "pndm")
 GRID_NAMES = ("linspace", "leading", "trailing", "karras")
 Dtype = Literal["float32", "bfloat16", "float16"]
+Ending = Literal["zero", "legacy"]
 MAX_EDGE_PX = 8192  # a request beyond this is a slip or an attack, not a picture
 MAX_SEED = 2**32 - 1  # torch's CPU generator reads 32 bits
 DEFAULT_STRENGTH = 0.8
@@ -199,6 +201,8 @@ class Request:
     steps:           denoising steps, 1 or more.
     sampler:         euler, euler_ancestral, heun, lms, ddim, pndm, dpmpp_2m, dpmpp_2m_sde or unipc.
     grid:            where the steps lie: linspace, leading, trailing or karras.
+    ending:          where ddim and pndm stop: "zero" leaves no noise; "legacy", which published Stable Diffusion 1.x
+                     settings ask for, leaves that of timestep 0.
     guidance_scale:  how strongly to follow the prompt; 1.0 means unguided, at half the cost. 0 or more.
     guidance_rescale: 0.0 to 1.0, how much of the guided picture's excess contrast to take back.
     seed:            image k of each prompt has seed + k.
@@ -206,7 +210,8 @@ class Request:
     eta:             0.0 (deterministic) to 1.0, fresh noise in each step of the ddim sampler.
     init_image:      a picture to start from (img2img).
     mask:            with init_image: white is redrawn, black is kept (inpainting).
-    strength:        with init_image: the share of the steps to run, above 0.0 to 1.0; 0.8 when not given.
+    strength:        with init_image: the share of the steps to run, above 0.0 to 1.0; 0.8 when not given, and 1.0 with
+                     a model made for inpainting.
     long_prompt:     "error" refuses prompts over the encoder's token limit, "chunk" reads them piecewise.
     padding:         "max_length" pads a text to the encoder's length, as models are trained; "longest" only to the
                      longer of prompt and negative prompt, so that a BERT without a mask reads (nearly) words alone.
@@ -224,6 +229,7 @@ class Request:
     steps: int | None = None
     sampler: str | None = None
     grid: str | None = None
+    ending: Ending | None = None
     guidance_scale: float | None = None
     guidance_rescale: float = 0.0
     seed: int = 0
@@ -235,7 +241,7 @@ class Request:
     long_prompt: Literal["error", "chunk"] = "error"
     padding: Literal["max_length", "longest"] = "max_length"
     punctuation: Literal["kept", "ascii"] = "kept"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -273,6 +279,11 @@ class Request:
             raise UserError(
                 f"eta {self.eta} with sampler {self.sampler} has no effect",
                 allowed=f"eta with sampler {', '.join(ETA_SAMPLERS)}",
+            )
+        if self.ending == "legacy" and self.sampler not in (None, *LEGACY_SAMPLERS):
+            raise UserError(
+                f"ending legacy with sampler {self.sampler}",
+                allowed=f"ending legacy with sampler {', '.join(LEGACY_SAMPLERS)}",
             )
         if self.init_image is None:
             for name in ("mask", "strength"):
@@ -356,6 +367,7 @@ class Record:
     steps: int
     sampler: str
     grid: str
+    ending: Ending = "zero"
     guidance_scale: float
     guidance_rescale: float
     seed: int
@@ -372,6 +384,7 @@ class Record:
     vae_dtype: Dtype
     text_dtype: Dtype
     device: str
+    low_memory: bool = False
     threads: int
     tokens: int
     dropped: tuple[str, ...] = ()

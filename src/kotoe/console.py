@@ -46,12 +46,14 @@ class Drawing:
     out:        folder for the pictures, and beside them the resolved configuration as generate-*.json.
     replay:     draw a picture of Kotoe's again, from the record inside it; no prompt then.
     grid_image: also write grid.png, all pictures with their prompts; by default when there are several.
+    low_memory: have one part of the model at a time in memory, and compute attention in pieces; slower.
     """
 
     model: str = builtin.DEFAULT
     out: str = "out"
     replay: str | None = None
     grid_image: bool | None = None
+    low_memory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

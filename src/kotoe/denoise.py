@@ -62,6 +62,19 @@ def denoiser(model: Model, spec: ScheduleSpec) -> Denoiser:
     return from_v(model, spec) if spec.prediction_type == "v_prediction" else from_eps(model, spec)
 
 
+def beside(model: Model, mask: Tensor, masked: Tensor) -> Model:
+    """A model of x from one that also reads a mask and what it leaves of a picture: the channels x, mask, masked.
+
+    mask: (1, 1, H, W), 1 = paint anew. masked: clean latent (1, C, H, W) of the picture without what the mask covers.
+    """
+    given = torch.cat([mask, masked], dim=1)  # (1, 1 + C, H, W)
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        return model(torch.cat([x, given.to(x).expand(len(x), -1, -1, -1)], dim=1), t)  # (B, 2C + 1, H, W) in
+
+    return predict
+
+
 # Guidance, inpainting, starting points
 
 
@@ -141,9 +154,15 @@ def start(
     if init is None and strength != 1.0:
         raise UserError(f"strength {strength} without a picture to start from", allowed="1.0")
     sigmas = tail(sigmas, strength)
-    if init is None or strength == 1.0:
-        return noise * initial_scale(float(sigmas[0]), sampler=sampler, grid=grid), sigmas
-    return init.to(noise) + float(sigmas[0]) * noise, sigmas
+    init = None if strength == 1.0 else init
+    return begin(noise, float(sigmas[0]), sampler=sampler, grid=grid, init=init), sigmas
+
+
+def begin(noise: Tensor, sigma: float, *, sampler: str, grid: str, init: Tensor | None = None) -> Tensor:
+    """The x (B, C, H, W) of level sigma that a walk starts from: unit noise to scale, or `init` with noise in it."""
+    if init is None:
+        return noise * initial_scale(sigma, sampler=sampler, grid=grid)
+    return init.to(noise) + sigma * noise
 
 
 # Training: the same algebra from the other side

@@ -46,6 +46,16 @@ class UNetSpec:
         )
         _groups("UNetSpec", self.block_out_channels, self.norm_num_groups)
 
+    @property
+    def inpaints(self) -> bool:
+        """Whether it reads a mask and the masked picture's latents after the noised ones: 4 + 1 + 4 channels."""
+        return self.in_channels == 2 * self.out_channels + 1
+
+    @property
+    def family(self) -> str:
+        """sd1 (1x1 convolutions round the transformers) or sd2 (linear layers), each also as -inpainting."""
+        return ("sd2" if self.use_linear_projection else "sd1") + ("-inpainting" if self.inpaints else "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class VAESpec:

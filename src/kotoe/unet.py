@@ -56,6 +56,8 @@ class ResnetBlock(nn.Module):
 
 
 class Attention(nn.Module):
+    sliced = False  # one head at a time, which needs less memory (see UNet.slice_attention)
+
     def __init__(self, width: int, context_width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -71,7 +73,12 @@ class Attention(nn.Module):
         return self.split(self.to_k(context)), self.split(self.to_v(context))
 
     def forward(self, x: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
-        y = F.scaled_dot_product_attention(self.split(self.to_q(x)), *kv)  # (B, heads, N, C/heads)
+        q = self.split(self.to_q(x))  # (B, heads, N, C/heads)
+        if self.sliced:
+            heads = zip(*(each.split(1, dim=1) for each in (q, *kv)), strict=True)
+            y = torch.cat([F.scaled_dot_product_attention(*head) for head in heads], dim=1)
+        else:
+            y = F.scaled_dot_product_attention(q, *kv)
         return self.to_out[0](y.transpose(1, 2).flatten(2))  # (B, N, C)
 
 
@@ -233,6 +240,12 @@ class UNet(nn.Module):
 
         self.conv_norm_out = nn.GroupNorm(spec.norm_num_groups, widths[0], eps=RESNET_EPS)
         self.conv_out = nn.Conv2d(widths[0], spec.out_channels, 3, padding=1)
+
+    def slice_attention(self) -> None:
+        """From now on compute attention head by head: the same numbers in less memory."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.sliced = True
 
     def resnet_blocks(self) -> list[ResnetBlock]:
         """All residual blocks in call order."""

@@ -56,7 +56,7 @@ def generate(common: Common, values: Values) -> int:
     if drawing.replay is not None:
         return _replay(common, drawing, values)
     request: Request = part_of({"prompt": [], **values}, Request)
-    bundle = _load(drawing.model, request.dtype)
+    bundle = _load(drawing.model, request.dtype, drawing.low_memory)
 
     from kotoe.generate import draw, plan, read_prompts, resolve
 
@@ -100,11 +100,11 @@ def generate(common: Common, values: Values) -> int:
     return code
 
 
-def _load(model: str, dtype: Any) -> Any:
+def _load(model: str, dtype: Any, low_memory: bool = False) -> Any:
     """The Bundle of a model. dtype: as `load` takes it, "auto" for its own choice."""
     from kotoe.checkpoints import load
 
-    return load(model, dtype=None if dtype == "auto" else dtype)
+    return load(model, dtype=None if dtype == "auto" else dtype, low_memory=low_memory)
 
 
 def _labels_wanted(drawing: Drawing, prompts: Sequence[str], languages: Sequence[str]) -> bool:
@@ -207,7 +207,8 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     if "model" not in values and name not in builtin.NAMES:
         raise UserError(f"{drawing.replay} was drawn by {name!r}", hint="Say where that model is: --model FOLDER")
     source = drawing.model if "model" in values else name
-    bundle = _load(source, {"unet": record.dtype, "vae": record.vae_dtype, "text_encoder": record.text_dtype})
+    dtypes = {"unet": record.dtype, "vae": record.vae_dtype, "text_encoder": record.text_dtype}
+    bundle = _load(source, dtypes, drawing.low_memory or record.low_memory)
 
     import torch
 

@@ -11,6 +11,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from kotoe.vae import VAE
 FORMAT = 1
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")  # BCP 47, and safe as a folder's name
 PARTS = ("unet", "vae", "text_encoder")
-STABLE, ALT = "StableDiffusionPipeline", "AltDiffusionPipeline"
+STABLE, INPAINT, ALT = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "AltDiffusionPipeline"
 ROBERTA = "RobertaSeriesModelWithTransformation"
 ENCODERS = {"CLIPTextModel": "clip_text_model", "BertModel": bert.BERT, ROBERTA: bert.XLM}  # class: its model_type
 TOKENIZERS = {  # kind: the classes of model_index.json, the one that is written first
@@ -73,10 +74,12 @@ class Bundle:
     """A loaded model: networks, schedule and one Conditioner per language.
 
     conditioners: by language; after `load` each is read from disk when first asked for.
-    family:       "sd1" (1x1 convolutions round the transformers) or "sd2" (linear layers).
+    family:       "sd1" (1x1 convolutions round the transformers) or "sd2" (linear layers), each also "-inpainting".
     folder:       where it was loaded from, or None for one made or changed in memory.
     hashes:       sha256 of the files of "unet" and "vae", computed when asked for; empty without a folder.
     notes:        what the folder holds that is not used, or is read as diffusers' pipeline reads it.
+    works_on:     with low memory the device on which each part works in its turn, waiting on the host until then;
+                  None: each part works where it is.
     """
 
     name: str
@@ -91,6 +94,8 @@ class Bundle:
     hashes: Mapping[str, str] = field(default_factory=dict)
     defaults: Defaults = field(default_factory=Defaults)
     notes: tuple[str, ...] = ()
+    works_on: torch.device | None = None
+    _turn: Any = field(default_factory=threading.RLock, repr=False)  # of one thread at a time, with low memory
 
     def __post_init__(self) -> None:
         for language in self.conditioners:
@@ -99,10 +104,11 @@ class Bundle:
         if self.default_language not in self.conditioners:
             raise unknown("default language", self.default_language, self.conditioners)
         u, v = self.unet.spec, self.vae.spec
-        if u.in_channels != v.latent_channels or u.out_channels != v.latent_channels:
+        c = v.latent_channels
+        if u.out_channels != c or u.in_channels not in (c, 2 * c + 1):
             raise CheckpointError(
-                f"{self.name}: a UNet of {u.in_channels} to {u.out_channels} channels, latents of {v.latent_channels}",
-                allowed="the same number (UNets with extra inpainting channels aren't supported)",
+                f"{self.name}: a UNet of {u.in_channels} to {u.out_channels} channels, latents of {c}",
+                allowed=f"{c} to {c} channels, or {2 * c + 1} to {c} for inpainting (latents, mask, masked latents)",
             )
 
     @property
@@ -116,6 +122,38 @@ class Bundle:
         if language not in self.conditioners:
             raise unknown("language", language, self.conditioners)
         return self.conditioners[language]
+
+    @property
+    def low_memory(self) -> bool:
+        """Whether the parts come to the device in turn."""
+        return self.works_on is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where pictures are computed."""
+        return next(self.unet.parameters()).device if self.works_on is None else self.works_on
+
+    @contextmanager
+    def at_work(self, part: torch.nn.Module) -> Iterator[None]:
+        """Within it `part` can compute on `device`. With low memory it is brought there, and nothing else is."""
+        if self.works_on is None:
+            yield
+            return
+        with self._turn:
+            waiting = [
+                (module, name, tensor)
+                for module in part.modules()
+                for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            ]
+            try:
+                for module, name, tensor in waiting:
+                    there = tensor.detach().to(self.works_on)
+                    parameter = isinstance(tensor, torch.nn.Parameter)
+                    setattr(module, name, torch.nn.Parameter(there, requires_grad=False) if parameter else there)
+                yield
+            finally:  # the host's tensors have not changed: nothing is copied back
+                for module, name, tensor in waiting:
+                    setattr(module, name, tensor)
 
     @property
     def sha256(self) -> str:
@@ -174,6 +212,7 @@ def load(
     *,
     dtype: str | torch.dtype | Mapping[str, str | torch.dtype] | None = None,
     device: str | torch.device | None = None,
+    low_memory: bool = False,
     allow_pickle: bool = False,
     tokenizer: str | Path | None = None,
     ema: bool | None = None,
@@ -185,6 +224,8 @@ def load(
                   "stored" is each tensor's own, to convert; a mapping gives each of "unet", "vae", "text_encoder" its
                   own ("auto" for those left out).
     device:       None is the CPU.
+    low_memory:   text encoder, UNet and autoencoder are on the device in turn, not together, and attention is computed
+                  piece by piece: the same pictures, more slowly, in less memory.
     allow_pickle: read .bin and .ckpt weights too, as tensors only.
     For a single file, which can't say so itself (each an error with a folder, which can):
     tokenizer:       a folder with the tokenizer of its text encoder, or a checkpoint's folder that has it.
@@ -193,13 +234,15 @@ def load(
     Raises CheckpointError naming the file, key or tensor that is missing, damaged, unsafe or not implemented.
     """
     path = builtin.resolve(source)
-    place = torch.device("cpu" if device is None else device)
-    dtypes = _dtypes(dtype, place)
+    works_on = torch.device("cpu" if device is None else device)
+    dtypes = _dtypes(dtype, works_on)
+    place = torch.device("cpu") if low_memory else works_on
     asked = {"tokenizer": tokenizer, "ema": ema, "prediction_type": prediction_type}
     if path.is_file():
         from kotoe.checkpoints import single
 
-        return single.load(path, dtypes=dtypes, device=place, allow_pickle=allow_pickle, **asked)  # type: ignore[arg-type]
+        found = single.load(path, dtypes=dtypes, device=place, allow_pickle=allow_pickle, **asked)  # type: ignore[arg-type]
+        return replace(found, works_on=works_on if low_memory else None)
     for name, value in asked.items():
         if value is not None:
             raise UserError(f"{name} {value} for the folder {source}", allowed=f"{name} for single files only")
@@ -223,6 +266,9 @@ def load(
 
     unet = diffusers.read_unet(folder, dtypes["unet"], place, allow_pickle)
     vae = diffusers.read_vae(folder, dtypes["vae"], place, allow_pickle)
+    if low_memory:
+        unet.slice_attention()
+        vae.slice_attention()
     hashes = LazyHashes({part: diffusers.weight_files(folder, part, allow_pickle) for part in ("unet", "vae")})
     bases = {main: "", **{language: f"conditioners/{language}/" for language in others}}
     return Bundle(
@@ -232,12 +278,13 @@ def load(
         schedule=schedule,
         conditioners=Conditioners({language: conditioner(language, base) for language, base in bases.items()}),
         default_language=main,
-        family="sd2" if unet.spec.use_linear_projection else "sd1",
+        family=unet.spec.family,
         licence=card["licence"],
         folder=folder.root,
         hashes=hashes,
         defaults=Defaults(**{"grid": grid, **card["defaults"]}),
         notes=tuple(notes),
+        works_on=works_on if low_memory else None,
     )
 
 
@@ -288,7 +335,7 @@ def _save_diffusers(bundle: Bundle, folder: Path, *, dtype: torch.dtype | None, 
         _write_json(
             new / "model_index.json",
             {
-                "_class_name": pipeline,
+                "_class_name": INPAINT if bundle.unet.spec.inpaints else pipeline,
                 "_diffusers_version": DIFFUSERS_VERSION,
                 "unet": ["diffusers", "UNet2DConditionModel"],
                 "vae": ["diffusers", "AutoencoderKL"],
@@ -334,9 +381,10 @@ def _model_index(folder: Folder) -> dict[str, str]:
             allowed="a folder in diffusers' layout, as StableDiffusionPipeline.save_pretrained writes it",
         )
     index = folder.json("model_index.json")
-    if index.get("_class_name") not in (STABLE, ALT):
+    if index.get("_class_name") not in (STABLE, INPAINT, ALT):
         raise CheckpointError(
-            f"{folder.root.name}: a pipeline of class {index.get('_class_name')!r}", allowed=f"{STABLE}, {ALT}"
+            f"{folder.root.name}: a pipeline of class {index.get('_class_name')!r}",
+            allowed=f"{STABLE}, {INPAINT}, {ALT}",
         )
     classes = {
         "unet": ("UNet2DConditionModel",),

@@ -61,7 +61,7 @@ def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
         "source": str(source),
         "folder": str(folder.root),
         "name": card["name"],
-        "family": "sd2" if unet.use_linear_projection else "sd1",
+        "family": unet.family,
         "languages": list(card["languages"]),
         "size_px": unet.sample_size * vae.downscale,
         "defaults": {"sampler": schedule.sampler, **card["defaults"], "grid": grid or schedule.timestep_spacing},
