@@ -28,7 +28,8 @@ SAMPLER_NAMES = (
     "unipc",
 )
 ETA_SAMPLERS = ("ddim",)
-GRID_NAMES = ("linspace", "leading", "trailing", "karras")
+GRID_NAMES = ("linspace", "leading", "trailing", "karras", "kerascv", "kerascv_0_8_1")
+NumericsName = Literal["exact", "kerascv"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 MAX_EDGE_PX = 8192  # a request beyond this is a slip or an attack, not a picture
 MAX_SEED = 2**32 - 1  # torch's CPU generator reads 32 bits
@@ -198,7 +199,7 @@ class Request:
     height:          the same.
     steps:           denoising steps, 1 or more.
     sampler:         euler, euler_ancestral, heun, lms, ddim, pndm, dpmpp_2m, dpmpp_2m_sde or unipc.
-    grid:            where the steps lie: linspace, leading, trailing or karras.
+    grid:            where the steps lie: linspace, leading, trailing, karras, kerascv or kerascv_0_8_1.
     guidance_scale:  how strongly to follow the prompt; 1.0 means unguided, at half the cost. 0 or more.
     guidance_rescale: 0.0 to 1.0, how much of the guided picture's excess contrast to take back.
     seed:            image k of each prompt has seed + k.
@@ -209,6 +210,7 @@ class Request:
     strength:        with init_image: the share of the steps to run, above 0.0 to 1.0; 0.8 when not given.
     long_prompt:     "error" refuses prompts over the encoder's token limit, "chunk" reads them piecewise.
     dtype:           "auto" is bfloat16 where the processor computes in it, float32 elsewhere.
+    numerics:        "exact" is the arithmetic the weights were trained with, "kerascv" KerasCV's, to get its pictures.
     batch_size:      images denoised together: 1 on a processor, 8 on an accelerator unless said. More is faster, and
                      may move a pixel by one level of 255: arithmetic rounds otherwise for another size.
     """
@@ -231,6 +233,7 @@ class Request:
     strength: float | None = None
     long_prompt: Literal["error", "chunk"] = "error"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    numerics: NumericsName = "exact"
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -357,6 +360,7 @@ class Record:
     mask_sha256: str | None = None
     strength: float | None = None
     long_prompt: Literal["error", "chunk"]
+    numerics: NumericsName = "exact"
     dtype: Dtype
     vae_dtype: Dtype
     text_dtype: Dtype

@@ -165,18 +165,29 @@ def load(
     dtype: str | torch.dtype | Mapping[str, str | torch.dtype] | None = None,
     device: str | torch.device | None = None,
     allow_pickle: bool = False,
+    tokenizer: str | Path | None = None,
 ) -> Bundle:
-    """The Bundle of a built-in model's name or of a folder in diffusers' layout.
+    """The Bundle of a built-in model's name, of a folder in diffusers' layout, or of a folder of KerasCV's files.
 
     dtype:        of the weights in memory: None or "auto" is bfloat16 where the processor has it and float32 otherwise;
                   a mapping gives each of "unet", "vae", "text_encoder" its own ("auto" for those left out).
     device:       None is the CPU.
     allow_pickle: read .bin weights too, as tensors only.
+    tokenizer:    the folder of a tokenizer, for files that hold none (KerasCV's).
     Raises CheckpointError naming the file, key or tensor that is missing, damaged, unsafe or not implemented.
     """
     folder = Folder(builtin.resolve(source))
     place = torch.device("cpu" if device is None else device)
     dtypes = _dtypes(dtype, place)
+    if not folder.has("model_index.json"):
+        from kotoe.checkpoints import kerascv
+
+        if kerascv.is_kerascv(folder):
+            return kerascv.load_kerascv(folder, tokenizer, dtypes, place)
+    if tokenizer is not None:
+        raise UserError(
+            f"a tokenizer for {folder.root.name}, which has its own", allowed="tokenizer for files that hold none"
+        )
     index = _model_index(folder)
     card = _card(folder)
     schedule, grid, notes = schedulers.schedule_spec(folder.json("scheduler/scheduler_config.json"), index["scheduler"])
@@ -282,7 +293,7 @@ def _model_index(folder: Folder) -> dict[str, str]:
     if not folder.has("model_index.json"):
         raise CheckpointError(
             f"{folder.root} holds no model_index.json",
-            allowed="a folder in diffusers' layout, as StableDiffusionPipeline.save_pretrained writes it",
+            allowed="a folder in diffusers' layout, as StableDiffusionPipeline.save_pretrained writes it, or KerasCV's files",
         )
     index = folder.json("model_index.json")
     if index.get("_class_name") not in PIPELINES:
