@@ -141,7 +141,8 @@ class Conditioners(Mapping[str, Conditioner]):
     def __getitem__(self, language: str) -> Conditioner:
         with self._lock:
             if language not in self._loaded:
-                self._loaded[language] = self._readers[language]()
+                with torch.inference_mode(False):  # what is read first while drawing can be trained and reused too
+                    self._loaded[language] = self._readers[language]()
             return self._loaded[language]
 
     def __contains__(self, language: object) -> bool:
@@ -293,7 +294,7 @@ def _model_index(folder: Folder) -> dict[str, str]:
     if not folder.has("model_index.json"):
         raise CheckpointError(
             f"{folder.root} holds no model_index.json",
-            allowed="a folder in diffusers' layout, as StableDiffusionPipeline.save_pretrained writes it, or KerasCV's files",
+            allowed="a folder in diffusers' layout, as StableDiffusionPipeline.save_pretrained writes it, or KerasCV's",
         )
     index = folder.json("model_index.json")
     if index.get("_class_name") not in PIPELINES:

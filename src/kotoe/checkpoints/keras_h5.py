@@ -156,7 +156,7 @@ class _Reader:
             found += [name.decode("utf-8") if isinstance(name, bytes) else str(name) for name in item.attrs[each]]
         odd = [name for name in found if not name.isprintable() or len(name) > LONGEST_NAME]
         if odd:
-            raise self.refuse(f"{key} of {item.name} lists {ascii(odd[0][:80])}", "printable names")
+            raise self.refuse(f"{key} of {item.name} lists {odd[0][:80]!a}", "printable names")
         return found
 
     def check_names(self, names: Sequence[str], most: int, what: str) -> None:

@@ -121,9 +121,7 @@ def text_table(spec: TextSpec) -> Table:
         p = f"{base}.encoder.layers.{i}"
         attention = [s for x in "qkv" for s in _dense(f"{p}.self_attn.{x}_proj")] + _dense(f"{p}.self_attn.out_proj")
         mlp = _dense(f"{p}.mlp.fc1") + _dense(f"{p}.mlp.fc2")
-        table.append(
-            ("clip_encoder_layer", _norm(f"{p}.layer_norm1") + attention + _norm(f"{p}.layer_norm2") + mlp)
-        )
+        table.append(("clip_encoder_layer", _norm(f"{p}.layer_norm1") + attention + _norm(f"{p}.layer_norm2") + mlp))
     return [*table, ("layer_normalization", _norm(f"{base}.final_layer_norm"))]
 
 
@@ -420,9 +418,7 @@ def read_words(folder: Folder, positions: int) -> Tokenizer:
     return tokenizer_from_files(files, positions=positions, where=folder.root.name)
 
 
-def _read_unet(
-    files: Mapping[str, Path], family: str, dtypes: Mapping[str, torch.dtype], device: torch.device
-) -> UNet:
+def _read_unet(files: Mapping[str, Path], family: str, dtypes: Mapping[str, torch.dtype], device: torch.device) -> UNet:
     with layers_of(files["unet"]) as layers:
         spec = unet_spec(layers, family, files["unet"].name)
         net = skeleton(lambda: UNet(spec))
@@ -454,9 +450,7 @@ def _read_conditioner(
         check_tokenizer(tokenizer, spec, path.name)
         net = skeleton(lambda: CLIPText(spec))
         fill(net, _tensors(layers, text_table(spec), shapes_of(net), path.name, dtype, device))
-    return Conditioner(
-        LANGUAGE, tokenizer, net, LazyHashes({"text_encoder": (path,)}, {"tokenizer": tokenizer.sha256})
-    )
+    return Conditioner(LANGUAGE, tokenizer, net, LazyHashes({"text_encoder": (path,)}, {"tokenizer": tokenizer.sha256}))
 
 
 def _tensors(
@@ -488,9 +482,7 @@ def _tensors(
 # --- Writing ------------------------------------------------------------------------------------------------
 
 
-def save_kerascv(
-    bundle: Bundle, folder: str | Path, *, language: str | None = None, overwrite: bool = False
-) -> Path:
+def save_kerascv(bundle: Bundle, folder: str | Path, *, language: str | None = None, overwrite: bool = False) -> Path:
     """Write the bundle as KerasCV's four files, in float32, and its tokenizer beside them; all of it or nothing.
 
     language: whose text encoder, where the bundle has several: KerasCV has one.
@@ -547,11 +539,12 @@ def _representable(bundle: Bundle, conditioner: Conditioner, encoder: CLIPText) 
 
 def _keras_layers(table: Table, net: nn.Module) -> list[tuple[str, list[tuple[str, Callable[[], Tensor]]]]]:
     """Keras's names for a table's tensors, and what makes each in Keras's layout, float32."""
-    state, counts, layers = net.state_dict(), dict[str, int](), []
+    state, counts = net.state_dict(), dict[str, int]()
+    layers: list[tuple[str, list[tuple[str, Callable[[], Tensor]]]]] = []
     for kind, slots in table:
         k = counts[kind] = counts.get(kind, -1) + 1
         layer = f"{kind}_{k}" if k else kind
-        weights = [
+        weights: list[tuple[str, Callable[[], Tensor]]] = [
             (f"{layer}/{slot.name.rpartition('.')[0]}/{slot.role}:0", partial(_turned, state[slot.name], slot.turn))
             for slot in slots
         ]
