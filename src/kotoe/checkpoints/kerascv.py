@@ -51,6 +51,7 @@ ACTS = {"sd1": "quick_gelu", "sd2": "gelu"}
 SCHEDULE = ScheduleSpec(sampler="ddim", set_alpha_to_one=True)
 DEFAULTS = Defaults(steps=50, guidance_scale=7.5)
 LANGUAGE = "en"
+NOTES = ("KerasCV draws other pictures from these weights: numerics kerascv draws its own",)
 
 Net = TypeVar("Net", bound=nn.Module)
 Shapes = Mapping[str, tuple[int, ...]]
@@ -253,7 +254,7 @@ def text_spec(layers: Sequence[Layer], family: str, tokenizer: Tokenizer, where:
             intermediate_size=_edge(layers, 1, 12, 1, where),
             num_layers=len(layers) - 2,
             num_heads=width // HEAD_WIDTH,
-            max_tokens=_edge(layers, 0, 1, 0, where),
+            max_tokens=positions(layers, where),
             hidden_act=ACTS[family],
             bos=tokenizer.bos,
             eos=tokenizer.eos,
@@ -262,6 +263,11 @@ def text_spec(layers: Sequence[Layer], family: str, tokenizer: Tokenizer, where:
         where,
     )
     return spec
+
+
+def positions(layers: Sequence[Layer], where: str) -> int:
+    """How many tokens a text encoder's tensors have positions for."""
+    return _edge(layers, 0, 1, 0, where)
 
 
 def unet_spec(layers: Sequence[Layer], family: str, where: str) -> UNetSpec:
@@ -359,14 +365,8 @@ def load_kerascv(
     tokenizer: a folder with CLIP's vocab.json and merges.txt (or tokenizer.json), since KerasCV's files hold no
                vocabulary; None: the subfolder tokenizer/, which `save_kerascv` writes.
     """
-    family, files = _files(folder)
-    if tokenizer is None and not folder.has("tokenizer"):
-        raise UserError(
-            f"{folder.root.name}: KerasCV's files hold no vocabulary",
-            allowed="tokenizer=FOLDER with CLIP's vocab.json and merges.txt, or a subfolder tokenizer/",
-            hint="Any folder of Stable Diffusion 1.x or 2.x in diffusers' layout has one",
-        )
-    words = Folder(folder.root / "tokenizer" if tokenizer is None else tokenizer)
+    family, files = weight_files(folder)
+    words = words_folder(folder, tokenizer)
     unet, vae = _read_unet(files, family, dtypes, device), _read_vae(files, dtypes, device)
 
     def conditioner() -> Conditioner:
@@ -387,12 +387,12 @@ def load_kerascv(
         folder=folder.root,
         hashes=LazyHashes({"unet": (files["unet"],), "vae": (files["decoder"], files["encoder"])}),
         defaults=DEFAULTS,
-        notes=("KerasCV draws other pictures from these weights: numerics kerascv draws its own",),
+        notes=NOTES,
     )
 
 
-def _files(folder: Folder) -> tuple[str, dict[str, Path]]:
-    """Family, and part to file."""
+def weight_files(folder: Folder) -> tuple[str, dict[str, Path]]:
+    """Family, and part to file. Raises CheckpointError naming what is missing or belongs to another model."""
     name = folder.root.name
     found = [family for family, parts in FILES.items() if any(folder.has(file) for file in parts.values())]
     for older in OLDER:
@@ -409,6 +409,17 @@ def _files(folder: Folder) -> tuple[str, dict[str, Path]]:
     if missing:
         raise CheckpointError(f"{name}: {', '.join(missing)} missing", allowed=", ".join(wanted.values()))
     return family, {part: folder.path(file) for part, file in wanted.items()}
+
+
+def words_folder(folder: Folder, tokenizer: str | Path | None = None) -> Folder:
+    """The folder of the tokenizer: the one given, or the subfolder tokenizer/."""
+    if tokenizer is None and not folder.has("tokenizer"):
+        raise UserError(
+            f"{folder.root.name}: KerasCV's files hold no vocabulary",
+            allowed="tokenizer=FOLDER with CLIP's vocab.json and merges.txt, or a subfolder tokenizer/",
+            hint="Any folder of Stable Diffusion 1.x or 2.x in diffusers' layout has one",
+        )
+    return Folder(folder.root / "tokenizer" if tokenizer is None else tokenizer)
 
 
 def read_words(folder: Folder, positions: int) -> Tokenizer:
@@ -445,7 +456,7 @@ def _read_conditioner(
 ) -> Conditioner:
     path = files["text_encoder"]
     with layers_of(path) as layers:
-        tokenizer = read_words(words, _edge(layers, 0, 1, 0, path.name))
+        tokenizer = read_words(words, positions(layers, path.name))
         spec = text_spec(layers, family, tokenizer, path.name)
         check_tokenizer(tokenizer, spec, path.name)
         net = skeleton(lambda: CLIPText(spec))
