@@ -254,7 +254,7 @@ def test_which_unet_is_asked_for(sources: dict[str, Made], tokenizers: dict[str,
 def test_options_of_single_files_are_refused_for_folders(bundles: dict[str, Bundle], tmp_path: Path) -> None:
     folder = save(bundles["sd1"], tmp_path / "m")
     for option in ({"tokenizer": folder}, {"ema": False}, {"prediction_type": "epsilon"}):
-        with pytest.raises(UserError, match=f"{next(iter(option))} .* for the folder.*single files only"):
+        with pytest.raises(UserError, match=f"{next(iter(option))} .* for the folder.*files that can't say it"):
             load(folder, **option)  # type: ignore[arg-type]
 
 

@@ -34,6 +34,7 @@ SD = ScheduleSpec()
 ZERO = replace(SD, rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
 LINEAR = replace(SD, beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
 SPECS = {"sd": SD, "zero_snr": ZERO, "linear": LINEAR}
+OF_DIFFUSERS = ("linspace", "leading", "trailing", "karras")
 
 # diffusers turns tensors into arrays in a way NumPy 2 announces the end of
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -127,6 +128,10 @@ def test_timesteps_outside_training_are_refused(t: float) -> None:
 )
 def test_t4_a_grid_has_as_many_steps_as_asked_for(grid: str, name: str, steps: int, ending: str) -> None:
     spec = SPECS[name]
+    if grid == "kerascv_0_8_1" and steps > 1 and (n := len(range(1, 1000, 1000 // steps))) != steps:
+        with pytest.raises(UserError, match=f"{steps} steps on the kerascv_0_8_1 grid would be {n}"):
+            GRIDS[grid](spec, steps, ending=ending)
+        return
     sigmas = GRIDS[grid](spec, steps, ending=ending)
     assert len(sigmas) - 1 == steps
     assert sigmas.dtype == torch.float32
@@ -169,7 +174,7 @@ def test_as_many_steps_as_timesteps() -> None:
 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("steps", [3, 7, 20, 30, 50])
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", OF_DIFFUSERS)
 def test_grids_are_those_of_diffusers_euler(grid: str, steps: int, name: str) -> None:
     """Between two timesteps, where only linspace goes, diffusers is linear in sigma and we are in log sigma."""
     spec = SPECS[name]
@@ -184,7 +189,7 @@ def test_grids_are_those_of_diffusers_euler(grid: str, steps: int, name: str) ->
     assert difference(ours) < (1e-3 if grid == "linspace" else 1e-4)
     assert ours[-1] == scheduler.sigmas[-1] == 0
     assert float((sigma_to_t(spec, ours[:-1]) - scheduler.timesteps).abs().max()) < 0.01
-    for other in GRIDS:
+    for other in OF_DIFFUSERS:
         assert other == grid or difference(GRIDS[other](spec, steps)) > 5e-3
 
 
@@ -193,6 +198,31 @@ def test_whole_timesteps_where_the_grid_has_them() -> None:
     assert told.tolist() == [float(i * 50 + 1) for i in range(19, -1, -1)]
     told = sigma_to_t(SD, trailing(SD, 8)[:-1])
     assert told.tolist() == [999.0, 874.0, 749.0, 624.0, 499.0, 374.0, 249.0, 124.0]  # 875 - 1: halves go to even
+
+
+@pytest.mark.parametrize("steps", [2, 4, 25, 30, 50, 1000])
+def test_kerascv_grid(steps: int) -> None:
+    """Since KerasCV 0.8.2: round(arange(n) * 999 / (n - 1))."""
+    told = sigma_to_t(SD, GRIDS["kerascv"](SD, steps)[:-1]).tolist()
+    assert told == (np.arange(steps) * (999 / (steps - 1))).round()[::-1].tolist()
+    if steps in (4, 1000):  # where 999 / (n - 1) is whole
+        assert told == sigma_to_t(SD, linspace(SD, steps)[:-1]).tolist()
+    else:
+        assert steps == 2 or told != sigma_to_t(SD, linspace(SD, steps)[:-1]).tolist()
+
+
+@pytest.mark.parametrize("steps", [2, 4, 20, 25, 50, 999])
+def test_kerascv_0_8_1_grid(steps: int) -> None:
+    """Up to KerasCV 0.8.1: arange(1, 1000, 1000 // n); where that has n values they are the leading grid's."""
+    told = sigma_to_t(SD, GRIDS["kerascv_0_8_1"](SD, steps)[:-1]).tolist()
+    assert told == np.arange(1, 1000, 1000 // steps)[::-1].tolist()
+    assert torch.equal(GRIDS["kerascv_0_8_1"](SD, steps), leading(SD, steps))
+
+
+@pytest.mark.parametrize(("steps", "real", "near"), [(30, 31, "27 or 37"), (60, 63, "50 or 100"), (1000, 999, "999")])
+def test_kerascv_0_8_1_would_run_another_number_of_steps(steps: int, real: int, near: str) -> None:
+    with pytest.raises(UserError, match=rf"{steps} steps on the kerascv_0_8_1 grid would be {real}\. Allowed: {near}"):
+        GRIDS["kerascv_0_8_1"](SD, steps)
 
 
 def test_karras_is_even_in_the_seventh_root() -> None:
@@ -216,6 +246,8 @@ def test_karras_is_even_in_the_seventh_root() -> None:
         ("euler_ancestral", "linspace", False),
         ("heun", "karras", False),
         ("lms", "trailing", False),
+        ("ddim", "kerascv", True),
+        ("euler", "kerascv", True),
     ],
 )
 def test_initial_scale(sampler: str, grid: str, unit: bool) -> None:

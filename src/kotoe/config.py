@@ -29,7 +29,8 @@ SAMPLER_NAMES = (
 )
 ETA_SAMPLERS = ("ddim",)
 LEGACY_SAMPLERS = ("ddim", "pndm")
-GRID_NAMES = ("linspace", "leading", "trailing", "karras")
+GRID_NAMES = ("linspace", "leading", "trailing", "karras", "kerascv", "kerascv_0_8_1")
+NumericsName = Literal["exact", "kerascv"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Ending = Literal["zero", "legacy"]
 MAX_EDGE_PX = 8192  # a request beyond this is a slip or an attack, not a picture
@@ -200,7 +201,7 @@ class Request:
     height:          the same.
     steps:           denoising steps, 1 or more.
     sampler:         euler, euler_ancestral, heun, lms, ddim, pndm, dpmpp_2m, dpmpp_2m_sde or unipc.
-    grid:            where the steps lie: linspace, leading, trailing or karras.
+    grid:            where the steps lie: linspace, leading, trailing, karras, kerascv or kerascv_0_8_1.
     ending:          where ddim and pndm stop: "zero" leaves no noise; "legacy", which published Stable Diffusion 1.x
                      settings ask for, leaves that of timestep 0.
     guidance_scale:  how strongly to follow the prompt; 1.0 means unguided, at half the cost. 0 or more.
@@ -217,6 +218,7 @@ class Request:
                      longer of prompt and negative prompt, so that a BERT without a mask reads (nearly) words alone.
     punctuation:     "kept", or "ascii": full-width marks of a prompt, such as ，and 。, are read as , and .
     dtype:           "auto" is bfloat16 where the processor computes in it, float32 elsewhere.
+    numerics:        "exact" is the arithmetic the weights were trained with, "kerascv" KerasCV's, to get its pictures.
     batch_size:      images denoised together: 1 on a processor, 8 on an accelerator unless said. More is faster, and
                      may move a pixel by one level of 255: arithmetic rounds otherwise for another size.
     """
@@ -242,6 +244,7 @@ class Request:
     padding: Literal["max_length", "longest"] = "max_length"
     punctuation: Literal["kept", "ascii"] = "kept"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    numerics: NumericsName = "exact"
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -380,6 +383,7 @@ class Record:
     long_prompt: Literal["error", "chunk"]
     padding: Literal["max_length", "longest"] = "max_length"
     punctuation: Literal["kept", "ascii"] = "kept"
+    numerics: NumericsName = "exact"
     dtype: Dtype
     vae_dtype: Dtype
     text_dtype: Dtype

@@ -85,6 +85,7 @@ def guided(
     uncond: Denoiser | None = None,
     both: Denoiser | None = None,
     rescale: float = 0.0,
+    always: bool = False,
 ) -> Denoiser:
     """Classifier-free guidance on x0: uncond + scale * (cond - uncond), by Ho and Salimans 2022.
 
@@ -92,11 +93,12 @@ def guided(
     both:         instead of `uncond`, one denoiser that takes the batch twice, (2B, C, H, W), and answers for
                   the negative prompt in the first half, for the prompt in the second: one larger forward.
     scale:        1.0 switches guidance off: the answer is `cond` itself, one forward per step.
+    always:       ask for both at scale 1.0 too: the same answer but for rounding, at twice the cost.
     rescale:      0 to 1, how far the result's spread is pulled back to that of `cond` (Lin et al. 2023, 3.4).
     """
     if not 0.0 <= rescale <= 1.0:
         raise UserError(f"guidance_rescale {rescale}", allowed="0.0 to 1.0")
-    if scale == 1.0:
+    if scale == 1.0 and not always:
         return cond
     if (uncond is None) == (both is None):
         given = "neither" if both is None else "each"

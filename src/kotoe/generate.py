@@ -38,6 +38,7 @@ from kotoe.config import (
 from kotoe.denoise import Denoiser, begin, beside, denoiser, guided, inpainted
 from kotoe.errors import UserError
 from kotoe.language import ASCII_MARKS, Detected, Source, choose, detect
+from kotoe.numerics import NUMERICS, check_numerics, with_numerics
 from kotoe.rng import ImageNoise
 from kotoe.samplers import Step, along
 from kotoe.schedule import Walk, input_scale, sigma_to_t, told_timesteps, walk
@@ -114,6 +115,7 @@ def draw(
     jobs: what to draw, prompt by prompt, where every prompt has a seed of its own; None: what `plan` makes of request.
     """
     request = resolve(bundle, request)
+    bundle = with_numerics(bundle, request.numerics)
     jobs = plan(bundle, request) if jobs is None else jobs
     reads = read_prompts(bundle, request, jobs)
     total, done = len(jobs) * steps_run(request), 0
@@ -135,6 +137,7 @@ def replay(bundle: Bundle, record: Record, *, on_step: OnStep | None = None) -> 
     """
     check_same(bundle, record)
     request = resolve(bundle, record.request())
+    bundle = with_numerics(bundle, request.numerics)
     index, size = record.batch
     job = Job(
         prompt=record.prompt,
@@ -160,9 +163,11 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
 
     `language` stays None where it is to be detected, prompt by prompt.
     """
-    grid = bundle.defaults.grid if bundle.defaults.grid is not None else bundle.schedule.timestep_spacing
+    how = NUMERICS[request.numerics]
+    grid = how.grid or bundle.defaults.grid or bundle.schedule.timestep_spacing
     width, height = _size(bundle, request)
-    sampler = bundle.schedule.sampler if request.sampler is None else request.sampler
+    sampler = request.sampler or how.sampler or bundle.schedule.sampler
+    check_numerics(bundle, request.numerics, sampler, request.eta)
     if request.eta != 0.0 and sampler not in ETA_SAMPLERS:
         raise UserError(
             f"eta {request.eta} with {sampler}, this model's sampler, has no effect",
@@ -187,8 +192,8 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
         "height": height,
         "steps": bundle.defaults.steps if request.steps is None else request.steps,
         "sampler": sampler,
-        "grid": grid if request.grid is None else request.grid,
-        "ending": _ending(bundle, sampler) if request.ending is None else request.ending,
+        "grid": request.grid or grid,
+        "ending": _ending(bundle, request, sampler) if request.ending is None else request.ending,
         "guidance_scale": (
             bundle.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
         ),
@@ -244,8 +249,10 @@ def _size(bundle: Bundle, request: Request) -> tuple[int, int]:
     return width, edge if request.height is None else request.height
 
 
-def _ending(bundle: Bundle, sampler: str) -> Ending:
-    """What the model's own scheduler says, where it is of a class that says it."""
+def _ending(bundle: Bundle, request: Request, sampler: str) -> Ending:
+    """What the model's own scheduler says, where it is of a class that says it, or another program's numerics do."""
+    if request.numerics != "exact":
+        return "zero"
     says_so = bundle.schedule.sampler in LEGACY_SAMPLERS and not bundle.schedule.set_alpha_to_one
     return "legacy" if says_so and sampler in LEGACY_SAMPLERS else "zero"
 
@@ -261,6 +268,11 @@ def _walk(bundle: Bundle, request: Resolved) -> Walk:
     )
 
 
+def is_guided(request: Resolved) -> bool:
+    """Whether a resolved request asks the network for the negative prompt too."""
+    return request.guidance_scale != 1.0 or NUMERICS[request.numerics].always_guided
+
+
 def _dtype(module: torch.nn.Module) -> str:
     return str(next(module.parameters()).dtype).removeprefix("torch.")
 
@@ -269,13 +281,13 @@ def _dtype(module: torch.nn.Module) -> str:
 
 
 @torch.inference_mode()
-def read_prompts(bundle: Bundle, request: Request, jobs: Sequence[Job]) -> dict[tuple[str, str], Read]:
+def read_prompts(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> dict[tuple[str, str], Read]:
     """Every distinct (language, prompt), encoded once, with the negative prompt read in the same language.
 
     With long_prompt "chunk" a prompt and its negative get as many windows as the longer of the two needs: the prompts
     beside it don't change it.
     """
-    guided = request.guidance_scale != 1.0
+    guided = is_guided(request)
     reads = {}
     for language, prompt in dict.fromkeys((job.language, job.prompt) for job in jobs):
         said = prompt.translate(ASCII_MARKS) if request.punctuation == "ascii" else prompt
@@ -347,7 +359,7 @@ def _draw_batch(
     seconds = (time.perf_counter() - began) / len(jobs)
     return [
         Picture(
-            image=images.to_pil(p),
+            image=images.to_pil(p, truncate=NUMERICS[request.numerics].truncated),
             record=_record(bundle, request, jobs[i], reads[i], (i, len(jobs)), str(device), seconds),
         )
         for i, p in zip(wanted, pixels, strict=True)
@@ -360,7 +372,7 @@ def _denoiser(
     unet = bundle.unet
     weight = unet.conv_in.weight
     context = torch.cat([read.positive for read in reads])  # (B, L, D)
-    if request.guidance_scale != 1.0:
+    if is_guided(request):
         context = torch.cat([*(read.negative for read in reads if read.negative is not None), context])  # (2B, L, D)
     kv = unet.text_kv(context.to(weight))
     t = sigma_to_t(bundle.schedule, way.asked)  # (S,)
@@ -368,7 +380,13 @@ def _denoiser(
     table = unet.time_table(told.to(weight.device))
     model = _model(unet, kv, table, t)
     paired = denoiser(model if given is None else beside(model, *given), bundle.schedule)
-    return guided(paired, request.guidance_scale, both=paired, rescale=request.guidance_rescale)
+    return guided(
+        paired,
+        request.guidance_scale,
+        both=paired,
+        rescale=request.guidance_rescale,
+        always=NUMERICS[request.numerics].always_guided,
+    )
 
 
 def _model(unet: UNet, kv: KV, table: TimeTable, t: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -477,6 +495,7 @@ def _record(
         for name in (
             *("negative_prompt", "width", "height", "steps", "sampler", "grid", "ending", "guidance_scale"),
             *("guidance_rescale", "eta", "init_image", "mask", "strength", "long_prompt", "padding", "punctuation"),
+            "numerics",
         )
     }
     return Record(

@@ -24,6 +24,7 @@ ENDINGS = ("zero", "legacy")
 
 # diffusers starts these from sigma * noise on the grids that reach the last timestep (see initial_scale).
 VARIANCE_EXPLODING = ("euler", "euler_ancestral", "heun", "lms")
+EXPLODING_GRIDS = ("linspace", "trailing", "karras")
 # It cuts linspace and leading for one step more and drops that one, and tells whole timesteps on karras, for these.
 SOLVERS = ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
 # These it steps by T // steps timesteps, wherever the grid's next one is (see walk); and they know two endings.
@@ -143,6 +144,45 @@ def karras(spec: ScheduleSpec, steps: int, *, ending: str = "zero") -> Tensor:
     return _ended(spec, ((high + ramp * (low - high)) ** KARRAS_RHO).float(), ending)
 
 
+def kerascv(spec: ScheduleSpec, steps: int, *, ending: str = "zero") -> Tensor:
+    """Whole timesteps round(i * (T-1) / (steps-1)), i = steps-1 .. 0, halves to even: KerasCV's since 0.8.2.
+
+    A single step starts at T-1; KerasCV would start it at timestep 0, with no noise to take away.
+    """
+    _check(spec, steps)
+    last = spec.num_train_timesteps - 1
+    if steps == 1:
+        t = torch.tensor([last])
+    else:
+        t = (torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (last / (steps - 1))).round()
+    return _ended(spec, t_to_sigma(spec, t), ending)
+
+
+def kerascv_0_8_1(spec: ScheduleSpec, steps: int, *, ending: str = "zero") -> Tensor:
+    """Timesteps 1, 1 + T // steps, ... below T: KerasCV's up to 0.8.1.
+
+    For most numbers of steps there are more such timesteps than steps: a UserError naming numbers that come out even.
+    A single step starts at T-1; KerasCV would start it at timestep 1.
+    """
+    _check(spec, steps)
+    total = spec.num_train_timesteps
+
+    def count(n: int) -> int:
+        return len(range(1, total, total // n))
+
+    if steps == 1:
+        return _ended(spec, t_to_sigma(spec, torch.tensor([total - 1])), ending)
+    if count(steps) != steps:
+        even = [n for n in range(1, total + 1) if n == 1 or count(n) == n]
+        near = sorted({max(n for n in even if n < steps), min((n for n in even if n > steps), default=even[-1])})
+        raise UserError(
+            f"{steps} steps on the kerascv_0_8_1 grid would be {count(steps)}",
+            allowed=" or ".join(map(str, near)),
+            hint="The newer kerascv grid takes any number",
+        )
+    return _ended(spec, t_to_sigma(spec, torch.arange(1, total, total // steps).flip(0)), ending)
+
+
 def _even(spec: ScheduleSpec, points: int) -> Tensor:
     last = spec.num_train_timesteps - 1
     if points == 1:
@@ -192,9 +232,9 @@ def initial_scale(sigma: float, *, sampler: str, grid: str) -> float:
     Unit noise at the network's input means sqrt(1 + sigma**2), and that is what diffusers does for ddim,
     pndm, dpmpp_2m, dpmpp_2m_sde and unipc on every grid, and for all samplers on the leading grid. For euler,
     euler_ancestral, heun and lms on linspace, trailing and karras it takes sigma itself. At SD's sigma of
-    14.6 the two differ by 0.23 %, at zero terminal SNR by 3e-8.
+    14.6 the two differ by 0.23 %, at zero terminal SNR by 3e-8. KerasCV's grids are not diffusers': unit noise.
     """
-    exploding = sampler in VARIANCE_EXPLODING and grid != "leading"
+    exploding = sampler in VARIANCE_EXPLODING and grid in EXPLODING_GRIDS
     return sigma if exploding else math.sqrt(1.0 + sigma**2)
 
 
@@ -224,6 +264,8 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
     "leading": leading,
     "trailing": trailing,
     "karras": karras,
+    "kerascv": kerascv,
+    "kerascv_0_8_1": kerascv_0_8_1,
 }
 
 
@@ -282,7 +324,7 @@ def walk(
         sigmas = _ended(spec, t_to_sigma(spec, timesteps), ending)
     skipped = steps - _kept(steps, strength)
     forwards: tuple[Forward, ...] = ()
-    if sampler in STRIDING and grid != "karras":
+    if sampler in STRIDING and grid in ("linspace", "leading", "trailing"):
         whole = [int(t) for t in sigma_to_t(spec, sigmas[:-1]).tolist()]
         forwards = _strides(spec, whole, skipped, sampler, float(sigmas[-1]))
     return Walk(sigmas=sigmas[skipped:], forwards=forwards, before=tuple(sigmas[:skipped].tolist()))

@@ -16,6 +16,11 @@ def _same_length(what: str, **fields: tuple[object, ...]) -> None:
         )
 
 
+def _one_of(what: str, field: str, value: object, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise UserError(f"{what}: {field} {value!r}", allowed=", ".join(options))
+
+
 def _groups(what: str, channels: tuple[int, ...], groups: int) -> None:
     for c in channels:
         if c % groups:
@@ -36,8 +41,11 @@ class UNetSpec:
     use_linear_projection: bool = False  # SD1: 1x1 convolutions, SD2: linear layers round the transformer
     norm_num_groups: int = 32
     sample_size: int = 64  # default latent edge in latent pixels
+    gelu: str = "exact"  # of the feed-forward gates; or "tanh", an approximation of it (see numerics.py)
+    transformer_norm_eps: float = 1e-6  # of the GroupNorm before a spatial transformer
 
     def __post_init__(self) -> None:
+        _one_of("UNetSpec", "gelu", self.gelu, ("exact", "tanh"))
         _same_length(
             "UNetSpec",
             block_out_channels=self.block_out_channels,
@@ -69,6 +77,7 @@ class VAESpec:
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215
     sample_size: int = 512  # default picture edge in pixels
+    norm_eps: float = 1e-6  # of every GroupNorm
 
     def __post_init__(self) -> None:
         _groups("VAESpec", self.block_out_channels, self.norm_num_groups)
@@ -89,7 +98,7 @@ class TextSpec:
     num_layers: int = 12
     num_heads: int = 12
     max_tokens: int = 77
-    hidden_act: str = "quick_gelu"  # or "gelu", the exact one
+    hidden_act: str = "quick_gelu"  # or "gelu", the exact one, or "gelu_tanh", an approximation of it
     layer_norm_eps: float = 1e-5
     bos: int | None = 49406
     eos: int = 49407
@@ -99,8 +108,7 @@ class TextSpec:
     projection_dim: int | None = None
 
     def __post_init__(self) -> None:
-        if self.hidden_act not in ("quick_gelu", "gelu"):
-            raise UserError(f"TextSpec: hidden_act {self.hidden_act!r}", allowed="quick_gelu, gelu")
+        _one_of("TextSpec", "hidden_act", self.hidden_act, ("quick_gelu", "gelu", "gelu_tanh"))
         if not -self.num_layers <= self.layer <= -1:
             raise UserError(f"TextSpec: layer {self.layer}", allowed=f"-1 (last) to {-self.num_layers} (first)")
 

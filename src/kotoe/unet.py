@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from kotoe.spec import UNetSpec
 
-RESNET_EPS = 1e-5  # residual blocks and the output norm
-TRANSFORMER_EPS = 1e-6  # the norm before a spatial transformer
+RESNET_EPS = 1e-5  # residual blocks and the output norm; that before a spatial transformer has the spec's, 1e-6
+GELU = {"exact": "none", "tanh": "tanh"}  # the spec's word to torch's
 
 KV = list[tuple[Tensor, Tensor]]  # per cross-attention in call order: keys and values, each (B, heads, L, C/heads)
 
@@ -83,32 +83,33 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, gelu: str) -> None:
         super().__init__()
+        self.approximate = GELU[gelu]
         self.proj = nn.Linear(width, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)  # exact (erf) GELU; KerasCV's tanh form draws another picture
+        return value * F.gelu(gate, approximate=self.approximate)
 
 
 class FeedForward(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, gelu: str) -> None:
         super().__init__()
         # Index 1 is diffusers' dropout: it holds no parameters but fixes the key of the last layer.
-        self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
+        self.net = nn.ModuleList([GEGLU(width, 4 * width, gelu), nn.Identity(), nn.Linear(4 * width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[2](self.net[0](x))
 
 
 class TransformerBlock(nn.Module):
-    def __init__(self, width: int, context_width: int, heads: int) -> None:
+    def __init__(self, width: int, context_width: int, heads: int, gelu: str) -> None:
         super().__init__()
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn1 = Attention(width, width, heads)
         self.attn2 = Attention(width, context_width, heads)
-        self.ff = FeedForward(width)
+        self.ff = FeedForward(width, gelu)
 
     def forward(self, x: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
         y = self.norm1(x)
@@ -123,9 +124,9 @@ class SpatialTransformer(nn.Module):
     def __init__(self, spec: UNetSpec, c: int, heads: int) -> None:
         super().__init__()
         self.linear = spec.use_linear_projection
-        self.norm = nn.GroupNorm(spec.norm_num_groups, c, eps=TRANSFORMER_EPS)
+        self.norm = nn.GroupNorm(spec.norm_num_groups, c, eps=spec.transformer_norm_eps)
         self.proj_in = nn.Linear(c, c) if self.linear else nn.Conv2d(c, c, 1)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(c, spec.cross_attention_dim, heads)])
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(c, spec.cross_attention_dim, heads, spec.gelu)])
         self.proj_out = nn.Linear(c, c) if self.linear else nn.Conv2d(c, c, 1)
 
     def forward(self, x: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from kotoe.spec import VAESpec
 
-NORM_EPS = 1e-6  # every GroupNorm of the autoencoder; the UNet's residual blocks use 1e-5
 LOGVAR_RANGE = (-30.0, 20.0)
 SLICE = 1024  # positions whose attention is computed at once when it is sliced
 
 
 def _norm(spec: VAESpec, channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(spec.norm_num_groups, channels, eps=NORM_EPS)
+    return nn.GroupNorm(spec.norm_num_groups, channels, eps=spec.norm_eps)  # 1e-6; the UNet's residual blocks have 1e-5
 
 
 class ResnetBlock(nn.Module):

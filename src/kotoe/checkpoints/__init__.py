@@ -189,7 +189,8 @@ class Conditioners(Mapping[str, Conditioner]):
     def __getitem__(self, language: str) -> Conditioner:
         with self._lock:
             if language not in self._loaded:
-                self._loaded[language] = self._readers[language]()
+                with torch.inference_mode(False):  # what is read first while drawing can be trained and reused too
+                    self._loaded[language] = self._readers[language]()
             return self._loaded[language]
 
     def __contains__(self, language: object) -> bool:
@@ -218,7 +219,8 @@ def load(
     ema: bool | None = None,
     prediction_type: str | None = None,
 ) -> Bundle:
-    """The Bundle of a built-in model's name, of a folder in diffusers' layout, or of a single file in CompVis names.
+    """The Bundle of a built-in model's name, of a folder in diffusers' layout, of a single file in CompVis names, or of
+    a folder of KerasCV's files.
 
     dtype:        of the weights in memory: None or "auto" is bfloat16 where the processor has it and float32 otherwise;
                   "stored" is each tensor's own, to convert; a mapping gives each of "unet", "vae", "text_encoder" its
@@ -227,10 +229,12 @@ def load(
     low_memory:   text encoder, UNet and autoencoder are on the device in turn, not together, and attention is computed
                   piece by piece: the same pictures, more slowly, in less memory.
     allow_pickle: read .bin and .ckpt weights too, as tensors only.
-    For a single file, which can't say so itself (each an error with a folder, which can):
-    tokenizer:       a folder with the tokenizer of its text encoder, or a checkpoint's folder that has it.
-    ema:             which UNet, where the file holds two: True the running average, False the one as trained.
-    prediction_type: epsilon or v_prediction; must be given for SD 2.x unless the file's head says it.
+    For files that can't say so themselves (each an error with a folder that can):
+    tokenizer:       single files and KerasCV's: a folder with the tokenizer of the text encoder, or a checkpoint's
+                     folder that has it.
+    ema:             single files: which UNet, where the file holds two: True the running average, False the one as
+                     trained.
+    prediction_type: single files: epsilon or v_prediction; must be given for SD 2.x unless the file's head says it.
     Raises CheckpointError naming the file, key or tensor that is missing, damaged, unsafe or not implemented.
     """
     path = builtin.resolve(source)
@@ -243,10 +247,21 @@ def load(
 
         found = single.load(path, dtypes=dtypes, device=place, allow_pickle=allow_pickle, **asked)  # type: ignore[arg-type]
         return replace(found, works_on=works_on if low_memory else None)
+    folder = Folder(path)
+    if not folder.has("model_index.json"):
+        from kotoe.checkpoints import kerascv
+
+        if kerascv.is_kerascv(folder):
+            for name in ("ema", "prediction_type"):
+                if asked[name] is not None:
+                    raise UserError(
+                        f"{name} {asked[name]} for KerasCV's files", allowed=f"{name} for single files only"
+                    )
+            found = kerascv.load_kerascv(folder, tokenizer, dtypes, place)
+            return replace(found, works_on=works_on if low_memory else None)
     for name, value in asked.items():
         if value is not None:
-            raise UserError(f"{name} {value} for the folder {source}", allowed=f"{name} for single files only")
-    folder = Folder(path)
+            raise UserError(f"{name} {value} for the folder {source}", allowed=f"{name} for files that can't say it")
     index = _model_index(folder)
     card = _card(folder)
     schedule, grid, notes = schedulers.schedule_spec(folder.json("scheduler/scheduler_config.json"), index["scheduler"])
@@ -378,7 +393,7 @@ def _model_index(folder: Folder) -> dict[str, str]:
     if not folder.has("model_index.json"):
         raise CheckpointError(
             f"{folder.root} holds no model_index.json",
-            allowed="a folder in diffusers' layout, as StableDiffusionPipeline.save_pretrained writes it",
+            allowed="a folder in diffusers' layout, as StableDiffusionPipeline.save_pretrained writes it, or KerasCV's",
         )
     index = folder.json("model_index.json")
     if index.get("_class_name") not in (STABLE, INPAINT, ALT):

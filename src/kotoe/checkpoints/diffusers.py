@@ -128,8 +128,16 @@ def unet_spec(config: Config, where: str = "unet/config.json") -> UNetSpec:
     )
 
 
+def _plain(what: str, **values: tuple[object, object]) -> None:
+    """Refuse to write a spec with a value (given, allowed) that diffusers' and transformers' classes don't have."""
+    for field, (given, allowed) in values.items():
+        if given != allowed:
+            raise CheckpointError(f"{what}: {field} {given!r} can't be said in its config.json", allowed=repr(allowed))
+
+
 def unet_config(spec: UNetSpec) -> Config:
     """The config.json of a UNetSpec, every key written out."""
+    _plain("UNetSpec", gelu=(spec.gelu, "exact"), transformer_norm_eps=(spec.transformer_norm_eps, 1e-6))
     return {
         "_class_name": "UNet2DConditionModel",
         "_diffusers_version": DIFFUSERS_VERSION,
@@ -200,6 +208,7 @@ def vae_spec(config: Config, where: str = "vae/config.json") -> VAESpec:
 
 def vae_config(spec: VAESpec) -> Config:
     """The config.json of a VAESpec, every key written out."""
+    _plain("VAESpec", norm_eps=(spec.norm_eps, 1e-6))
     return {
         "_class_name": "AutoencoderKL",
         "_diffusers_version": DIFFUSERS_VERSION,
@@ -296,6 +305,8 @@ def check_tokenizer(tokenizer: Tokenizer, spec: TextSpec | BertSpec, where: str)
 
 def text_config(spec: TextSpec) -> Config:
     """The config.json of a TextSpec that ends at its last layer (see `stock_text`)."""
+    if spec.hidden_act == "gelu_tanh":
+        _plain("TextSpec", hidden_act=(spec.hidden_act, "gelu"))
     return {
         "architectures": ["CLIPTextModel"],
         **TEXT_FIXED,

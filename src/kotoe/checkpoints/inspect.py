@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from kotoe import builtin
-from kotoe.checkpoints import _card, _model_index, diffusers, schedulers
+from kotoe.checkpoints import _card, _model_index, diffusers, kerascv, schedulers
 from kotoe.checkpoints.files import Folder, entries, file_sha256, weights
+from kotoe.checkpoints.keras_h5 import layers_of
 from kotoe.config import to_json
 from kotoe.spec import BertSpec
 
@@ -27,6 +28,8 @@ def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
 
         return single.describe(source, path)
     folder = Folder(path)
+    if kerascv.is_kerascv(folder):
+        return {"source": str(source), "folder": str(folder.root), **_describe_kerascv(folder)}
     index, card = _model_index(folder), _card(folder)
     schedule, grid, notes = schedulers.schedule_spec(folder.json("scheduler/scheduler_config.json"), index["scheduler"])
     main, *others = card["languages"]
@@ -70,6 +73,56 @@ def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
         "licence": card["licence"],
         "hashes": hashes,
         "notes": list(notes),
+    }
+
+
+def _describe_kerascv(folder: Folder) -> dict[str, Any]:
+    family, files = kerascv.weight_files(folder)
+    with (
+        layers_of(files["unet"]) as unet_layers,
+        layers_of(files["decoder"]) as decoder,
+        layers_of(files["encoder"]) as encoder,
+        layers_of(files["text_encoder"]) as text_layers,
+    ):
+        unet = kerascv.unet_spec(unet_layers, family, files["unet"].name)
+        vae = kerascv.vae_spec(decoder, encoder, files["encoder"].name)
+        tokenizer = kerascv.read_words(
+            kerascv.words_folder(folder), kerascv.positions(text_layers, files["text_encoder"].name)
+        )
+        text = kerascv.text_spec(text_layers, family, tokenizer, files["text_encoder"].name)
+        read = {"unet": unet_layers, "vae": [*decoder, *encoder], "text_encoder": text_layers}
+        parameters = {
+            part: sum(math.prod(weight.shape) for layer in layers for weight in layer.weights)
+            for part, layers in read.items()
+        }
+    paths = {part: [files[part]] for part in ("unet", "text_encoder")} | {"vae": [files["decoder"], files["encoder"]]}
+    hashes: dict[str, Any] = {part: [file_sha256(path) for path in found] for part, found in paths.items()}
+    words = {"class": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "max_tokens": tokenizer.max_tokens}
+    return {
+        "name": folder.root.name,
+        "family": family,
+        "languages": [kerascv.LANGUAGE],
+        "size_px": unet.sample_size * vae.downscale,
+        "defaults": {
+            "sampler": kerascv.SCHEDULE.sampler,
+            **to_json(kerascv.DEFAULTS),
+            "grid": kerascv.SCHEDULE.timestep_spacing,
+        },
+        "components": {
+            "unet": _spec("UNet", unet),
+            "vae": _spec("VAE", vae),
+            "scheduler": _spec("ScheduleSpec", kerascv.SCHEDULE),
+            "tokenizer": words,
+            "text_encoder": _spec("CLIPText", text),
+        },
+        "sizes": {
+            part: {"parameters": parameters[part], "bytes": sum(path.stat().st_size for path in paths[part])}
+            for part in paths
+        },
+        "licence": None,
+        "hashes": {part: each[0] if len(each) == 1 else each for part, each in hashes.items()}
+        | {"tokenizer": tokenizer.sha256},
+        "notes": list(kerascv.NOTES),
     }
 
 
