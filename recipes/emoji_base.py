@@ -1,4 +1,4 @@
-"""kotoe-emoji, part 2 of 3: the English base. A text encoder learnt as CLIP was, then frozen, then the UNet.
+"""kotoe-emoji, part 2 of 4: the English base. A text encoder learnt as CLIP was, then frozen, then the UNet.
 
     kotoe train recipes/emoji_base.py --run runs/base --size cpu
 
@@ -92,6 +92,7 @@ CLOSED_FORM = 47  # batches of 128 that the last layer is set from
 NOISY = (4.0, 1.0)  # timesteps are drawn noisier than evenly at first, where the text decides what is seen, then evenly
 NOISY_FROM_TO = (0.4, 0.8)  # shares of the steps where the one begins to turn into the other, and has
 DROPOUT = 0.1  # share of captions that are empty, for guidance
+STEPS, GUIDANCE = 10, 2.0  # how the model draws if nobody says otherwise
 
 SIZES: dict[str, dict[str, Any]] = {
     "cpu": {
@@ -295,6 +296,21 @@ def trained(run_dir: str | Path, device: str = "cpu") -> tuple[UNet, CLIPText, T
     return unet.to(device, memory_format=torch.channels_last), text.to(device), tokenizer
 
 
+def latents_drawn(unet: UNet, context: Tensor, empty: Tensor, seeds: Sequence[int]) -> Tensor:
+    """What the UNet draws from texts (B, L, D) as the model does by default: latents (B, C, 8, 8). empty (1, L, D)."""
+    device = context.device
+    together = torch.cat([empty.expand_as(context), context])  # (2 B, L, D)
+    both = denoiser(lambda x, t: unet(x, t.to(device), together), SCHEDULE)
+    alone = denoiser(lambda x, t: unet(x, t.to(device), context), SCHEDULE)
+    noise = ImageNoise(seeds, (CHANNELS, 8, 8))
+    sigmas = GRIDS["trailing"](SCHEDULE, STEPS)
+    x, sigmas = start(noise.initial().to(device), sigmas, sampler="ddim", grid="trailing")
+    x = x.contiguous(memory_format=torch.channels_last)
+    for step in SAMPLERS["ddim"](guided(alone, GUIDANCE, both=both), x, sigmas, noise):
+        x = step.x
+    return x
+
+
 def previews(
     unet_text: tuple[str, str], tokenizer: Tokenizer, base: Basis, prompts: Sequence[str]
 ) -> Callable[..., Image.Image]:
@@ -304,16 +320,8 @@ def previews(
     def draw(modules: Mapping[str, nn.Module]) -> Image.Image:
         unet, text = modules[unet_name], modules[text_name]
         device = next(unet.parameters()).device
-        context = text(ids(tokenizer, [*prompts, *[""] * len(prompts)]).to(device))
-        positive, negative = context.chunk(2)
-        both = torch.cat([negative, positive])
-        model = denoiser(lambda x, t: unet(x, t.to(device), both), SCHEDULE)
-        cond = denoiser(lambda x, t: unet(x, t.to(device), positive), SCHEDULE)
-        noise = ImageNoise([7] * len(prompts), (CHANNELS, 8, 8))
-        sigmas = GRIDS["trailing"](SCHEDULE, 16)
-        x, sigmas = start(noise.initial().to(device), sigmas, sampler="ddim", grid="trailing")
-        for step in SAMPLERS["ddim"](guided(cond, 3.0, both=model), x, sigmas, noise):
-            x = step.x
+        context = text(ids(tokenizer, [*prompts, ""]).to(device))
+        x = latents_drawn(unet, context[:-1], context[-1:], [7] * len(prompts))
         pictures = base.decode(x.cpu()).clamp(-1, 1)
         return Image.fromarray(((torch.cat(list(pictures), dim=2) + 1) * 127.5).byte().permute(1, 2, 0).numpy())
 
@@ -364,8 +372,10 @@ def train_unet(
     unet.to(device, memory_format=torch.channels_last)
     if start_from is not None:
         warm({"unet": unet}, ("unet",), start_from)
+    in_pixels = base.scale**-2  # (C,): the components are orthonormal
+    channels = (1 + in_pixels / in_pixels.mean()) / 2  # half for what pixels show, half for fine texture
     plan = Plan(
-        name="unet", trainable=("unet.",), loss=diffusion(SCHEDULE), steps=steps, lr=settings["lr"],
+        name="unet", trainable=("unet.",), loss=diffusion(SCHEDULE, channels=channels), steps=steps, lr=settings["lr"],
         ema=0.998,
         warmup_steps=150, weight_decay=0.0, seed=seed, bf16=device != "cpu", sample_every=250,
         sample=previews(("unet", "text"), tokenizer, base, PREVIEW),

@@ -1,4 +1,4 @@
-"""kotoe-emoji, part 3 of 3: Japanese, Chinese and Korean, each with an own tokenizer and text encoder, the LDM frozen.
+"""kotoe-emoji, part 4 of 4: Japanese, Chinese and Korean, each with an own tokenizer and text encoder, the LDM frozen.
 
     kotoe train recipes/emoji_languages.py --run runs/languages --size cpu
 

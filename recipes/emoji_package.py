@@ -11,17 +11,12 @@ import sys
 from pathlib import Path
 
 from kotoe.checkpoints import Bundle, Defaults, save
-from kotoe.localize.fit import load_average
 from kotoe.text import Conditioner
-from kotoe.vae import VAE
 from recipes import emoji_base, emoji_languages, emoji_vae
 
 
 def bundle_of(runs: Path) -> Bundle:
     """The Bundle of a folder of runs, with the languages that have one."""
-    vae = VAE(emoji_vae.SPEC)
-    last = max(runs.glob("vae/*/state.pt"), key=lambda file: file.stat().st_mtime)
-    load_average({"vae": vae}, last.parent)
     unet, text, tokenizer = emoji_base.trained(runs / "base")
     conditioners = {"en": Conditioner("en", tokenizer, text)}
     for language in emoji_languages.LANGUAGES:
@@ -31,13 +26,13 @@ def bundle_of(runs: Path) -> Bundle:
     return Bundle(
         name="kotoe-emoji",
         unet=unet,
-        vae=vae,
+        vae=emoji_vae.trained(runs / "vae"),
         schedule=emoji_base.SCHEDULE,
         conditioners=conditioners,
         default_language="en",
         family="sd1",
         licence="apache-2.0",
-        defaults=Defaults(steps=10, guidance_scale=2.0),
+        defaults=Defaults(steps=emoji_base.STEPS, guidance_scale=emoji_base.GUIDANCE),
     )
 
 

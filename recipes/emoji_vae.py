@@ -1,11 +1,12 @@
-"""kotoe-emoji, part 1 of 3: the autoencoder, 128 x 128 pixels to 8 x 8 x 32 latents and back.
+"""kotoe-emoji, part 1 of 4: the autoencoder, 128 x 128 pixels to 8 x 8 x 32 latents and back.
 
     kotoe train recipes/emoji_vae.py --run runs/vae --size cpu
 
 What the latents are is decided in closed form (`kotoe.data.latents`): the encoder learns to compute them, the decoder
-to draw from them, slightly noised as a UNet's answers are. Two stages through the one loop: crops of 64 x 64 round the
-objects, four times cheaper a picture, then whole scenes, because GroupNorm and the middle attention see the whole
-picture. Decoder loss: L1 and L1 of neighbouring differences (edges); encoder loss: squared error of the latents.
+to draw from them, noised since a UNet's answers are not exact. Two stages through the one loop: crops of 64 x 64 round
+the objects, four times cheaper a picture, then whole scenes, because GroupNorm and the middle attention see the whole
+picture. Decoder loss: L1 and L1 of neighbouring differences (edges); encoder loss: squared error of the latents. A
+third stage, `drawn/`, follows when there is a UNet: `emoji_decoder.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 from kotoe.data.emoji import PIXELS, Atlas, atlas, layout, scene
 from kotoe.data.latents import PATCH, Basis, basis
-from kotoe.localize.fit import Loss, Plan, fit
+from kotoe.errors import UserError
+from kotoe.localize.fit import Loss, Plan, fit, load_average
 from kotoe.rng import initialising, keyed_generator
 from kotoe.runs import Run
 from kotoe.spec import VAESpec
@@ -39,11 +41,12 @@ SPEC = VAESpec(
 CROP = 64
 EDGE_WEIGHT = 1.0
 LATENT_WEIGHT = 0.1
-LATENT_NOISE = 0.05  # standard deviation; latents have 1
-LOGVAR = -6.0  # the posterior's, constant: exp(-3) = LATENT_NOISE
+LATENT_NOISE = 0.35  # largest standard deviation of a picture's noise, drawn evenly from 0 on; latents have 1
+LOGVAR = -6.0  # the posterior's, constant: a standard deviation of exp(-3) = 0.05
+STAGES = ("crops", "scenes", "drawn")
 
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"tier": "everyday", "crops": (2600, 32), "scenes": (800, 16), "lr": 2e-3},
+    "cpu": {"tier": "everyday", "crops": (6000, 32), "scenes": (800, 16), "lr": 1.5e-3},
     "gpu": {"tier": "all", "crops": (40_000, 256), "scenes": (20_000, 128), "lr": 1.5e-3},
 }
 
@@ -67,6 +70,18 @@ def pictures(world: Atlas, seed: int, step: int, batch: int, *, crop: bool) -> T
     return torch.stack(parts)  # (B, 3, CROP, CROP)
 
 
+def noised(z: Tensor, draw: torch.Generator) -> Tensor:
+    """Latents (B, C, h, w) with noise of another strength for each picture, from none to LATENT_NOISE."""
+    strength = LATENT_NOISE * torch.rand((len(z), 1, 1, 1), generator=draw)
+    return z + (strength * torch.randn(z.shape, generator=draw)).to(z)
+
+
+def unlike(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 of drawn pictures y and true ones x, (B, 3, H, W), and of the differences of neighbouring pixels (edges)."""
+    edges = F.l1_loss(y.diff(dim=3), x.diff(dim=3)) + F.l1_loss(y.diff(dim=2), x.diff(dim=2))
+    return F.l1_loss(y, x), edges
+
+
 def loss_on(base: Basis) -> Loss:
     """Encoder to the basis's latents, decoder from them, on pictures (B, 3, H, W) in [-1, 1]."""
 
@@ -74,10 +89,7 @@ def loss_on(base: Basis) -> Loss:
         vae = modules["vae"]
         x = x.contiguous(memory_format=torch.channels_last)
         z = base.encode(x)  # (B, C, h, w)
-        noise = torch.randn(z.shape, generator=draw).to(z)
-        y = vae.decode(z + LATENT_NOISE * noise).float()  # (B, 3, H, W)
-        l1 = F.l1_loss(y, x)
-        edges = F.l1_loss(y.diff(dim=3), x.diff(dim=3)) + F.l1_loss(y.diff(dim=2), x.diff(dim=2))
+        l1, edges = unlike(vae.decode(noised(z, draw)).float(), x)
         latents = F.mse_loss(vae.moments(x)[0].float(), z)
         total = l1 + EDGE_WEIGHT * edges + LATENT_WEIGHT * latents
         return total, {"l1": float(l1.detach()), "edges": float(edges.detach()), "latents": float(latents.detach())}
@@ -121,6 +133,18 @@ def sample(world: Atlas, base: Basis) -> Any:
         return Image.fromarray(((grid + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy())
 
     return draw
+
+
+def trained(run_dir: str | Path) -> VAE:
+    """The autoencoder of a run of this recipe, as averaged at the latest checkpoint of each stage that it has."""
+    vae = VAE(SPEC)
+    folders = [Path(run_dir) / stage for stage in STAGES]
+    found = [folder for folder in folders if (folder / "state.pt").exists()]
+    if not found:
+        raise UserError(f"no autoencoder in {run_dir}", allowed=f"a run of {Path(__file__).name}: one of {STAGES}")
+    for folder in found:
+        load_average({"vae": vae}, folder)
+    return vae
 
 
 def main(

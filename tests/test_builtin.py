@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -19,6 +21,7 @@ from kotoe.schedule import GRIDS
 # diffusers warns of its own coming changes
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
+ROOT = Path(__file__).resolve().parent.parent
 FOLDER = builtin.resolve(builtin.DEFAULT)
 LANGUAGES = ("en", "ja", "zh", "ko")
 BLUE = torch.tensor([44.0, 96.0, 212.0])
@@ -37,6 +40,17 @@ def test_it_has_four_languages_and_a_card(bundle: Bundle) -> None:
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
     for word in ("Noto Color Emoji", "CLDR", "Limits", "recipes/emoji_base.py"):
         assert word in card
+
+
+def test_its_evaluation_is_of_these_weights(bundle: Bundle) -> None:
+    """The card's tables are the benchmark card's, and both name the sha256 of the UNet and VAE that are here."""
+    measured = (ROOT / "benchmarks/emoji_2026-11.md").read_text(encoding="utf-8")
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for text in (measured, card):
+        assert f"model sha256 {bundle.sha256[:12]}" in text
+    rows = [[line for line in text.splitlines() if line.startswith("| ") and "[" in line] for text in (measured, card)]
+    assert len(rows[0]) > len(LANGUAGES)
+    assert rows[0] == rows[1]
 
 
 def test_weights_are_half_precision() -> None:

@@ -150,7 +150,7 @@ def test_telling_learns(what: str, tmp_path: Path) -> None:
 class Knowing(nn.Module):
     """A network that knows the answer, or one that errs by a constant."""
 
-    def __init__(self, latents: torch.Tensor, error: float) -> None:
+    def __init__(self, latents: torch.Tensor, error: float | torch.Tensor) -> None:
         super().__init__()
         self.latents, self.error = latents, error
 
@@ -170,6 +170,22 @@ def test_diffusion_is_zero_for_the_right_answer(noisy: float) -> None:
     wrong, _ = loss({"unet": Knowing(latents, 0.5), "text": text}, batch, generator())
     assert float(right.detach()) < 1e-4
     assert float(wrong.detach()) > 0.02
+
+
+def test_diffusion_weighs_errors_by_channel() -> None:
+    """An error in a channel that counts nothing costs nothing, and one in a channel of weight 3 three times as much."""
+    latents = torch.randn(8, 4, 8, 8, generator=generator())
+    batch = TextLatents(text=torch.zeros(8, 5, 32), latents=latents)
+
+    def cost(channel: int, channels: torch.Tensor | None) -> float:
+        error = torch.zeros(4, 1, 1)
+        error[channel] = 0.5
+        return float(diffusion(SPEC, channels=channels)({"unet": Knowing(latents, error)}, batch, generator())[0])
+
+    weights = torch.tensor([1.0, 0.0, 3.0, 1.0])
+    assert cost(1, weights) < 1e-4
+    assert cost(2, weights) == pytest.approx(3 * cost(2, None), rel=1e-3)
+    assert cost(1, None) > 0.005
 
 
 def test_states_that_a_frozen_encoder_made_count_as_its_text() -> None:

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from recipes import emoji_base, emoji_drawing, emoji_languages, emoji_package, emoji_vae
+from recipes import emoji_base, emoji_decoder, emoji_drawing, emoji_languages, emoji_package, emoji_vae
+from safetensors.torch import load_file
 from torch import nn
 
 from kotoe.checkpoints import load
 from kotoe.config import Request
 from kotoe.data.emoji import atlas, scene
 from kotoe.data.latents import PATCHES, Told
+from kotoe.errors import UserError
 from kotoe.generate import generate
 from kotoe.localize.losses import TextScenes, drawing
 from kotoe.rng import initialising
@@ -26,19 +28,21 @@ pytestmark = [pytest.mark.needs("emoji-font"), pytest.mark.needs("cldr"), pytest
 SHORT: dict[Any, dict[str, Any]] = {
     emoji_vae: {"crops": (2, 2), "scenes": (1, 2)},
     emoji_base: {"text": (2, 8), "routes": (5, 8), "drawing": (3, 8), "unet": (3, 4), "scenes": 200},
+    emoji_decoder: {"drawn": (3, 4), "scenes": 6},
     emoji_languages: {"routes": (5, 8), "reader": (2, 8), "stage1": (1, 4), "scenes": 60, "queries": 4},
 }
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All three recipes at a few steps, Korean for the other languages."""
+    """All recipes at a few steps, Korean for the other languages."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         for recipe, settings in SHORT.items():
             patch.setitem(recipe.SIZES, "cpu", {**recipe.SIZES["cpu"], **settings})
         emoji_vae.main(folder / "vae")
         emoji_base.main(folder / "base")
+        emoji_decoder.main(folder / "vae")
         emoji_languages.main(folder / "languages", languages=("ko",))
     return folder
 
@@ -54,6 +58,24 @@ def test_what_the_recipes_leave_is_a_model_that_draws(runs: Path, tmp_path: Path
     told = text.state_dict()
     shipped = bundle.conditioner("en").encoder.state_dict()
     assert all(torch.equal(p, told[name].half().float()) for name, p in shipped.items())
+
+
+def test_the_decoder_learns_from_what_the_unet_draws_and_the_encoder_stays(runs: Path, tmp_path: Path) -> None:
+    after = emoji_vae.trained(runs / "vae").state_dict()
+    for stage in ("crops", "scenes"):
+        (tmp_path / stage).symlink_to(runs / "vae" / stage)
+    before = emoji_vae.trained(tmp_path).state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    latents = load_file(runs / "vae/drawn/latents.safetensors")["latents"]
+    assert latents.shape == (6, emoji_base.CHANNELS, 8, 8)
+    assert latents.isfinite().all()
+    assert latents.float().std(dim=0).mean() > 0.1  # each scene another picture
+
+
+def test_a_run_without_an_autoencoder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no autoencoder in"):
+        emoji_vae.trained(tmp_path)
 
 
 def test_a_finished_recipe_trains_no_more(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,9 @@ def min_snr_weights(spec: ScheduleSpec, t: Tensor, gamma: float = 5.0) -> Tensor
     return ratio.clamp(max=gamma) / (ratio if spec.prediction_type == "epsilon" else ratio + 1.0)
 
 
-def loss(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean squared error in float32, each image weighted by `weights` (B,) before the mean over the batch."""
-    each = (prediction.float() - target.float()).square().flatten(1).mean(1)  # (B,)
+def loss(prediction: Tensor, target: Tensor, weights: Tensor | None = None, channels: Tensor | None = None) -> Tensor:
+    """Mean squared error in float32 of (B, C, H, W), each image weighted by `weights` (B,) before the mean over the
+    batch, each channel by `channels` (C,)."""
+    error = (prediction.float() - target.float()).square()
+    each = (error if channels is None else error * channels.to(error)[:, None, None]).flatten(1).mean(1)  # (B,)
     return (each if weights is None else each * weights.to(each)).mean()

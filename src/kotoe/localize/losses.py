@@ -167,8 +167,11 @@ def floored_min_snr(spec: ScheduleSpec, t: Tensor, gamma: float = 5.0) -> Tensor
     return ((ratio.clamp(max=gamma) + 1) / (ratio + 1)).float()
 
 
-def diffusion(spec: ScheduleSpec, *, text: str = "text", gamma: float = 5.0) -> Loss:
-    """The latent diffusion loss with the text encoder in the loop, frozen or not."""
+def diffusion(spec: ScheduleSpec, *, text: str = "text", gamma: float = 5.0, channels: Tensor | None = None) -> Loss:
+    """The latent diffusion loss with the text encoder in the loop, frozen or not.
+
+    channels (C,): what an error in each latent channel counts; None: all alike.
+    """
 
     def loss(modules: Mapping[str, Any], batch: TextLatents, draw: torch.Generator) -> Answer:
         x0 = batch.latents
@@ -178,7 +181,8 @@ def diffusion(spec: ScheduleSpec, *, text: str = "text", gamma: float = 5.0) -> 
         context = batch.text if batch.text.is_floating_point() else modules[text](batch.text)  # (B, L, D)
         x = training_input(spec, x0, eps, t).contiguous(memory_format=torch.channels_last)
         prediction = modules["unet"](x, t, context)
-        value = squared_error(prediction, training_target(spec, x0, eps, t), floored_min_snr(spec, t, gamma))
+        target = training_target(spec, x0, eps, t)
+        value = squared_error(prediction, target, floored_min_snr(spec, t, gamma), channels)
         return value, {}
 
     return loss
