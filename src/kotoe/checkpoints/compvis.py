@@ -250,8 +250,9 @@ def openclip_unused(shapes: Shapes) -> frozenset[str]:
     width = shapes.get("ln_final.weight", (0,))[0]
     if "text_projection" not in shapes and (width, blocks) != OPENCLIP_H:
         return frozenset()
-    first, last = "transformer.resblocks.0.", f"transformer.resblocks.{blocks - 1}."
-    block = {last + name.removeprefix(first) for name in shapes if name.startswith(first)}
+    last = f"transformer.resblocks.{blocks - 1}."
+    found = [re.match(r"(transformer\.resblocks\.\d+\.)(.+)", name) for name in shapes]
+    block = {last + m[2] for m in found if m and m[1] != last}  # the layers that the other blocks have too
     return frozenset({*block, "text_projection"} & shapes.keys())
 
 

@@ -441,9 +441,12 @@ def _texts(bundle: Bundle) -> dict[str, str]:
 
 def _check_said(bundle: Bundle, encoder: CLIPText, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
     """Refuse a bundle that reading its file would make another one of."""
-    listed = [Entry(name, tuple(t.shape), "F32", lambda t=t: t) for name, t in tensors.items()]  # type: ignore[misc]
-    found = contents(listed, texts, bundle.name)
-    read = said(found, bundle.schedule.prediction_type, bundle.name)
+    listed = [Entry(name, tuple(t.shape), "F32", t.detach) for name, t in tensors.items()]
+    keep = "Keep this model in diffusers' layout"
+    try:
+        read = said(contents(listed, texts, bundle.name), bundle.schedule.prediction_type, bundle.name)
+    except CheckpointError as error:
+        raise CheckpointError(f"as a single file, {error.given}", allowed=error.allowed, hint=keep) from None
     same_schedule = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr")
     pairs = {
         "UNet": (to_json(bundle.unet.spec), to_json(read.unet)),
@@ -456,7 +459,7 @@ def _check_said(bundle: Bundle, encoder: CLIPText, tensors: Mapping[str, Tensor]
             raise CheckpointError(
                 f"{bundle.name}: a single file can't say that the {what}'s {key} is {ours[key]}",
                 allowed=f"{theirs[key]}, which every reader takes it to be",
-                hint="Keep this model in diffusers' layout",
+                hint=keep,
             )
 
 
