@@ -185,7 +185,7 @@ def test_the_specs_are_those_of_the_networks(sources: dict[str, Made], bundles: 
         assert bundle.vae.spec == VAESpec(block_out_channels=(32, 64), layers_per_block=2, sample_size=16)
         assert (bundle.family, bundle.name, bundle.licence, bundle.folder) == (family, "m", None, None)
         assert bundle.schedule.prediction_type == {"sd1": "epsilon", "sd2": "v_prediction"}[family]
-        assert bundle.hashes == {}  # of tensors, since one file holds both and perhaps two UNets
+        assert bundle.hashes["unet"] == bundle.hashes["vae"] == bundle.conditioner().hashes["text_encoder"]
     assert bundles["sd1"].conditioner().encoder.spec.hidden_act == "quick_gelu"
     assert bundles["sd2"].conditioner().encoder.spec.hidden_act == "gelu"
 
@@ -234,6 +234,10 @@ def test_which_unet_is_asked_for(sources: dict[str, Made], tokenizers: dict[str,
         path = written(tensors, tmp_path / "m.safetensors")
         return load(path, dtype="float32", tokenizer=tokenizers["sd1"], ema=ema).unet.conv_out.bias
 
+    path = written(both, tmp_path / "m.safetensors")
+    one, two = (load(path, tokenizer=tokenizers["sd1"], ema=e) for e in (True, False))
+    assert one.hashes == two.hashes == {}  # of the file, they would be the same
+    assert one.sha256 != two.sha256
     raw = source[f"{UNET}out.2.bias"]
     with pytest.raises(UserError, match=r"holds the UNet twice.*ema True or False \(--ema, --no-ema\)"):
         bias(both, None)

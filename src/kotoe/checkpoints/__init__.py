@@ -65,8 +65,8 @@ class Bundle:
 
     conditioners: by language; after `load` each is read from disk when first asked for.
     family:       "sd1" (1x1 convolutions round the transformers) or "sd2" (linear layers).
-    folder:       where it was loaded from, or None for one made or changed in memory.
-    hashes:       sha256 of the files of "unet" and "vae", computed when asked for; empty without a folder.
+    folder:       where it was loaded from, or None for a single file and one made or changed in memory.
+    hashes:       sha256 of the files of "unet" and "vae", computed when asked for; empty where there are none.
     notes:        what the folder holds that is not used, or is read as diffusers' pipeline reads it.
     """
 

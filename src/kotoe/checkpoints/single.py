@@ -22,6 +22,7 @@ from kotoe.checkpoints.files import (
     SHOWN,
     Entry,
     Folder,
+    LazyHashes,
     M,
     check_shapes,
     entries,
@@ -320,7 +321,8 @@ def load(
             dtypes["text_encoder"],
             device,
         )
-        return Conditioner(language, words, encoder, {"tokenizer": words.sha256})
+        hashes = LazyHashes({"text_encoder": (path,)}, {"tokenizer": words.sha256})
+        return Conditioner(language, words, encoder, hashes)
 
     language = "en" if words.kind == "clip-bpe" else "und"
     return Bundle(
@@ -332,6 +334,8 @@ def load(
         default_language=language,
         family=_family(u),
         licence=found.texts.get(SPEC + "license"),
+        # Of two UNets the file's hash doesn't say which: then the tensors' own counts.
+        hashes={} if found.ema else LazyHashes({"unet": (path,), "vae": (path,)}),
         notes=specs.notes,
     )
 
