@@ -1,8 +1,7 @@
-"""Single files in CompVis names: round trips, what is asked for, what is refused, and `kotoe convert`."""
+"""Single files in CompVis names: round trips, what is asked for, and what is refused."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,10 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kotoe import cli
 from kotoe.checkpoints import Bundle, load, save, single
 from kotoe.checkpoints.files import Entry, file_sha256
-from kotoe.checkpoints.inspect import describe
 from kotoe.errors import CheckpointError, UserError
 from kotoe.schedule import alphas_cumprod
 from kotoe.spec import ScheduleSpec, UNetSpec, VAESpec
@@ -500,113 +497,6 @@ def test_where_and_how_a_file_is_written(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.safetensors", "m.safetensors"]
     save(bundle, path, to="compvis", overwrite=True)
     assert len(_names(path)) > 300
-
-
-# --- Command line -------------------------------------------------------------------------------------------
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        cli.main([str(a) for a in arguments])
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return code, captured.out, captured.err
-
-
-def test_convert(
-    sources: dict[str, Made], tokenizers: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    half = {name: t.half() for name, t in sources["sd2"].file.items()}
-    written(half, tmp_path / "m.safetensors", resolution="16x16")
-    here = ["convert", "m.safetensors", "folder", "--to", "diffusers"]
-    code, out, err = run(capsys, *here)
-    assert (code, out) == (2, "")
-    assert "doesn't say what its UNet predicts" in err
-    code, _, err = run(capsys, *here, "--prediction-type", "epsilon")
-    assert code == 2
-    assert "no tokenizer" in err
-    asked = [*here, "--prediction-type", "epsilon", "--tokenizer", tokenizers["sd2"]]
-    code, out, err = run(capsys, *asked, "--dry-run", "--json")
-    assert (code, json.loads(out)["dry_run"]) == (0, True)
-    assert not Path("folder").exists()
-    code, out, err = run(capsys, *asked, "--json")
-    assert code == 0, err
-    document = json.loads(out)
-    assert document.keys() == {"out", "to", "notes", "config"}
-    assert "never run" in err
-    found = load("folder", dtype="stored")
-    assert found.unet.conv_in.weight.dtype == torch.float16  # as stored
-    code, _, err = run(capsys, *asked)
-    assert code == 2
-    assert "folder is there already" in err
-    code, out, _ = run(capsys, *asked, "--overwrite")
-    assert (code, out) == (0, "folder\n")
-    assert run(capsys, "convert", "folder", "again.safetensors", "--to", "compvis", "--dtype", "float32")[0] == 0
-    assert load("again.safetensors", dtype="stored", tokenizer="folder").unet.conv_in.weight.dtype == torch.float32
-    for arguments, message in (
-        (["folder", "x", "--to", "compviz"], "unknown format 'compviz'. Allowed: compvis, diffusers. Did you mean"),
-        (["folder", "x.ckpt", "--to", "compvis"], "ends in .safetensors"),
-        (["folder", "x", "--to", "diffusers", "--ema"], "ema True for the folder"),
-        (["folder", "x.safetensors", "--to", "compvis", "--language", "jp"], "unknown language 'jp'"),
-        (["folder", "x.safetensors", "--to", "compvis", "--dtype", "int8"], "dtype 'int8'"),
-        (["nowhere", "x", "--to", "diffusers"], "unknown model 'nowhere'"),
-        (["folder", "x"], "to is missing"),
-    ):
-        code, out, err = run(capsys, "convert", *arguments)
-        assert (code, out) == (2, ""), arguments
-        assert message in err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.safetensors", "folder", "m.safetensors"]
-
-
-def test_convert_keeps_one_language(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = save(tiny_bundle(languages=("en", "ja")), tmp_path / "two")
-    code, _, err = run(capsys, "convert", source, tmp_path / "one", "--to", "diffusers", "--language", "ja")
-    assert code == 0, err
-    assert load(tmp_path / "one").languages == ("ja",)
-
-
-def test_other_verbs_say_what_to_do(
-    sources: dict[str, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = written(sources["sd1"].file, tmp_path / "m.safetensors")
-    code, _, err = run(capsys, "generate", "a cat", "--model", path, "--out", tmp_path / "out")
-    assert code == 2
-    assert "kotoe convert m.safetensors OUT --tokenizer FOLDER" in err
-    assert not (tmp_path / "out").exists()
-
-
-def test_inspect_shows_a_file(
-    sources: dict[str, Made], bundles: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tensors = {**sources["sd2"].file, **ema_of(sources["sd2"].file)}
-    path = written(tensors, tmp_path / "m.safetensors", resolution="16x16", license="MIT")
-    found = describe(path)
-    folder = describe(save(bundles["sd2"], tmp_path / "m"))
-    assert found.keys() == folder.keys()
-    for part in ("unet", "vae"):
-        assert found["components"][part] == folder["components"][part]
-        assert found["sizes"][part]["parameters"] == folder["sizes"][part]["parameters"]
-    assert found["sizes"]["ema"] == found["sizes"]["unet"]
-    text = {k: v for k, v in folder["components"]["text_encoder"].items() if k in found["components"]["text_encoder"]}
-    assert found["components"]["text_encoder"] == {**text, "layout": "openclip"}
-    assert found["components"]["scheduler"]["prediction_type"] is None
-    assert (found["family"], found["licence"], found["size_px"], found["languages"]) == ("sd2", "MIT", 16, [])
-    assert found["hashes"] == {"file": file_sha256(path)}
-    said = " ".join(found["notes"])
-    for words_ in ("twice", "text_projection", "pass prediction_type", "no tokenizer"):
-        assert words_ in said
-    code, out, _ = run(capsys, "inspect", path)
-    assert code == 0
-    assert "languages not stated, licence MIT" in out
-    torch.save(sources["sd1"].file, tmp_path / "m.ckpt")
-    code, _, err = run(capsys, "inspect", tmp_path / "m.ckpt")
-    assert code == 2
-    assert "is a pickle" in err
 
 
 def test_unet_spec_defaults_are_the_published_ones() -> None:
