@@ -236,7 +236,7 @@ def test_which_unet_is_asked_for(sources: dict[str, Made], tokenizers: dict[str,
     assert one.hashes == two.hashes == {}  # of the file, they would be the same
     assert one.sha256 != two.sha256
     raw = source[f"{UNET}out.2.bias"]
-    with pytest.raises(UserError, match=r"holds the UNet twice.*ema True or False \(--ema, --no-ema\)"):
+    with pytest.raises(UserError, match=r"holds the UNet twice.*ema True or False \(kotoe convert: --ema"):
         bias(both, None)
     assert torch.equal(bias(both, False), raw)
     assert torch.equal(bias(both, True), 0.9 * raw)
@@ -476,7 +476,7 @@ def test_where_and_how_a_file_is_written(
     with pytest.raises(UserError, match=r"m\.ckpt as a single file.*ends in \.safetensors"):
         save(bundle, tmp_path / "m.ckpt", to="compvis")
     two = bundle.changed(conditioners={"en": bundle.conditioner(), "fr": bundle.conditioner()})
-    with pytest.raises(UserError, match=r"has 2 languages.*one of en, fr \(--language\)"):
+    with pytest.raises(UserError, match=r"has 2 languages.*one of en, fr \(kotoe convert: --language\)"):
         save(two, path, to="compvis")
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(UserError, match="is there already"):

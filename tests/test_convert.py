@@ -88,10 +88,10 @@ def test_convert_keeps_one_language(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_other_verbs_say_what_to_do(source: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = written(source.file, tmp_path / "m.safetensors")
+    path = written(source.file, tmp_path / "m.safetensors", prediction_type="epsilon")
     code, _, err = run(capsys, "generate", "a cat", "--model", path, "--out", tmp_path / "out")
     assert code == 2
-    assert "kotoe convert m.safetensors OUT --tokenizer FOLDER" in err
+    assert "kotoe convert m.safetensors OUT --to diffusers --tokenizer FOLDER" in err
     assert not (tmp_path / "out").exists()
 
 
