@@ -280,7 +280,7 @@ def test_buffers_are_known_and_left_out(
     spec = ScheduleSpec()
     table = alphas_cumprod(spec)
     extra: Tensors = {name: torch.zeros(3, dtype=torch.int32) for name in single.BUFFERS}
-    extra |= {"alphas_cumprod": table.half(), "scale_factor": torch.tensor(0.5)}
+    extra |= {"alphas_cumprod": table.bfloat16(), "scale_factor": torch.tensor(0.5)}
     path = written({**sources["sd1"].file, **extra}, tmp_path / "m.safetensors", resolution="16x16")
     found = load(path, dtype="float32", tokenizer=tokenizers["sd1"])
     assert same(found, bundles["sd1"])
@@ -357,6 +357,11 @@ FAULTS: dict[str, tuple[str, Change, str]] = {
         "sd1",
         lambda t: t.update({f"{OPENCLIP}token_embedding.weight": torch.ones(2, 2)}),
         "holds clip and openclip text encoder",
+    ),
+    "text twice": (
+        "sd1",
+        lambda t: t.update({n.replace("text_model.", ""): v + 1 for n, v in t.items() if n.startswith(CLIP)}),
+        "holds the text encoder twice, with and without text_model",
     ),
     "BERT": (
         "sd1",
