@@ -238,6 +238,26 @@ def test_damage_is_said(case: str, tmp_path: Path) -> None:
         read_pickle(path, "UNet", allow_pickle=True)
 
 
+@pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
+def test_any_changed_byte_is_read_or_refused(legacy: bool, tmp_path: Path) -> None:
+    """Nothing but a CheckpointError comes out, whichever byte is changed, and whatever is read is plain."""
+    path = saved({"a.weight": torch.ones(4, 2), "a.bias": torch.zeros(4)}, tmp_path / "m.ckpt", legacy=legacy)
+    whole = path.read_bytes()
+    random = np.random.default_rng(1)
+    refused = 0
+    for _ in range(400):
+        data = bytearray(whole)
+        data[random.integers(len(data))] ^= 1 << random.integers(8)
+        path.write_bytes(data)
+        try:
+            found = read_pickle(path, "UNet", allow_pickle=True)
+        except CheckpointError:
+            refused += 1
+        else:
+            assert all(t.layout == torch.strided and t.numel() < 100 for t in found.values())
+    assert refused > 50
+
+
 # --- What is fine -------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,10 @@ from kotoe.errors import UserError, nearest
 DEFAULT = "kotoe-emoji"
 NAMES = {DEFAULT: Path(__file__).parent / "models" / "kotoe-emoji"}
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-HOW = "Pass a folder in diffusers' layout (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/)"
+HOW = (
+    "Pass a folder in diffusers' layout (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/), "
+    "or a single file"
+)
 
 
 def resolve(source: str | Path) -> Path:

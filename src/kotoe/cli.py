@@ -72,7 +72,7 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
         parts=(console.Converting,),
         positional="source out",
         run=verbs.convert,
-        doc="""Write a model in another format: a folder in diffusers' layout, or a single file in CompVis names.
+        doc="""Write a model in another format: a folder in diffusers' layout, a single CompVis file, KerasCV's files.
 
 Nothing is lost or left over in silence: what a format can't hold is refused, and what isn't read is said.
 

@@ -70,10 +70,12 @@ class Inspecting:
 class Converting:
     """What to write in another format.
 
-    source:          a built-in model's name, a folder in diffusers' layout, or a single file (SD 1.x and 2.x).
-    out:             where to: a folder for diffusers, a name ending in .safetensors for compvis.
-    to:              diffusers, a folder; or compvis, a single file of one language, without its tokenizer.
-    tokenizer:       for a single file: a folder with the tokenizer of its text encoder, or a checkpoint that has it.
+    source:          a model's name, a folder in diffusers' layout or of KerasCV's files, or a single file.
+    out:             where to: a folder for diffusers and kerascv, a name ending in .safetensors for compvis.
+    to:              diffusers, a folder; compvis, a single file of one language, without its tokenizer; or kerascv, a
+                     folder of HDF5 files of one language.
+    tokenizer:       for a single file or KerasCV's: a folder with the tokenizer of its text encoder, or a checkpoint that
+                     has it.
     ema:             for a single file that holds two UNets: the running average, or the one as trained.
     prediction_type: for a single file of SD 2.x: epsilon (512 pixels) or v_prediction (768 pixels).
     language:        keep the conditioner of this language only.

@@ -206,7 +206,7 @@ def test_names_at_full_size() -> None:
 # --- Pictures -----------------------------------------------------------------------------------------------
 
 GRIDS = {"sd1": "linspace", "sd2": "trailing"}
-TOLERANCE = 1e-3  # of the largest latent, what is promised against stock diffusers; measured: 1e-6
+TOLERANCE = 1e-3  # of the largest latent, what is promised against stock diffusers; measured: 2e-6
 
 
 def latents(bundle: Bundle, family: str, **changes: Any) -> Tensor:

@@ -75,8 +75,8 @@ class Bundle:
 
     conditioners: by language; after `load` each is read from disk when first asked for.
     family:       "sd1" (1x1 convolutions round the transformers) or "sd2" (linear layers), each also "-inpainting".
-    folder:       where it was loaded from, or None for one made or changed in memory.
-    hashes:       sha256 of the files of "unet" and "vae", computed when asked for; empty without a folder.
+    folder:       where it was loaded from, or None for a single file and one made or changed in memory.
+    hashes:       sha256 of the files of "unet" and "vae", computed when asked for; empty where there are none.
     notes:        what the folder holds that is not used, or is read as diffusers' pipeline reads it.
     works_on:     with low memory the device on which each part works in its turn, waiting on the host until then;
                   None: each part works where it is.
@@ -313,7 +313,8 @@ def save(
 ) -> Path:
     """Write the bundle in one of FORMATS, all of it or nothing.
 
-    to:        "diffusers", a folder that stock diffusers opens, or "compvis", a single .safetensors file.
+    to:        "diffusers", a folder that stock diffusers opens; "compvis", a single .safetensors file; or "kerascv", a
+               folder of HDF5 files (in float32).
     dtype:     of the weights on disk: None as in memory, "float16" for half the size.
     overwrite: replace a checkpoint that is there already; a folder's other top-level files, such as the card, are kept.
     """
@@ -376,7 +377,19 @@ def _save_diffusers(bundle: Bundle, folder: Path, *, dtype: torch.dtype | None, 
     return folder
 
 
-FORMATS: dict[str, Callable[..., Path]] = {"diffusers": _save_diffusers, "compvis": _save_compvis}  # what `save` writes
+def _save_kerascv(bundle: Bundle, folder: Path, *, dtype: torch.dtype | None, overwrite: bool) -> Path:
+    from kotoe.checkpoints import kerascv
+
+    if dtype not in (None, torch.float32):
+        raise UserError(f"dtype {dtype} for KerasCV's files", allowed="float32, which they are always in")
+    return kerascv.save_kerascv(bundle, folder, overwrite=overwrite)
+
+
+FORMATS: dict[str, Callable[..., Path]] = {  # what `save` writes
+    "diffusers": _save_diffusers,
+    "compvis": _save_compvis,
+    "kerascv": _save_kerascv,
+}
 
 
 def _dtypes(asked: Any, device: torch.device) -> dict[str, torch.dtype | None]:

@@ -27,6 +27,7 @@ T = TypeVar("T")
 Names = dict[str, str]  # a module of ours (or one tensor) to theirs
 Shapes = Mapping[str, tuple[int, ...]]
 
+LARGEST_LEVELS = 16
 SD1_HEADS, SD2_HEAD_WIDTH, TEXT_HEAD_WIDTH = 8, 64, 64
 OPENCLIP_H = (1024, 24)  # width and blocks of the text tower that SD 2.x runs all but the last block of
 
@@ -250,8 +251,9 @@ def openclip_unused(shapes: Shapes) -> frozenset[str]:
     width = shapes.get("ln_final.weight", (0,))[0]
     if "text_projection" not in shapes and (width, blocks) != OPENCLIP_H:
         return frozenset()
-    first, last = "transformer.resblocks.0.", f"transformer.resblocks.{blocks - 1}."
-    block = {last + name.removeprefix(first) for name in shapes if name.startswith(first)}
+    last = f"transformer.resblocks.{blocks - 1}."
+    found = [re.match(r"(transformer\.resblocks\.\d+\.)(.+)", name) for name in shapes]
+    block = {last + m[2] for m in found if m and m[1] != last}  # the layers that the other blocks have too
     return frozenset({*block, "text_projection"} & shapes.keys())
 
 
@@ -315,6 +317,7 @@ def is_linear(shapes: Shapes) -> bool:
 def unet_spec(shapes: Shapes, sample_size: int, what: str = "UNet") -> UNetSpec:
     """The UNetSpec that the shapes of a UNet in ldm's names imply. sample_size isn't among them."""
     blocks = _count(shapes, r"input_blocks\.(\d+)\.")
+    modules = {".".join(name.split(".")[:3]) for name in shapes}
     if blocks > LARGEST_DEPTH:
         raise CheckpointError(f"{what}: {blocks} input blocks", allowed=f"at most {LARGEST_DEPTH}")
     widths: list[list[int]] = [[]]
@@ -326,7 +329,7 @@ def unet_spec(shapes: Shapes, sample_size: int, what: str = "UNet") -> UNetSpec:
             cross.append([])
         else:
             widths[-1].append(_size(shapes, f"{at}.0.in_layers.2.weight", 0, what))
-            cross[-1].append(any(name.startswith(f"{at}.1.") for name in shapes))
+            cross[-1].append(f"{at}.1" in modules)
     c = tuple(_alike(level, what, f"widths at level {i}") for i, level in enumerate(widths))
     attends = tuple(_alike(level, what, f"attentions at level {i}") for i, level in enumerate(cross))
     linear = is_linear(shapes)
@@ -352,9 +355,11 @@ def unet_spec(shapes: Shapes, sample_size: int, what: str = "UNet") -> UNetSpec:
 def vae_spec(shapes: Shapes, sample_size: int, what: str = "VAE") -> VAESpec:
     """The VAESpec that the shapes of a VAE in ldm's names imply. sample_size isn't among them."""
     levels = _count(shapes, r"encoder\.down\.(\d+)\.")
-    counts = [_count(shapes, rf"encoder\.down\.{i}\.block\.(\d+)\.") for i in range(min(levels, LARGEST_DEPTH))]
-    if not levels or not all(counts):
-        raise CheckpointError(f"{what}: levels of the encoder with {counts} blocks", allowed="1 or more in each")
+    counts = [_count(shapes, rf"encoder\.down\.{i}\.block\.(\d+)\.") for i in range(min(levels, LARGEST_LEVELS))]
+    if not 1 <= levels <= LARGEST_LEVELS or not all(counts):
+        raise CheckpointError(
+            f"{what}: levels of the encoder with {counts} blocks", allowed="1 or more in each of 1 to 16"
+        )
     spec: VAESpec = make_spec(
         lambda: VAESpec(
             in_channels=_size(shapes, "encoder.conv_in.weight", 1, what),

@@ -166,7 +166,7 @@ def entries(path: Path, what: str, allow_pickle: bool = False) -> list[Entry]:
     """Every tensor of a safetensors file, or of a pickle where that is allowed."""
     if path.suffix.lower() != ".safetensors":
         state = read_pickle(path, what, allow_pickle)
-        return [Entry(name, tuple(t.shape), _kind(t), lambda t=t: t) for name, t in state.items()]
+        return [Entry(name, tuple(t.shape), _kind(t), t.detach) for name, t in state.items()]
     file = _opened(path, what)  # stays open for as long as the readers below live
     heads = [(name, file.get_slice(name)) for name in file.keys()]
     return [Entry(name, tuple(h.get_shape()), h.get_dtype(), partial(file.get_tensor, name)) for name, h in heads]

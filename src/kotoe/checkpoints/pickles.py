@@ -8,6 +8,7 @@ messages that advise to switch the restriction off.
 from __future__ import annotations
 
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def _check_archive(path: Path, where: str, size: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, struct.error) as error:
         raise CheckpointError(f"{where} ({size} bytes) is truncated or damaged ({error})", hint=AGAIN) from None
     if any(m.filename.endswith("/constants.pkl") for m in members):
         raise CheckpointError(f"{where} is a program (a TorchScript archive), no table of tensors", hint=HARMLESS)

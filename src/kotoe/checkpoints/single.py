@@ -22,6 +22,7 @@ from kotoe.checkpoints.files import (
     SHOWN,
     Entry,
     Folder,
+    LazyHashes,
     M,
     check_shapes,
     entries,
@@ -65,7 +66,7 @@ FOREIGN = {
     "text_model.": "a text encoder alone",
     "encoder.": "an autoencoder alone",
 }
-ABAR_TOLERANCE = 2e-3  # between a file's table, perhaps in float16, and ours; other schedules are 1e-2 away
+ABAR_TOLERANCE = 4e-3  # a file's table may be in bfloat16, 2e-3 off ours; zero terminal SNR is 35e-3 away
 EDGES = {"epsilon": 64, "v_prediction": 96}  # latent pixels of published SD 2.x; 1.x has 64
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}  # ModelSpec's words to ours
 SPEC = "modelspec."
@@ -106,7 +107,10 @@ def contents(found: Iterable[Entry], texts: Mapping[str, str], where: str) -> Co
             allowed="text encoders of the CLIP family (in transformers' or OpenCLIP's names)",
         )
     if BARE_CLIP in by_name:
-        by_name = {_with_text_model(name): entry for name, entry in by_name.items()}
+        full = {_with_text_model(name): entry for name, entry in by_name.items()}
+        if len(full) != len(by_name):
+            raise CheckpointError(f"{where} holds the text encoder twice, with and without text_model.", allowed="one")
+        by_name = full
     kinds = [kind for kind, layout in TEXTS.items() if layout.prefix + layout.tokens in by_name]
     if len(kinds) != 1:
         raise CheckpointError(
@@ -126,7 +130,7 @@ def contents(found: Iterable[Entry], texts: Mapping[str, str], where: str) -> Co
         if not part:
             raise CheckpointError(f"{where} holds no tensor under {prefix}", allowed="UNet, VAE and text encoder")
     for part in (unet, ema, vae, text):
-        list(weights(part.values(), where))  # refuses dtypes that we don't read
+        list(weights(part.values(), where))  # for its refusal of dtypes that we don't read
     unused = {name: text.pop(name) for name in layout.unused(_shapes(text))}
     return Contents(
         unet=unet, ema=ema, vae=vae, text=text, unused=unused, layout=kinds[0], buffers=buffers, texts=texts
@@ -165,7 +169,7 @@ def chosen_unet(found: Contents, ema: bool | None, where: str) -> Mapping[str, E
     if ema is None:
         raise UserError(
             f"{where} holds the UNet twice: as trained, and the running average of it (model_ema.*)",
-            allowed="ema True or False (--ema, --no-ema)",
+            allowed="ema True or False (kotoe convert: --ema, --no-ema)",
             hint="The average mostly draws better; training goes on from the other",
         )
     return averages if ema else found.unet
@@ -193,7 +197,7 @@ def said(found: Contents, prediction: str, where: str) -> Said:
     edge = EDGES[prediction] if unet.use_linear_projection else EDGES["epsilon"]
     resolution = found.texts.get(SPEC + "resolution")
     width, _, height = (resolution or "").partition("x")
-    if width.isdecimal() and len(width) < 6 and width == height and int(width) and int(width) % vae.downscale == 0:
+    if width.isdecimal() and len(width) < 5 and width == height and int(width) and int(width) % vae.downscale == 0:
         edge = int(width) // vae.downscale
     elif resolution is None:
         notes.append(f"a single file doesn't say its picture size: {edge * vae.downscale} pixels, as published")
@@ -235,7 +239,7 @@ def chosen_prediction(found: Contents, asked: str | None, where: str) -> str:
     if known is None:
         raise UserError(
             f"{where} doesn't say what its UNet predicts, and Stable Diffusion 2.x has been published with either",
-            allowed="prediction_type epsilon or v_prediction (--prediction-type)",
+            allowed="prediction_type epsilon or v_prediction (kotoe convert: --prediction-type)",
             hint="Models of 512 pixels (2-base, 2-1-base) predict epsilon, those of 768 pixels (2, 2-1) v_prediction; "
             "the wrong one draws noise",
         )
@@ -320,7 +324,8 @@ def load(
             dtypes["text_encoder"],
             device,
         )
-        return Conditioner(language, words, encoder, {"tokenizer": words.sha256})
+        hashes = LazyHashes({"text_encoder": (path,)}, {"tokenizer": words.sha256})
+        return Conditioner(language, words, encoder, hashes)
 
     language = "en" if words.kind == "clip-bpe" else "und"
     return Bundle(
@@ -332,6 +337,8 @@ def load(
         default_language=language,
         family=_family(u),
         licence=found.texts.get(SPEC + "license"),
+        # Of two UNets the file's hash doesn't say which: then the tensors' own counts.
+        hashes={} if found.ema else LazyHashes({"unet": (path,), "vae": (path,)}),
         notes=specs.notes,
     )
 
@@ -346,7 +353,7 @@ def _tokenizer(folder: str | Path | None, dims: Mapping[str, Any], where: str) -
     if folder is None:
         raise UserError(
             f"{where} holds weights only: it has no tokenizer",
-            allowed=f"tokenizer=FOLDER (kotoe convert {where} OUT --tokenizer FOLDER), one of {ids} ids",
+            allowed=f"tokenizer=FOLDER (kotoe convert {where} OUT --to diffusers --tokenizer FOLDER), one of {ids} ids",
             hint="The tokenizer/ folder of any checkpoint in diffusers' layout with the same vocabulary is one, "
             "and those of Stable Diffusion's own releases fit all models tuned from them",
         )
@@ -397,7 +404,7 @@ def save(bundle: Bundle, path: Path, *, dtype: torch.dtype | None, overwrite: bo
     if len(bundle.languages) != 1:
         raise UserError(
             f"{bundle.name} has {len(bundle.languages)} languages, and a single file has one text encoder",
-            allowed=f"one of {', '.join(bundle.languages)} (--language)",
+            allowed=f"one of {', '.join(bundle.languages)} (kotoe convert: --language)",
         )
     conditioner = bundle.conditioner()
     diffusers.check_tokenizer(conditioner.tokenizer, conditioner.encoder.spec, f"conditioner {conditioner.language}")
@@ -441,9 +448,12 @@ def _texts(bundle: Bundle) -> dict[str, str]:
 
 def _check_said(bundle: Bundle, encoder: CLIPText, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
     """Refuse a bundle that reading its file would make another one of."""
-    listed = [Entry(name, tuple(t.shape), "F32", lambda t=t: t) for name, t in tensors.items()]  # type: ignore[misc]
-    found = contents(listed, texts, bundle.name)
-    read = said(found, bundle.schedule.prediction_type, bundle.name)
+    listed = [Entry(name, tuple(t.shape), "F32", t.detach) for name, t in tensors.items()]
+    keep = "Keep this model in diffusers' layout"
+    try:
+        read = said(contents(listed, texts, bundle.name), bundle.schedule.prediction_type, bundle.name)
+    except CheckpointError as error:
+        raise CheckpointError(f"as a single file, {error.given}", allowed=error.allowed, hint=keep) from None
     same_schedule = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr")
     pairs = {
         "UNet": (to_json(bundle.unet.spec), to_json(read.unet)),
@@ -456,7 +466,7 @@ def _check_said(bundle: Bundle, encoder: CLIPText, tensors: Mapping[str, Tensor]
             raise CheckpointError(
                 f"{bundle.name}: a single file can't say that the {what}'s {key} is {ours[key]}",
                 allowed=f"{theirs[key]}, which every reader takes it to be",
-                hint="Keep this model in diffusers' layout",
+                hint=keep,
             )
 
 
