@@ -397,6 +397,7 @@ def _text(bundle: Bundle, **changes: Any) -> Bundle:
 
 
 UNWRITABLE: dict[str, tuple[Callable[[Bundle], Bundle], str]] = {
+    "family": (lambda b: b.changed(family="sd2"), "the family is sd2.*sd1"),
     "heads": (lambda b: _unet(b, num_heads=(4, 4)), r"number of heads is \(4, 4\).*\(8, 8\)"),
     "width": (lambda b: _unet(b, block_out_channels=(36, 72), norm_num_groups=4, num_heads=(4, 4)), "multiples of 8"),
     "groups": (lambda b: _unet(b, norm_num_groups=8), "the UNet's groups is 8.*32"),

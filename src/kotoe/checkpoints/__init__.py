@@ -1,7 +1,8 @@
 """Checkpoints: `load` makes a Bundle from a name or folder, `save` writes one that stock diffusers opens too.
 
 The folder is diffusers' (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/); the conditioners of
-further languages lie beside it in conditioners/<language>/{tokenizer,text_encoder}, and kotoe.json lists them.
+further languages lie beside it in conditioners/<language>/{tokenizer,text_encoder}, and kotoe.json lists them. Other
+layouts are read into the same Bundle: KerasCV's in kerascv.py.
 """
 
 from __future__ import annotations

@@ -531,6 +531,7 @@ def _representable(bundle: Bundle, conditioner: Conditioner, encoder: CLIPText) 
     plain = replace(plain, steps_offset=SCHEDULE.steps_offset, set_alpha_to_one=SCHEDULE.set_alpha_to_one)
     by_rule = heads(u.block_out_channels, u.use_linear_projection, bundle.name)
     for what, given, allowed in (
+        ("the family", bundle.family, "sd2" if u.use_linear_projection else "sd1"),
         ("the UNet's number of heads", u.num_heads, by_rule),
         ("the UNet's groups", u.norm_num_groups, GROUPS),
         ("the UNet's gelu", u.gelu, "exact"),
