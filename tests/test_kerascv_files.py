@@ -360,6 +360,9 @@ def test_the_tokenizer_is_the_callers(folder: Path, tmp_path: Path) -> None:
     assert load(folder, tokenizer=tmp_path / "words").conditioner().tokenizer.vocab_size == 560
     with pytest.raises(CheckpointError, match="no checkpoint folder"):
         load(folder, tokenizer=tmp_path / "nothing")
+    (folder / "tokenizer").symlink_to(tmp_path / "words")
+    with pytest.raises(CheckpointError, match="outside the folder"):
+        load(folder).conditioner()
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="empty: no tokenizer that Kotoe reads"):
         load(folder, tokenizer=tmp_path / "empty").conditioner()
