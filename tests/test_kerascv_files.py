@@ -360,6 +360,9 @@ def test_the_tokenizer_is_the_callers(folder: Path, tmp_path: Path) -> None:
     assert load(folder, tokenizer=tmp_path / "words").conditioner().tokenizer.vocab_size == 560
     with pytest.raises(CheckpointError, match="no checkpoint folder"):
         load(folder, tokenizer=tmp_path / "nothing")
+    (folder / "tokenizer").symlink_to(tmp_path / "words")
+    with pytest.raises(CheckpointError, match="outside the folder"):
+        load(folder).conditioner()
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="empty: no tokenizer that Kotoe reads"):
         load(folder, tokenizer=tmp_path / "empty").conditioner()
@@ -397,6 +400,7 @@ def _text(bundle: Bundle, **changes: Any) -> Bundle:
 
 
 UNWRITABLE: dict[str, tuple[Callable[[Bundle], Bundle], str]] = {
+    "family": (lambda b: b.changed(family="sd2"), "the family is sd2.*sd1"),
     "heads": (lambda b: _unet(b, num_heads=(4, 4)), r"number of heads is \(4, 4\).*\(8, 8\)"),
     "width": (lambda b: _unet(b, block_out_channels=(36, 72), norm_num_groups=4, num_heads=(4, 4)), "multiples of 8"),
     "groups": (lambda b: _unet(b, norm_num_groups=8), "the UNet's groups is 8.*32"),

@@ -109,8 +109,8 @@ def _conditioner(found: Conditioner, how: Numerics) -> Conditioner:
 
 
 def _respecified(net: Net, spec: object) -> Net:
-    """A network of another spec round the tensors of `net`."""
+    """A network of another spec round the tensors of `net`, for drawing only: its parameters want no gradient."""
     if spec == net.spec:
         return net
     made: Net = skeleton(lambda: type(net)(spec))  # type: ignore[arg-type]
-    return fill(made, net.state_dict())
+    return fill(made.requires_grad_(False), net.state_dict())

@@ -2,7 +2,7 @@
 
 The canonical folder is diffusers' (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/); the
 conditioners of further languages lie beside it in conditioners/<language>/{tokenizer,text_encoder}, and kotoe.json
-lists them.
+lists them. Other layouts are read into the same Bundle: single files by single.py, KerasCV's by kerascv.py.
 """
 
 from __future__ import annotations

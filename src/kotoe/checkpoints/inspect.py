@@ -86,9 +86,7 @@ def _describe_kerascv(folder: Folder) -> dict[str, Any]:
     ):
         unet = kerascv.unet_spec(unet_layers, family, files["unet"].name)
         vae = kerascv.vae_spec(decoder, encoder, files["encoder"].name)
-        tokenizer = kerascv.read_words(
-            kerascv.words_folder(folder), kerascv.positions(text_layers, files["text_encoder"].name)
-        )
+        tokenizer = kerascv.words_of(folder)(kerascv.positions(text_layers, files["text_encoder"].name))
         text = kerascv.text_spec(text_layers, family, tokenizer, files["text_encoder"].name)
         read = {"unet": unet_layers, "vae": [*decoder, *encoder], "text_encoder": text_layers}
         parameters = {

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from kotoe.checkpoints import Bundle, Conditioners, Defaults
-from kotoe.checkpoints.diffusers import check_tokenizer, stock_text
+from kotoe.checkpoints.diffusers import check_tokenizer, read_tokenizer, stock_text
 from kotoe.checkpoints.files import (
-    LARGEST_TOKENIZER_BYTES,
     SHOWN,
     Folder,
     LazyHashes,
@@ -35,8 +34,7 @@ from kotoe.checkpoints.keys import make_spec
 from kotoe.errors import CheckpointError, UserError
 from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText, Conditioner
-from kotoe.tokenizers import FILES as TOKENIZER_FILES
-from kotoe.tokenizers import Tokenizer, tokenizer_from_files
+from kotoe.tokenizers import Tokenizer
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 
@@ -366,7 +364,7 @@ def load_kerascv(
                vocabulary; None: the subfolder tokenizer/, which `save_kerascv` writes.
     """
     family, files = weight_files(folder)
-    words = words_folder(folder, tokenizer)
+    words = words_of(folder, tokenizer)
     unet, vae = _read_unet(files, family, dtypes, device), _read_vae(files, dtypes, device)
 
     def conditioner() -> Conditioner:
@@ -411,22 +409,18 @@ def weight_files(folder: Folder) -> tuple[str, dict[str, Path]]:
     return family, {part: folder.path(file) for part, file in wanted.items()}
 
 
-def words_folder(folder: Folder, tokenizer: str | Path | None = None) -> Folder:
-    """The folder of the tokenizer: the one given, or the subfolder tokenizer/."""
-    if tokenizer is None and not folder.has("tokenizer"):
+def words_of(folder: Folder, tokenizer: str | Path | None = None) -> Callable[[int], Tokenizer]:
+    """What reads the tokenizer, given the encoder's positions: from the folder given, or the subfolder tokenizer/."""
+    if tokenizer is not None:
+        given = Folder(tokenizer).root
+        return partial(read_tokenizer, Folder(given.parent), given.name)
+    if not folder.has("tokenizer"):
         raise UserError(
             f"{folder.root.name}: KerasCV's files hold no vocabulary",
             allowed="tokenizer=FOLDER with CLIP's vocab.json and merges.txt, or a subfolder tokenizer/",
             hint="Any folder of Stable Diffusion 1.x or 2.x in diffusers' layout has one",
         )
-    return Folder(folder.root / "tokenizer" if tokenizer is None else tokenizer)
-
-
-def read_words(folder: Folder, positions: int) -> Tokenizer:
-    """The tokenizer in a folder of its own, read with the folder's precautions."""
-    names = [name for name in TOKENIZER_FILES if folder.has(name)]
-    files = {name: folder.read(name, LARGEST_TOKENIZER_BYTES) for name in names}
-    return tokenizer_from_files(files, positions=positions, where=folder.root.name)
+    return partial(read_tokenizer, folder, "tokenizer")
 
 
 def _read_unet(files: Mapping[str, Path], family: str, dtypes: Mapping[str, torch.dtype], device: torch.device) -> UNet:
@@ -452,11 +446,15 @@ def _read_vae(files: Mapping[str, Path], dtypes: Mapping[str, torch.dtype], devi
 
 
 def _read_conditioner(
-    files: Mapping[str, Path], family: str, words: Folder, dtype: torch.dtype, device: torch.device
+    files: Mapping[str, Path],
+    family: str,
+    words: Callable[[int], Tokenizer],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Conditioner:
     path = files["text_encoder"]
     with layers_of(path) as layers:
-        tokenizer = read_words(words, positions(layers, path.name))
+        tokenizer = words(positions(layers, path.name))
         spec = text_spec(layers, family, tokenizer, path.name)
         check_tokenizer(tokenizer, spec, path.name)
         net = skeleton(lambda: CLIPText(spec))
@@ -531,6 +529,7 @@ def _representable(bundle: Bundle, conditioner: Conditioner, encoder: CLIPText) 
     plain = replace(plain, steps_offset=SCHEDULE.steps_offset, set_alpha_to_one=SCHEDULE.set_alpha_to_one)
     by_rule = heads(u.block_out_channels, u.use_linear_projection, bundle.name)
     for what, given, allowed in (
+        ("the family", bundle.family, "sd2" if u.use_linear_projection else "sd1"),
         ("the UNet's number of heads", u.num_heads, by_rule),
         ("the UNet's groups", u.norm_num_groups, GROUPS),
         ("the UNet's gelu", u.gelu, "exact"),
