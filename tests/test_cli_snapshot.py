@@ -14,7 +14,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 FROZEN = {
     "generate": "prompt negative_prompt language width height steps sampler grid ending guidance_scale "
     "guidance_rescale seed n eta init_image mask strength long_prompt dtype batch_size model out replay grid_image "
-    "low_memory config dry_run json",
+    "device low_memory config dry_run json",
     "inspect": "model config dry_run json",
     "evaluate": "suite model languages tier n controls batch_size steps out config dry_run json",
     "train": "recipe run size device seed config dry_run json",

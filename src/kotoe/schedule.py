@@ -271,6 +271,11 @@ def walk(
     _check(spec, steps)
     if grid not in GRIDS:
         raise unknown("grid", grid, GRIDS)
+    if sampler in SOLVERS and grid in ("linspace", "leading") and steps == spec.num_train_timesteps:
+        raise UserError(
+            f"{steps} steps of {sampler} on the {grid} grid, which it cuts for one step more",
+            allowed=f"1 to {steps - 1}",
+        )
     timesteps: Tensor | None = None
     if grid == "linspace" and sampler in (*SOLVERS, *STRIDING):
         timesteps = _even(spec, steps + (sampler in SOLVERS))[:steps].round()

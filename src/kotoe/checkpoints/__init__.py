@@ -216,7 +216,7 @@ def load(
     Raises CheckpointError naming the file, key or tensor that is missing, damaged, unsafe or not implemented.
     """
     folder = Folder(builtin.resolve(source))
-    works_on = torch.device("cpu" if device is None else device)
+    works_on = _device(device)
     dtypes = _dtypes(dtype, works_on)
     place = torch.device("cpu") if low_memory else works_on
     index = _model_index(folder)
@@ -312,6 +312,19 @@ def save(
             },
         )
     return folder
+
+
+def _device(asked: str | torch.device | None) -> torch.device:
+    """The device, if this machine has it."""
+    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    here += ["mps"] if torch.backends.mps.is_available() else []
+    try:
+        device = torch.device("cpu" if asked is None else asked)
+    except RuntimeError:
+        raise UserError(f"device {str(asked)!r}", allowed=", ".join(here)) from None
+    if (f"cuda:{device.index or 0}" if device.type == "cuda" else device.type) not in here:
+        raise UserError(f"device {str(asked)!r}, which this machine doesn't have", allowed=", ".join(here))
+    return device
 
 
 def _dtypes(asked: Any, device: torch.device) -> dict[str, torch.dtype]:
