@@ -2,7 +2,7 @@
 
 sigma = sqrt((1 - abar) / abar), abar being the cumulative product of alphas (Ho et al. 2020; Karras et al.
 2022, table 1). Tables are float64 and indexed by the training timestep t = 0 .. T-1, noise growing with t.
-Grids are float32, fall, and end in an explicit 0.0.
+Grids are float32, fall, and end in an explicit last sigma: 0.0, or by name that of timestep 0.
 """
 
 from __future__ import annotations
