@@ -26,7 +26,9 @@ from kotoe.schedule import (
     sigmas_of,
     t_to_sigma,
     tail,
+    told_timesteps,
     trailing,
+    walk,
 )
 from kotoe.spec import ScheduleSpec
 
@@ -162,6 +164,44 @@ def test_one_step_starts_at_full_noise(grid: str) -> None:
 def test_impossible_step_counts(grid: str, steps: int) -> None:
     with pytest.raises(UserError, match=f"{steps} steps. Allowed: 1 to 1000"):
         GRIDS[grid](SD, steps)
+
+
+def test_solvers_grids_have_one_point_more() -> None:
+    """linspace and leading of dpmpp_2m, dpmpp_2m_sde and unipc: cut for steps + 1, the last left out."""
+    for grid in ("linspace", "leading"):
+        found = walk(SD, 12, sampler="dpmpp_2m", grid=grid).sigmas
+        assert len(found) == 13
+        longer = GRIDS[grid](replace(SD, steps_offset=1), 13)[:12]
+        assert torch.allclose(found[:-1], longer, rtol=1e-2)  # but for whole timesteps
+        assert not torch.allclose(found[:-1], GRIDS[grid](SD, 12)[:-1], rtol=1e-2)
+        with pytest.raises(UserError, match="1000 steps of unipc .* one step more"):
+            walk(SD, 1000, sampler="unipc", grid=grid)
+    with pytest.raises(UserError, match="unknown grid 'linspcae'.*Did you mean 'linspace'"):
+        walk(SD, 4, sampler="ddim", grid="linspcae")
+
+
+@given(
+    st.sampled_from(["ddim", "pndm", "lms", "euler", "unipc"]),
+    st.sampled_from(sorted(GRIDS)),
+    st.integers(1, 400),
+    st.floats(0.0, 1.0),
+)
+def test_t4_a_walk_has_the_steps_that_a_strength_leaves(sampler: str, grid: str, steps: int, strength: float) -> None:
+    kept = int(steps * strength + 1e-6)
+    if kept == 0:
+        with pytest.raises(UserError, match="leaves no step"):
+            walk(SD, steps, sampler=sampler, grid=grid, strength=strength)
+        return
+    found = walk(SD, steps, sampler=sampler, grid=grid, strength=strength)
+    assert len(found.sigmas) - 1 == kept
+    assert len(found.before) == steps - kept
+    extra = sampler == "pndm" and steps > 1 and grid != "karras"
+    assert len(found.forwards) in (0, kept + extra)
+    assert bool((found.asked.diff() < 0).all())
+    assert float(found.asked[0]) == found.first
+    told = told_timesteps(SD, found.asked, sampler=sampler, grid=grid)
+    assert float(told.max()) <= 999
+    assert float(told.min()) >= 0
 
 
 def test_as_many_steps_as_timesteps() -> None:

@@ -46,13 +46,15 @@ class Drawing:
     out:        folder for the pictures, and beside them the resolved configuration as generate-*.json.
     replay:     draw a picture of Kotoe's again, from the record inside it; no prompt then.
     grid_image: also write grid.png, all pictures with their prompts; by default when there are several.
-    low_memory: have one part of the model at a time in memory, and compute attention in pieces; slower.
+    device:     where to compute: cpu, cuda, cuda:N or mps; cpu by default.
+    low_memory: bring only the part of the model that is at work to the device, and compute attention in pieces; slower.
     """
 
     model: str = builtin.DEFAULT
     out: str = "out"
     replay: str | None = None
     grid_image: bool | None = None
+    device: str | None = None
     low_memory: bool = False
 
 

@@ -7,6 +7,7 @@ eps-prediction is eps itself and v-prediction is alpha * eps - beta * x0 (Salima
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -120,10 +121,14 @@ def guided(
     return denoise
 
 
-def inpainted(inner: Denoiser, known: Tensor, mask: Tensor) -> Denoiser:
+def inpainted(
+    inner: Denoiser, known: Tensor, mask: Tensor, *, noise: Tensor | None = None, first: float = math.inf
+) -> Denoiser:
     """Keeps what is known: x0 is `known` where mask is 0 and the inner denoiser's answer where it is 1.
 
     known: clean latent (B or 1, C, H, W). mask: (B or 1, 1, H, W) in [0, 1], 1 = paint anew.
+    noise: the walk's starting noise (B, C, H, W). With it the inner denoiser sees known + sigma * noise where mask is
+           0, as diffusers does, whatever the sampler made of x there; but for level `first`, where it sees x itself.
     """
     if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[-2:] != known.shape[-2:]:
         height, width = known.shape[-2:]
@@ -133,8 +138,11 @@ def inpainted(inner: Denoiser, known: Tensor, mask: Tensor) -> Denoiser:
         raise UserError(f"mask values from {low} to {high}", allowed="0 (keep) to 1 (paint anew)")
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        m = mask.to(x)
-        return m * inner(x, sigma) + (1.0 - m) * known.to(x)
+        m, clean = mask.to(x), known.to(x)
+        seen = x
+        if noise is not None and not bool((sigma == first).all()):
+            seen = m * x + (1.0 - m) * (clean + rows(sigma, x) * noise.to(x))
+        return m * inner(seen, sigma) + (1.0 - m) * clean
 
     return denoise
 

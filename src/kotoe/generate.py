@@ -332,9 +332,12 @@ def _draw_batch(
     with bundle.at_work(bundle.vae):
         known = None if init is None else _encode(bundle, init)  # (1, C, h, w)
         given = _given(bundle, init, mask)
+    # A latent pixel is painted anew as soon as any of its pixels is: no seam of the old inside the new.
+    anew = None if mask is None or given is not None else F.max_pool2d(mask, scale).to(device)  # (1, 1, h, w)
     way = _walk(bundle, request)
+    unit = noise.initial()  # (B, C, h, w)
     x = begin(
-        noise.initial(),
+        unit,
         way.first,
         sampler=request.sampler,
         grid=request.grid,
@@ -342,14 +345,12 @@ def _draw_batch(
     )
     with bundle.at_work(bundle.unet):
         denoise = _denoiser(bundle, request, reads, way, given)
-        if mask is not None and known is not None and given is None:
-            # A latent pixel is painted anew as soon as any of its pixels is: no seam of the old inside the new.
-            anew = F.max_pool2d(mask, scale).to(device)  # (1, 1, h, w)
-            denoise = inpainted(denoise, known, anew)
+        if anew is not None and known is not None:
+            denoise = inpainted(denoise, known, anew, noise=unit, first=way.first)
         for step in along(request.sampler, way, eta=request.eta)(denoise, x, way.sigmas, noise):
             report(step)
     latents = step.x * float(input_scale(torch.tensor(step.sigma)))  # of unit variance, where noise is left in
-    if mask is not None and known is not None and given is None:
+    if anew is not None and known is not None:
         latents = torch.lerp(known.to(latents), latents, anew)  # a legacy ending leaves noise in what is kept, too
     wanted = range(len(jobs)) if only is None else (only,)
     with bundle.at_work(bundle.vae):

@@ -2,7 +2,7 @@
 
 sigma = sqrt((1 - abar) / abar), abar being the cumulative product of alphas (Ho et al. 2020; Karras et al.
 2022, table 1). Tables are float64 and indexed by the training timestep t = 0 .. T-1, noise growing with t.
-Grids are float32, fall, and end in an explicit 0.0.
+Grids are float32, fall, and end in an explicit last sigma: 0.0, or by name that of timestep 0.
 """
 
 from __future__ import annotations
@@ -313,6 +313,11 @@ def walk(
     _check(spec, steps)
     if grid not in GRIDS:
         raise unknown("grid", grid, GRIDS)
+    if sampler in SOLVERS and grid in ("linspace", "leading") and steps == spec.num_train_timesteps:
+        raise UserError(
+            f"{steps} steps of {sampler} on the {grid} grid, which it cuts for one step more",
+            allowed=f"1 to {steps - 1}",
+        )
     timesteps: Tensor | None = None
     if grid == "linspace" and sampler in (*SOLVERS, *STRIDING):
         timesteps = _even(spec, steps + (sampler in SOLVERS))[:steps].round()

@@ -56,7 +56,7 @@ def generate(common: Common, values: Values) -> int:
     if drawing.replay is not None:
         return _replay(common, drawing, values)
     request: Request = part_of({"prompt": [], **values}, Request)
-    bundle = _load(drawing.model, request.dtype, drawing.low_memory)
+    bundle = _load(drawing.model, request.dtype, drawing.device, drawing.low_memory)
 
     from kotoe.generate import draw, plan, read_prompts, resolve
 
@@ -100,11 +100,11 @@ def generate(common: Common, values: Values) -> int:
     return code
 
 
-def _load(model: str, dtype: Any, low_memory: bool = False) -> Any:
+def _load(model: str, dtype: Any, device: str | None = None, low_memory: bool = False) -> Any:
     """The Bundle of a model. dtype: as `load` takes it, "auto" for its own choice."""
     from kotoe.checkpoints import load
 
-    return load(model, dtype=None if dtype == "auto" else dtype, low_memory=low_memory)
+    return load(model, dtype=None if dtype == "auto" else dtype, device=device, low_memory=low_memory)
 
 
 def _labels_wanted(drawing: Drawing, prompts: Sequence[str], languages: Sequence[str]) -> bool:
@@ -168,7 +168,7 @@ def picture_name(record: Record) -> str:
     slug = "-".join(unicodedata.normalize("NFC", words).split())
     while len(slug.encode()) > 90:  # file names hold 255 bytes, and a character of CJK takes three
         slug = slug[:-1]
-    incidental = ("seconds", "batch", "threads", "device")
+    incidental = ("seconds", "batch", "threads", "device", "low_memory")
     same = {k: v for k, v in to_json(record).items() if k not in incidental}
     return "-".join(filter(None, (slug.strip("-"), f"s{record.seed}", _short_hash(dumps(same)))))
 
@@ -198,7 +198,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     if asked:
         raise UserError(
             f"--replay together with {', '.join(asked)}",
-            allowed="--replay with --model and --out",
+            allowed="--replay with --model, --out, --device and --low-memory",
             hint="A replay draws the picture as it was; without --replay you can change it",
         )
     assert drawing.replay is not None
@@ -208,7 +208,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
         raise UserError(f"{drawing.replay} was drawn by {name!r}", hint="Say where that model is: --model FOLDER")
     source = drawing.model if "model" in values else name
     dtypes = {"unet": record.dtype, "vae": record.vae_dtype, "text_encoder": record.text_dtype}
-    bundle = _load(source, dtypes, drawing.low_memory or record.low_memory)
+    bundle = _load(source, dtypes, drawing.device, drawing.low_memory or record.low_memory)
 
     import torch
 

@@ -238,7 +238,7 @@ def load(
     Raises CheckpointError naming the file, key or tensor that is missing, damaged, unsafe or not implemented.
     """
     path = builtin.resolve(source)
-    works_on = torch.device("cpu" if device is None else device)
+    works_on = _device(device)
     dtypes = _dtypes(dtype, works_on)
     place = torch.device("cpu") if low_memory else works_on
     asked = {"tokenizer": tokenizer, "ema": ema, "prediction_type": prediction_type}
@@ -390,6 +390,19 @@ FORMATS: dict[str, Callable[..., Path]] = {  # what `save` writes
     "compvis": _save_compvis,
     "kerascv": _save_kerascv,
 }
+
+
+def _device(asked: str | torch.device | None) -> torch.device:
+    """The device, if this machine has it."""
+    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    here += ["mps"] if torch.backends.mps.is_available() else []
+    try:
+        device = torch.device("cpu" if asked is None else asked)
+    except RuntimeError:
+        raise UserError(f"device {str(asked)!r}", allowed=", ".join(here)) from None
+    if (f"cuda:{device.index or 0}" if device.type == "cuda" else device.type) not in here:
+        raise UserError(f"device {str(asked)!r}, which this machine doesn't have", allowed=", ".join(here))
+    return device
 
 
 def _dtypes(asked: Any, device: torch.device) -> dict[str, torch.dtype | None]:
