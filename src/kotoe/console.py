@@ -76,7 +76,7 @@ class Converting:
     out:             where to: a folder for diffusers and kerascv, a name ending in .safetensors for compvis.
     to:              diffusers, a folder; compvis, a single file of one language, without its tokenizer; or kerascv, a
                      folder of HDF5 files of one language.
-    tokenizer:       for a single file or KerasCV's: a folder with its text encoder's tokenizer, or a checkpoint that has it.
+    tokenizer:       for a single file or KerasCV's: a folder with its text encoder's tokenizer, or a whole checkpoint.
     ema:             for a single file that holds two UNets: the running average, or the one as trained.
     prediction_type: for a single file of SD 2.x: epsilon (512 pixels) or v_prediction (768 pixels).
     language:        keep the conditioner of this language only.

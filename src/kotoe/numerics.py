@@ -99,13 +99,19 @@ def with_numerics(bundle: Bundle, name: str) -> Bundle:
 
 
 def _conditioner(found: Conditioner, how: Numerics) -> Conditioner:
-    spec, tokenizer = found.encoder.spec, found.tokenizer
+    encoder, tokenizer = found.encoder, found.tokenizer
+    if not isinstance(encoder, CLIPText):
+        raise UserError(
+            f"another program's numerics with the BERT text encoder for {found.language}",
+            allowed="CLIP's text encoders",
+        )
+    spec = encoder.spec
     if how.gelu == "tanh" and spec.hidden_act == "gelu":
         spec = replace(spec, hidden_act="gelu_tanh")
     if how.pads_with_eos:
         tokenizer = replace(tokenizer, pad=tokenizer.eos)
         spec = replace(spec, pad=tokenizer.eos)
-    return replace(found, tokenizer=tokenizer, encoder=_respecified(found.encoder, spec))
+    return replace(found, tokenizer=tokenizer, encoder=_respecified(encoder, spec))
 
 
 def _respecified(net: Net, spec: object) -> Net:

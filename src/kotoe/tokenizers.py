@@ -426,6 +426,13 @@ BERT_SPECIALS = {
     "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }
+BERT_FLAGS: dict[str, tuple[Any, ...]] = {  # the default first
+    "do_lower_case": (True, False),
+    "tokenize_chinese_chars": (True, False),
+    "strip_accents": (None, True, False),
+    "do_basic_tokenize": (True,),
+    "never_split": (None, []),
+}
 
 
 def _wordpiece(files: Mapping[str, bytes], config: dict[str, Any], max_tokens: int, where: str) -> Tokenizer:
@@ -433,9 +440,7 @@ def _wordpiece(files: Mapping[str, bytes], config: dict[str, Any], max_tokens: i
     from tokenizers import Tokenizer as Backend
     from tokenizers.models import WordPiece
 
-    flags = {"do_lower_case": (True, False), "tokenize_chinese_chars": (True, False)}
-    flags |= {"strip_accents": (None, True, False), "do_basic_tokenize": (True,), "never_split": (None, [])}
-    for key, allowed in flags.items():
+    for key, allowed in BERT_FLAGS.items():
         if config.get(key, allowed[0]) not in allowed:
             raise CheckpointError(f"{where}: {key} {config[key]!r}", allowed=", ".join(map(repr, allowed)))
     vocab = _vocab_txt(files, where) if "vocab.txt" in files else _wordpiece_json(files["tokenizer.json"], where)

@@ -324,11 +324,16 @@ def text_config(spec: TextSpec) -> Config:
     }
 
 
-def stock_text(encoder: CLIPText) -> CLIPText:
+def stock_text(encoder: CLIPText | BertText) -> CLIPText:
     """The same states from an encoder that stock CLIPTextModel can be: layers after the one that is read are dropped.
 
     So does Stable Diffusion 2.x: the last-but-one of OpenCLIP's 24 layers is shipped as the last of 23.
     """
+    if isinstance(encoder, BertText):
+        raise CheckpointError(
+            "a BERT text encoder, which this format has no place for",
+            allowed="CLIP's; or a folder in diffusers' layout",
+        )
     spec = encoder.spec
     if not spec.final_norm:
         raise CheckpointError(

@@ -355,7 +355,7 @@ def is_kerascv(folder: Folder) -> bool:
 def load_kerascv(
     folder: Folder,
     tokenizer: str | Path | None,
-    dtypes: Mapping[str, torch.dtype],
+    dtypes: Mapping[str, torch.dtype | None],
     device: torch.device,
 ) -> Bundle:
     """The Bundle of a KerasCV folder.
@@ -423,7 +423,9 @@ def words_of(folder: Folder, tokenizer: str | Path | None = None) -> Callable[[i
     return partial(read_tokenizer, folder, "tokenizer")
 
 
-def _read_unet(files: Mapping[str, Path], family: str, dtypes: Mapping[str, torch.dtype], device: torch.device) -> UNet:
+def _read_unet(
+    files: Mapping[str, Path], family: str, dtypes: Mapping[str, torch.dtype | None], device: torch.device
+) -> UNet:
     with layers_of(files["unet"]) as layers:
         spec = unet_spec(layers, family, files["unet"].name)
         net = skeleton(lambda: UNet(spec))
@@ -432,7 +434,7 @@ def _read_unet(files: Mapping[str, Path], family: str, dtypes: Mapping[str, torc
         return fill(net, _tensors(layers, table, shapes, files["unet"].name, dtypes["unet"], device))
 
 
-def _read_vae(files: Mapping[str, Path], dtypes: Mapping[str, torch.dtype], device: torch.device) -> VAE:
+def _read_vae(files: Mapping[str, Path], dtypes: Mapping[str, torch.dtype | None], device: torch.device) -> VAE:
     with layers_of(files["decoder"]) as decoder, layers_of(files["encoder"]) as encoder:
         spec = vae_spec(decoder, encoder, files["encoder"].name)
         net = skeleton(lambda: VAE(spec))
@@ -449,7 +451,7 @@ def _read_conditioner(
     files: Mapping[str, Path],
     family: str,
     words: Callable[[int], Tokenizer],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device,
 ) -> Conditioner:
     path = files["text_encoder"]
@@ -463,7 +465,7 @@ def _read_conditioner(
 
 
 def _tensors(
-    layers: Sequence[Layer], table: Table, shapes: Shapes, where: str, dtype: torch.dtype, device: torch.device
+    layers: Sequence[Layer], table: Table, shapes: Shapes, where: str, dtype: torch.dtype | None, device: torch.device
 ) -> dict[str, Tensor]:
     """Exactly the table's tensors, by position, in our layout; a CheckpointError names all that don't fit."""
     if len(layers) != len(table):
