@@ -366,7 +366,7 @@ FAULTS: dict[str, tuple[str, Change, str]] = {
     "BERT": (
         "sd1",
         lambda t: t.update({f"{CLIP}embeddings.word_embeddings.weight": torch.ones(2, 2)}),
-        "the text encoder is a BERT, as in Taiyi",
+        "holds clip and bert text encoder",
     ),
     "XL": ("sd1", lambda t: _moved(t, "cond_stage_model.", "conditioner.embedders.0."), "is Stable Diffusion XL"),
     "LoRA": ("sd1", lambda t: t.update({"lora_unet_x.alpha": torch.ones(1)}), "is a LoRA"),

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from kotoe.checkpoints.keys import LARGEST_DEPTH, LARGEST_WIDTH, make_spec
 from kotoe.errors import CheckpointError
-from kotoe.spec import UNetSpec, VAESpec
+from kotoe.spec import BertSpec, TextSpec, UNetSpec, VAESpec
+from kotoe.tokenizers import Tokenizer
 
 T = TypeVar("T")
 Names = dict[str, str]  # a module of ours (or one tensor) to theirs
@@ -257,6 +258,11 @@ def openclip_unused(shapes: Shapes) -> frozenset[str]:
     return frozenset({*block, "text_projection"} & shapes.keys())
 
 
+def bert_unused(shapes: Shapes) -> frozenset[str]:
+    """The pooler, which no UNet reads."""
+    return frozenset(name for name in shapes if name.startswith("pooler."))
+
+
 TEXTS = {
     "clip": TextLayout(
         prefix="cond_stage_model.transformer.",
@@ -280,7 +286,19 @@ TEXTS = {
         from_compvis=openclip_from_compvis,
         unused=openclip_unused,
     ),
+    "bert": TextLayout(
+        prefix="cond_stage_model.transformer.",
+        act="gelu",
+        tokens="embeddings.word_embeddings.weight",
+        positions="embeddings.position_embeddings.weight",
+        block=r"encoder\.layer\.(\d+)\.",
+        inner="encoder.layer.0.intermediate.dense.weight",
+        to_compvis=clip_to_compvis,
+        from_compvis=clip_from_compvis,
+        unused=bert_unused,
+    ),
 }
+BERT_TYPES = "embeddings.token_type_embeddings.weight"
 
 
 # --- Specs from shapes --------------------------------------------------------------------------------------
@@ -377,7 +395,7 @@ def vae_spec(shapes: Shapes, sample_size: int, what: str = "VAE") -> VAESpec:
 
 
 def text_dims(shapes: Shapes, layout: TextLayout, what: str = "text encoder") -> dict[str, Any]:
-    """What the shapes of a text encoder in a file's names imply: a TextSpec but for the tokenizer's ids."""
+    """What the shapes of a text encoder in a file's names imply: a spec but for the tokenizer's ids (`text_spec`)."""
     unused = layout.unused(shapes)
     width = _size(shapes, layout.tokens, 1, what)
     layers = _count((name for name in shapes if name not in unused), layout.block)
@@ -392,5 +410,18 @@ def text_dims(shapes: Shapes, layout: TextLayout, what: str = "text encoder") ->
         "num_layers": layers,
         "num_heads": width // TEXT_HEAD_WIDTH,
         "max_tokens": _size(shapes, layout.positions, 0, what),
-        "hidden_act": layout.act,
+        **(
+            {"token_types": _size(shapes, BERT_TYPES, 0, what)}
+            if layout is TEXTS["bert"]
+            else {"hidden_act": layout.act}
+        ),
     }
+
+
+def text_spec(dims: Mapping[str, Any], layout: TextLayout, tokenizer: Tokenizer) -> TextSpec | BertSpec:
+    """The spec of a text encoder of these dims. A BERT is Taiyi's: no mask, no projection."""
+    ids: dict[str, Any] = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}
+    if layout is not TEXTS["bert"]:
+        return TextSpec(**dims, **ids)
+    sizes = {key: value for key, value in dims.items() if key != "max_tokens"}
+    return BertSpec(**sizes, positions=dims["max_tokens"], **ids)

@@ -347,9 +347,9 @@ def stock_text(encoder: CLIPText | BertText) -> CLIPText:
     return fill(shorter, {name: state[name] for name in shapes_of(shorter)})
 
 
-def new_encoder(spec: TextSpec | BertSpec) -> CLIPText | BertText:
-    """An encoder of a spec, without weights."""
-    return skeleton(lambda: BertText(spec) if isinstance(spec, BertSpec) else CLIPText(spec))
+def encoder_of(spec: TextSpec | BertSpec) -> CLIPText | BertText:
+    """A text encoder of a spec."""
+    return BertText(spec) if isinstance(spec, BertSpec) else CLIPText(spec)
 
 
 def text_name(name: str) -> str:
@@ -423,7 +423,7 @@ def read_conditioner(
     tokenizer = read_tokenizer(folder, f"{base}tokenizer", positions)
     spec = encoder_spec(config, tokenizer, f"{part}/config.json")
     paths = weight_files(folder, part, allow_pickle)
-    net = new_encoder(spec)
+    net = skeleton(lambda: encoder_of(spec))
     rename: Callable[[str], str | None] = bert.name_of if isinstance(spec, BertSpec) else text_name
     tensors = read_tensors(
         paths, shapes_of(net), what=part, dtype=dtype, device=device, rename=rename, allow_pickle=allow_pickle

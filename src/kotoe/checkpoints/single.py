@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kotoe.bert import BertText
 from kotoe.checkpoints import Bundle, Conditioners, compvis, diffusers
 from kotoe.checkpoints.compvis import TEXTS
 from kotoe.checkpoints.files import (
@@ -36,14 +37,13 @@ from kotoe.config import differing_keys, to_json
 from kotoe.errors import CheckpointError, UserError, unknown
 from kotoe.runs import atomic
 from kotoe.schedule import alphas_cumprod
-from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec, VAESpec
+from kotoe.spec import BertSpec, ScheduleSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText, Conditioner
 from kotoe.tokenizers import Tokenizer
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 
 UNET, EMA, FIRST = "model.diffusion_model.", "model_ema.", "first_stage_model."  # FIRST: the VAE
-BERT = "cond_stage_model.transformer.embeddings.word_embeddings.weight"
 BARE_CLIP = "cond_stage_model.transformer.embeddings.token_embedding.weight"  # transformers 5 drops "text_model."
 # Buffers that training derives from its settings; of these two are read: `alphas_cumprod` and `scale_factor`.
 BUFFERS = frozenset(
@@ -70,6 +70,10 @@ ABAR_TOLERANCE = 4e-3  # a file's table may be in bfloat16, 2e-3 off ours; zero 
 EDGES = {"epsilon": 64, "v_prediction": 96}  # latent pixels of published SD 2.x; 1.x has 64
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}  # ModelSpec's words to ours
 SPEC = "modelspec."
+IN_SHAPES = (  # what of a BERT its shapes and its tokenizer say
+    *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "positions", "token_types"),
+    *("bos", "eos", "pad"),
+)
 
 
 # --- What a file holds --------------------------------------------------------------------------------------
@@ -101,11 +105,6 @@ def contents(found: Iterable[Entry], texts: Mapping[str, str], where: str) -> Co
     for prefix, family in FOREIGN.items():
         if any(name.startswith(prefix) for name in by_name):
             raise CheckpointError(f"{where} is {family}", allowed="single files of Stable Diffusion 1.x and 2.x")
-    if BERT in by_name:
-        raise CheckpointError(
-            f"{where}: the text encoder is a BERT, as in Taiyi Stable Diffusion",
-            allowed="text encoders of the CLIP family (in transformers' or OpenCLIP's names)",
-        )
     if BARE_CLIP in by_name:
         full = {_with_text_model(name): entry for name, entry in by_name.items()}
         if len(full) != len(by_name):
@@ -291,9 +290,9 @@ def load(
         width = specs.text["hidden_size"]
         raise CheckpointError(f"{name}: states {width} wide for a UNet that reads {specs.unet.cross_attention_dim}")
     words = _tokenizer(tokenizer, specs.text, name)
-    text = TextSpec(**specs.text, bos=words.bos, eos=words.eos, pad=words.pad)
-    diffusers.check_tokenizer(words, text, name)
     layout = TEXTS[found.layout]
+    text = compvis.text_spec(specs.text, layout, words)
+    diffusers.check_tokenizer(words, text, name)
     u, v = specs.unet, specs.vae
     unet = _filled(
         lambda: UNet(u),
@@ -315,8 +314,8 @@ def load(
     )
 
     def conditioner() -> Conditioner:
-        encoder = _filled(
-            lambda: CLIPText(text),
+        encoder: CLIPText | BertText = _filled(
+            lambda: diffusers.encoder_of(text),
             found.text,
             layout.to_compvis,
             layout.from_compvis,
@@ -408,9 +407,7 @@ def save(bundle: Bundle, path: Path, *, dtype: torch.dtype | None, overwrite: bo
         )
     conditioner = bundle.conditioner()
     diffusers.check_tokenizer(conditioner.tokenizer, conditioner.encoder.spec, f"conditioner {conditioner.language}")
-    encoder = diffusers.stock_text(conditioner.encoder)
-    kinds = [kind for kind, layout in TEXTS.items() if layout.act == encoder.spec.hidden_act]
-    layout = TEXTS[kinds[0]]
+    encoder, layout = _text_of(conditioner.encoder)
     unet, vae = bundle.unet, bundle.vae
     tensors = {
         **_under(UNET, compvis.unet_to_compvis(unet.state_dict(), unet.spec)),
@@ -424,6 +421,23 @@ def save(bundle: Bundle, path: Path, *, dtype: torch.dtype | None, overwrite: bo
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", **texts})
     return path
+
+
+def _text_of(encoder: CLIPText | BertText) -> tuple[CLIPText | BertText, compvis.TextLayout]:
+    """A text encoder as a single file holds it, and how."""
+    if isinstance(encoder, BertText):
+        spec = encoder.spec
+        said = replace(BertSpec(), **{key: getattr(spec, key) for key in IN_SHAPES})
+        if differing := differing_keys(to_json(spec), to_json(said)):
+            raise CheckpointError(
+                f"a single file can't say that a BERT's {differing[0]} is {getattr(spec, differing[0])}",
+                allowed=f"{getattr(said, differing[0])}, as in Taiyi Stable Diffusion",
+                hint="Keep this model in diffusers' layout",
+            )
+        return encoder, TEXTS["bert"]
+    stock = diffusers.stock_text(encoder)
+    kinds = [kind for kind, layout in TEXTS.items() if layout.act == stock.spec.hidden_act]
+    return stock, TEXTS[kinds[0]]
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -446,7 +460,9 @@ def _texts(bundle: Bundle) -> dict[str, str]:
     return {SPEC + key: text for key, text in found.items()}
 
 
-def _check_said(bundle: Bundle, encoder: CLIPText, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
+def _check_said(
+    bundle: Bundle, encoder: CLIPText | BertText, tensors: Mapping[str, Tensor], texts: Mapping[str, str]
+) -> None:
     """Refuse a bundle that reading its file would make another one of."""
     listed = [Entry(name, tuple(t.shape), "F32", t.detach) for name, t in tensors.items()]
     keep = "Keep this model in diffusers' layout"
@@ -494,7 +510,11 @@ def describe(source: str | Path, path: Path) -> dict[str, Any]:
             "unet": {"class": "UNet", **to_json(specs.unet)},
             "vae": {"class": "VAE", **to_json(specs.vae)},
             "scheduler": {"class": "ScheduleSpec", **schedule},
-            "text_encoder": {"class": "CLIPText", "layout": found.layout, **specs.text},
+            "text_encoder": {
+                "class": "BertText" if found.layout == "bert" else "CLIPText",
+                "layout": found.layout,
+                **specs.text,
+            },
         },
         "sizes": {
             part: {
