@@ -343,10 +343,10 @@ FAULTS: dict[str, tuple[str, Change, str]] = {
         r"widths at level 0 \[32, 64\]",
     ),
     "half attending": ("sd1", lambda t: _drop(t, f"{UNET}input_blocks.2.1."), r"attentions at level 0 \[True, False\]"),
-    "inpainting": (
+    "other channels": (
         "sd1",
-        lambda t: t.update({IN: torch.ones(32, 9, 3, 3)}),
-        "a UNet of 9 to 4 channels, latents of 4.*inpainting",
+        lambda t: t.update({IN: torch.ones(32, 8, 3, 3)}),
+        "a UNet of 8 to 4 channels, latents of 4",
     ),
     "integers": ("sd1", lambda t: t.update({IN: t[IN].to(torch.int8)}), rf"tensor {IN} holds I8"),
     "unknown part": ("sd1", lambda t: t.update({"z.w": torch.ones(1)}), r"have no tensors z\.w\. They may change"),
@@ -508,3 +508,13 @@ def test_unet_spec_defaults_are_the_published_ones() -> None:
     """What compvis writes down once (groups, heads, scaling factor) is what the Specs have by default."""
     assert (UNetSpec().norm_num_groups, set(UNetSpec().num_heads), VAESpec().norm_num_groups) == (32, {8}, 32)
     assert VAESpec().scaling_factor == 0.18215
+
+
+def test_an_inpainting_file_is_one(tmp_path: Path) -> None:
+    """Nine channels, as sd-v1-5-inpainting.ckpt has them: the family says so, and writing gives the tensor back."""
+    nine = torch.randn(32, 9, 3, 3, generator=torch.Generator().manual_seed(0))
+    file = written({**made("sd1").file, IN: nine}, tmp_path / "inpaint.safetensors")
+    bundle = load(file, tokenizer=words(tmp_path / "words"), dtype="float32")
+    assert (bundle.family, bundle.unet.spec.in_channels) == ("sd1-inpainting", 9)
+    again = save(bundle, tmp_path / "again.safetensors", to="compvis")
+    assert torch.equal(load_file(again)[IN], nine)

@@ -66,7 +66,10 @@ def test_convert(
     assert run(capsys, "convert", "folder", "again.safetensors", "--to", "compvis", "--dtype", "float32")[0] == 0
     assert load("again.safetensors", dtype="stored", tokenizer="folder").unet.conv_in.weight.dtype == torch.float32
     for arguments, message in (
-        (["folder", "x", "--to", "compviz"], "unknown format 'compviz'. Allowed: compvis, diffusers. Did you mean"),
+        (
+            ["folder", "x", "--to", "compviz"],
+            "unknown format 'compviz'. Allowed: compvis, diffusers, kerascv. Did you mean",
+        ),
         (["folder", "x.ckpt", "--to", "compvis"], "ends in .safetensors"),
         (["folder", "x", "--to", "diffusers", "--ema"], "ema True for the folder"),
         (["folder", "x.safetensors", "--to", "compvis", "--language", "jp"], "unknown language 'jp'"),

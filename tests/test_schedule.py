@@ -182,7 +182,7 @@ def test_solvers_grids_have_one_point_more() -> None:
 
 @given(
     st.sampled_from(["ddim", "pndm", "lms", "euler", "unipc"]),
-    st.sampled_from(sorted(GRIDS)),
+    st.sampled_from(sorted(GRIDS.keys() - {"kerascv_0_8_1"})),  # which refuses most numbers of steps
     st.integers(1, 400),
     st.floats(0.0, 1.0),
 )

@@ -220,7 +220,7 @@ def test_T5_it_ends_at_abar_1(bundles: dict[str, Bundle], expected: dict, monkey
     from kotoe.schedule import GRIDS, input_scale
 
     legacy = GRIDS["kerascv"](bundles["sd1"].schedule, STEPS, ending="legacy")
-    monkeypatch.setitem(GRIDS, "kerascv", lambda spec, steps: legacy)
+    monkeypatch.setitem(GRIDS, "kerascv", lambda spec, steps, ending: legacy)
     ours, _ = drawn(bundles["sd1"])
     assert distance(ours * float(input_scale(legacy[-1])), expected["sd1"][0]) > TOLERANCE
 

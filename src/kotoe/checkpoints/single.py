@@ -334,16 +334,12 @@ def load(
         schedule=specs.schedule,
         conditioners=Conditioners({language: conditioner}),
         default_language=language,
-        family=_family(u),
+        family=u.family,
         licence=found.texts.get(SPEC + "license"),
         # Of two UNets the file's hash doesn't say which: then the tensors' own counts.
         hashes={} if found.ema else LazyHashes({"unet": (path,), "vae": (path,)}),
         notes=specs.notes,
     )
-
-
-def _family(unet: UNetSpec) -> str:
-    return "sd2" if unet.use_linear_projection else "sd1"
 
 
 def _tokenizer(folder: str | Path | None, dims: Mapping[str, Any], where: str) -> Tokenizer:
@@ -446,7 +442,7 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _texts(bundle: Bundle) -> dict[str, str]:
     """What ModelSpec 1.0 has words for."""
-    two, v = bundle.family == "sd2", bundle.schedule.prediction_type == "v_prediction"
+    two, v = bundle.family.startswith("sd2"), bundle.schedule.prediction_type == "v_prediction"
     edge = bundle.unet.spec.sample_size * bundle.vae.spec.downscale
     found = {
         "sai_model_spec": "1.0.0",
@@ -502,7 +498,7 @@ def describe(source: str | Path, path: Path) -> dict[str, Any]:
         "source": str(source),
         "folder": str(path.resolve()),
         "name": path.stem,
-        "family": _family(specs.unet),
+        "family": specs.unet.family,
         "languages": [],
         "size_px": specs.vae.sample_size,
         "defaults": {"sampler": specs.schedule.sampler, "grid": specs.schedule.timestep_spacing},
