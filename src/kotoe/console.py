@@ -42,7 +42,7 @@ class Common:
 class Drawing:
     """Where from and where to.
 
-    model:      a built-in model's name, or a folder in diffusers' layout.
+    model:      a model's name, built in or on the hub (owner/name), or its folder.
     out:        folder for the pictures, and beside them the resolved configuration as generate-*.json.
     replay:     draw a picture of Kotoe's again, from the record inside it; no prompt then.
     grid_image: also write grid.png, all pictures with their prompts; by default when there are several.
@@ -102,7 +102,7 @@ class Evaluating:
     """What to measure.
 
     suite:      emoji: fixed prompts and seeds, the drawn objects looked up by a matcher that has learned nothing.
-    model:      a built-in model's name, or a folder in diffusers' layout.
+    model:      a model's name, built in or on the hub (owner/name), or its folder.
     languages:  BCP 47 tags; all that the model and the suite share by default.
     tier:       everyday, all or flags: which objects.
     n:          prompts of one object per language, and half as many of two; all of the suite's by default.
@@ -175,7 +175,7 @@ class Removing:
 class Checking:
     """What to check.
 
-    model: a built-in model's name, or a folder in diffusers' layout.
+    model: a model's name, built in or on the hub (owner/name), or its folder.
     """
 
     model: str = builtin.DEFAULT

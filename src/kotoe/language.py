@@ -48,6 +48,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "THAI": ("th",),
     "TIBETAN": ("bo",),
 }
+UNDETERMINED = "und"  # BCP 47's word for a language that nobody has named
 HAN = ("zh", "ja", "yue")
 NOT_LATIN = {tag for tags in (*SCRIPTS.values(), HAN) for tag in tags}
 JAPANESE = ("HIRAGANA", "KATAKANA")
@@ -90,9 +91,12 @@ def detect(text: str, available: Collection[str], default: str | None = None) ->
     """The likeliest of the available languages for a text.
 
     source is "unsure" when the script leaves a choice, when scripts are mixed, or when there are no letters.
-    default: the model's own language, taken when the text says nothing. UserError when its script has no language here.
+    default: the model's own language, taken when the text says nothing. A model whose one language nobody has named
+    ("und") reads every text. UserError when its script has no language here.
     """
     default = next(iter(available)) if default is None else default
+    if set(available) == {UNDETERMINED}:
+        return Detected(tag=UNDETERMINED, source="detected")
     scripts = _scripts(text)
     if not scripts:
         return Detected(tag=default, source="unsure")

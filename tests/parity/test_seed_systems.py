@@ -241,7 +241,7 @@ def test_cool_japan(tmp_path: Path) -> None:
     assert apart(ours(sibling, prompt), theirs(pipe, prompt)) < TOLERANCE
 
 
-def test_bingsu_tokenizer_json_only() -> None:
+def test_bingsu_tokenizer_json_only(tmp_path: Path) -> None:
     path = folder(seeds.bingsu)
     assert not (path / "tokenizer" / "merges.txt").exists()
     bundle = load(path, dtype="float32")
@@ -253,6 +253,8 @@ def test_bingsu_tokenizer_json_only() -> None:
     assert words.eos == words.vocab_size - 1 == 599
     pipe = StableDiffusionPipeline.from_pretrained(path)
     drawn = theirs(pipe, lines[0])
+    assert bundle.languages == ("und",)  # Korean and English words: it reads whatever comes, nothing needs to be said
+    assert cli.run(["generate", lines[0], "--model", str(path), "--steps", "2", "--out", str(tmp_path)]) == 0
     assert apart(ours(bundle, lines[0]), drawn) < TOLERANCE
     assert apart(ours(bundle, lines[1]), drawn) > 10 * TOLERANCE
 

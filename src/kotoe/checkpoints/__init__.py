@@ -22,6 +22,7 @@ from kotoe import __version__, builtin
 from kotoe.bert import BertText
 from kotoe.checkpoints import bert, diffusers, schedulers
 from kotoe.checkpoints.files import (
+    LARGEST_TOKENIZER_BYTES,
     Folder,
     LazyHashes,
     choose_dtype,
@@ -33,6 +34,7 @@ from kotoe.checkpoints.keys import DIFFUSERS_VERSION
 from kotoe.errors import CheckpointError, UserError, nearest, unknown
 from kotoe.spec import BertSpec, ScheduleSpec, TextSpec
 from kotoe.text import CLIPText, Conditioner
+from kotoe.tokenizers import parse_json
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 
@@ -48,6 +50,7 @@ TOKENIZERS = {  # kind: the classes of model_index.json, the one that is written
     "wordpiece": ("BertTokenizer", "BertTokenizerFast"),
     "xlm-roberta": ("XLMRobertaTokenizer", "XLMRobertaTokenizerFast"),
 }
+SHORT, FEW = 5, 0.1  # pieces longer than one byte at a word's end; CLIP's own hold few of another script
 NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
@@ -457,12 +460,24 @@ def _model_index(folder: Folder) -> dict[str, str]:
     return found
 
 
+def _guessed(folder: Folder) -> str:
+    """The language of a folder that doesn't say: "en" where the words are CLIP's, "und" where they may be any."""
+    for name in ("vocab.json", "tokenizer.json"):
+        if folder.has(f"tokenizer/{name}"):
+            value = parse_json(folder.read(f"tokenizer/{name}", LARGEST_TOKENIZER_BYTES), f"tokenizer/{name}")
+            model = value.get("model")
+            vocab = model.get("vocab") if isinstance(model, dict) else value
+            words = [word for word in vocab if len(word) > SHORT] if isinstance(vocab, dict) else []
+            # Bytes 0xD0 to 0xEF, which stand for themselves here, begin the letters of all scripts but the European.
+            foreign = sum(any("\xd0" <= letter <= "\xef" for letter in word) for word in words)
+            return "en" if foreign <= FEW * len(words) else "und"
+    return "und"
+
+
 def _card(folder: Folder) -> dict[str, Any]:
     """kotoe.json, or what stands for it in a folder that Kotoe didn't write."""
     if not folder.has("kotoe.json"):
-        clip = any(folder.has(f"tokenizer/{name}") for name in ("vocab.json", "merges.txt", "tokenizer.json"))
-        language = "en" if clip else "und"  # CLIP's own vocabulary is English; another one could be any language's
-        return {"name": folder.root.name, "licence": None, "languages": [language], "defaults": {}}
+        return {"name": folder.root.name, "licence": None, "languages": [_guessed(folder)], "defaults": {}}
     card = folder.json("kotoe.json")
     allowed = ("format", "kotoe_version", "name", "family", "licence", "languages", "defaults")
     for key in card:
