@@ -40,13 +40,14 @@ from kotoe.localize.losses import (
     drawing,
     routing,
 )
+from kotoe.localize.vocabulary import train_clip_bpe
 from kotoe.rng import ImageNoise, initialising
 from kotoe.runs import Run
 from kotoe.samplers import SAMPLERS
 from kotoe.schedule import GRIDS
 from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec
 from kotoe.text import CLIPText, first_eos
-from kotoe.tokenizers import Tokenizer, load_tokenizer, train_clip_bpe
+from kotoe.tokenizers import Tokenizer, load_tokenizer
 from kotoe.unet import UNet
 from recipes.emoji_drawing import set_last_layer
 

@@ -28,10 +28,11 @@ from kotoe.denoise import training_input
 from kotoe.errors import UserError
 from kotoe.localize.fit import Plan, fit, load_average, step_seed
 from kotoe.localize.losses import Queries, TextLatents, TextPairs, TextRoutes, diffusion, reader, record_queries, routes
+from kotoe.localize.vocabulary import train_sentencepiece
 from kotoe.rng import keyed_generator
 from kotoe.runs import Run
 from kotoe.text import CLIPText, first_eos
-from kotoe.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+from kotoe.tokenizers import Tokenizer, load_tokenizer
 from kotoe.unet import UNet
 from recipes import emoji_base
 from recipes.emoji_base import CHANNELS, DROPOUT, PAIRS, ROUTES, SCHEDULE, TEXT, Captioned, ids, new_text, previews

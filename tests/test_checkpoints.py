@@ -122,6 +122,14 @@ def test_only_the_conditioner_in_use_is_read(folder: Path) -> None:
         bundle.conditioner("jp")
 
 
+def test_a_conditioner_first_read_while_drawing_is_like_any_other(folder: Path) -> None:
+    """Inference mode marks the tensors made in it, which could never be trained or put into another network."""
+    bundle = load(folder, dtype="float32")
+    with torch.inference_mode():
+        encoder = bundle.conditioner("ja").encoder
+    assert not any(p.is_inference() for p in encoder.parameters())
+
+
 def test_a_cold_load_imports_nothing_heavy(original: Path) -> None:
     code = (
         "import sys, kotoe; b = kotoe.load(sys.argv[1], dtype='float32'); b.conditioner('ja').encode(['猫']);"

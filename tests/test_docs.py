@@ -58,3 +58,23 @@ def test_demo_is_the_command_under_the_picture() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8").replace("\\\n", " ")
     demo = next(line for line in makefile.splitlines() if "kotoe generate" in line)
     assert shlex.split(demo)[1:] == shlex.split(_commands(README)[0])[1:]
+
+
+def traps(text: str) -> dict[str, list[str]]:
+    """Trap to the tests that its row names."""
+    return {
+        row[0]: re.findall(r"`(test_\w+)`", row[-1])
+        for line in text.splitlines()
+        if (row := [cell.strip() for cell in line.strip("|").split("|")]) and re.fullmatch(r"T\d+", row[0])
+    }
+
+
+def test_all_sixteen_traps_are_listed_with_tests_of_their_name() -> None:
+    assert traps("| T3 | what | ours | `test_t3_x`, `test_y` |") == {"T3": ["test_t3_x", "test_y"]}
+    listed = traps((ROOT / "docs/numerics.md").read_text("utf-8"))
+    assert list(listed) == [f"T{n}" for n in range(1, 17)]
+    sources = [path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    there = {name for source in sources for name in re.findall(r"^def (test_\w+)\(", source, re.M)}
+    for trap, tests in listed.items():
+        assert set(tests) <= there, (trap, sorted(set(tests) - there))
+        assert any(name.lower().startswith(f"test_{trap.lower()}_") for name in tests), trap

@@ -40,7 +40,7 @@ def test_layout_is_channels_rows_columns() -> None:
     assert (x[0, :, 0, :] == -1).all()
 
 
-def test_levels_are_rounded_not_cut() -> None:
+def test_t8_levels_are_rounded_not_cut() -> None:
     """T8: 0.498 of the way to the next level goes down, 0.502 goes up; a cut would send both down."""
     level = 100
     for share, expected in ((0.498, level), (0.502, level + 1)):
@@ -67,7 +67,7 @@ def test_no_numbers_are_refused() -> None:
 
 
 @given(st.integers(1, 8192), st.sampled_from([4, 8, 64]))
-def test_sizes(edge: int, multiple: int) -> None:
+def test_t16_a_size_that_does_not_divide_is_told_the_two_nearest(edge: int, multiple: int) -> None:
     if edge % multiple == 0:
         images.check_size(edge, multiple, multiple)
         return

@@ -15,8 +15,8 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 LAYERS = [
     {"errors", "spec", "config", "runs"},
     {"rng", "schedule", "denoise", "samplers", "images", "labels", "language"},
-    {"unet", "vae", "text", "vision", "tokenizers"},
-    {"checkpoints", "builtin"},
+    {"unet", "vae", "text", "bert", "vision", "tokenizers"},
+    {"checkpoints", "builtin", "hub", "numerics"},
     {"generate"},
     {"localize", "data", "evaluate", "safety", "bench"},
     {"serve"},
@@ -32,7 +32,8 @@ ACROSS = {
 }
 BELOW_SERVE = {"safety"}  # all that serve sees of layer 5
 MATHS = {"torch", "numpy", "PIL"}  # what layer 1 may import from outside
-ORACLES = {"diffusers", "transformers", "accelerate", "scipy", "pytest"}  # test dependencies, never at run time
+# test dependencies, never at run time
+ORACLES = {"diffusers", "transformers", "accelerate", "scipy", "pytest", "keras", "keras_cv"}
 SWITCHES = {
     "torch.manual_seed", "torch.set_default_dtype", "torch.set_default_device", "torch.set_grad_enabled",
     "numpy.random.seed", "np.random.seed", "random.seed", "warnings.filterwarnings", "warnings.simplefilter",

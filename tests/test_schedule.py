@@ -26,7 +26,9 @@ from kotoe.schedule import (
     sigmas_of,
     t_to_sigma,
     tail,
+    told_timesteps,
     trailing,
+    walk,
 )
 from kotoe.spec import ScheduleSpec
 
@@ -34,6 +36,7 @@ SD = ScheduleSpec()
 ZERO = replace(SD, rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
 LINEAR = replace(SD, beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
 SPECS = {"sd": SD, "zero_snr": ZERO, "linear": LINEAR}
+OF_DIFFUSERS = ("linspace", "leading", "trailing", "karras")
 
 # diffusers turns tensors into arrays in a way NumPy 2 announces the end of
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -127,6 +130,10 @@ def test_timesteps_outside_training_are_refused(t: float) -> None:
 )
 def test_t4_a_grid_has_as_many_steps_as_asked_for(grid: str, name: str, steps: int, ending: str) -> None:
     spec = SPECS[name]
+    if grid == "kerascv_0_8_1" and steps > 1 and (n := len(range(1, 1000, 1000 // steps))) != steps:
+        with pytest.raises(UserError, match=f"{steps} steps on the kerascv_0_8_1 grid would be {n}"):
+            GRIDS[grid](spec, steps, ending=ending)
+        return
     sigmas = GRIDS[grid](spec, steps, ending=ending)
     assert len(sigmas) - 1 == steps
     assert sigmas.dtype == torch.float32
@@ -159,6 +166,44 @@ def test_impossible_step_counts(grid: str, steps: int) -> None:
         GRIDS[grid](SD, steps)
 
 
+def test_solvers_grids_have_one_point_more() -> None:
+    """linspace and leading of dpmpp_2m, dpmpp_2m_sde and unipc: cut for steps + 1, the last left out."""
+    for grid in ("linspace", "leading"):
+        found = walk(SD, 12, sampler="dpmpp_2m", grid=grid).sigmas
+        assert len(found) == 13
+        longer = GRIDS[grid](replace(SD, steps_offset=1), 13)[:12]
+        assert torch.allclose(found[:-1], longer, rtol=1e-2)  # but for whole timesteps
+        assert not torch.allclose(found[:-1], GRIDS[grid](SD, 12)[:-1], rtol=1e-2)
+        with pytest.raises(UserError, match="1000 steps of unipc .* one step more"):
+            walk(SD, 1000, sampler="unipc", grid=grid)
+    with pytest.raises(UserError, match="unknown grid 'linspcae'.*Did you mean 'linspace'"):
+        walk(SD, 4, sampler="ddim", grid="linspcae")
+
+
+@given(
+    st.sampled_from(["ddim", "pndm", "lms", "euler", "unipc"]),
+    st.sampled_from(sorted(GRIDS.keys() - {"kerascv_0_8_1"})),  # which refuses most numbers of steps
+    st.integers(1, 400),
+    st.floats(0.0, 1.0),
+)
+def test_t4_a_walk_has_the_steps_that_a_strength_leaves(sampler: str, grid: str, steps: int, strength: float) -> None:
+    kept = int(steps * strength + 1e-6)
+    if kept == 0:
+        with pytest.raises(UserError, match="leaves no step"):
+            walk(SD, steps, sampler=sampler, grid=grid, strength=strength)
+        return
+    found = walk(SD, steps, sampler=sampler, grid=grid, strength=strength)
+    assert len(found.sigmas) - 1 == kept
+    assert len(found.before) == steps - kept
+    extra = sampler == "pndm" and steps > 1 and grid != "karras"
+    assert len(found.forwards) in (0, kept + extra)
+    assert bool((found.asked.diff() < 0).all())
+    assert float(found.asked[0]) == found.first
+    told = told_timesteps(SD, found.asked, sampler=sampler, grid=grid)
+    assert float(told.max()) <= 999
+    assert float(told.min()) >= 0
+
+
 def test_as_many_steps_as_timesteps() -> None:
     for grid in (linspace, trailing):
         assert torch.equal(grid(SD, 1000)[:-1], sigmas_of(SD).float().flip(0))
@@ -169,7 +214,7 @@ def test_as_many_steps_as_timesteps() -> None:
 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("steps", [3, 7, 20, 30, 50])
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", OF_DIFFUSERS)
 def test_grids_are_those_of_diffusers_euler(grid: str, steps: int, name: str) -> None:
     """Between two timesteps, where only linspace goes, diffusers is linear in sigma and we are in log sigma."""
     spec = SPECS[name]
@@ -184,7 +229,7 @@ def test_grids_are_those_of_diffusers_euler(grid: str, steps: int, name: str) ->
     assert difference(ours) < (1e-3 if grid == "linspace" else 1e-4)
     assert ours[-1] == scheduler.sigmas[-1] == 0
     assert float((sigma_to_t(spec, ours[:-1]) - scheduler.timesteps).abs().max()) < 0.01
-    for other in GRIDS:
+    for other in OF_DIFFUSERS:
         assert other == grid or difference(GRIDS[other](spec, steps)) > 5e-3
 
 
@@ -193,6 +238,31 @@ def test_whole_timesteps_where_the_grid_has_them() -> None:
     assert told.tolist() == [float(i * 50 + 1) for i in range(19, -1, -1)]
     told = sigma_to_t(SD, trailing(SD, 8)[:-1])
     assert told.tolist() == [999.0, 874.0, 749.0, 624.0, 499.0, 374.0, 249.0, 124.0]  # 875 - 1: halves go to even
+
+
+@pytest.mark.parametrize("steps", [2, 4, 25, 30, 50, 1000])
+def test_kerascv_grid(steps: int) -> None:
+    """Since KerasCV 0.8.2: round(arange(n) * 999 / (n - 1))."""
+    told = sigma_to_t(SD, GRIDS["kerascv"](SD, steps)[:-1]).tolist()
+    assert told == (np.arange(steps) * (999 / (steps - 1))).round()[::-1].tolist()
+    if steps in (4, 1000):  # where 999 / (n - 1) is whole
+        assert told == sigma_to_t(SD, linspace(SD, steps)[:-1]).tolist()
+    else:
+        assert steps == 2 or told != sigma_to_t(SD, linspace(SD, steps)[:-1]).tolist()
+
+
+@pytest.mark.parametrize("steps", [2, 4, 20, 25, 50, 999])
+def test_kerascv_0_8_1_grid(steps: int) -> None:
+    """Up to KerasCV 0.8.1: arange(1, 1000, 1000 // n); where that has n values they are the leading grid's."""
+    told = sigma_to_t(SD, GRIDS["kerascv_0_8_1"](SD, steps)[:-1]).tolist()
+    assert told == np.arange(1, 1000, 1000 // steps)[::-1].tolist()
+    assert torch.equal(GRIDS["kerascv_0_8_1"](SD, steps), leading(SD, steps))
+
+
+@pytest.mark.parametrize(("steps", "real", "near"), [(30, 31, "27 or 37"), (60, 63, "50 or 100"), (1000, 999, "999")])
+def test_kerascv_0_8_1_would_run_another_number_of_steps(steps: int, real: int, near: str) -> None:
+    with pytest.raises(UserError, match=rf"{steps} steps on the kerascv_0_8_1 grid would be {real}\. Allowed: {near}"):
+        GRIDS["kerascv_0_8_1"](SD, steps)
 
 
 def test_karras_is_even_in_the_seventh_root() -> None:
@@ -216,6 +286,8 @@ def test_karras_is_even_in_the_seventh_root() -> None:
         ("euler_ancestral", "linspace", False),
         ("heun", "karras", False),
         ("lms", "trailing", False),
+        ("ddim", "kerascv", True),
+        ("euler", "kerascv", True),
     ],
 )
 def test_initial_scale(sampler: str, grid: str, unit: bool) -> None:

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from kotoe.checkpoints import Bundle, Defaults
+from kotoe.localize.vocabulary import train_clip_bpe, train_sentencepiece
 from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText, Conditioner
-from kotoe.tokenizers import Tokenizer, load_tokenizer, train_clip_bpe, train_sentencepiece
+from kotoe.tokenizers import Tokenizer, load_tokenizer
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 
@@ -79,15 +80,22 @@ def tiny_conditioner(language: str, width: int, family: str = "sd1", seed: int =
 
 
 def tiny_bundle(
-    family: str = "sd1", *, languages: tuple[str, ...] = ("en",), seed: int = 0, sampler: str = ""
+    family: str = "sd1",
+    *,
+    languages: tuple[str, ...] = ("en",),
+    seed: int = 0,
+    sampler: str = "",
+    inpaints: bool = False,
 ) -> Bundle:
     """A Bundle of about 0.5 M random parameters.
 
-    family: "sd1" has 1x1 convolutions and predicts epsilon; "sd2" linear layers, velocity and zero terminal SNR.
+    family:   "sd1" has 1x1 convolutions and predicts epsilon; "sd2" linear layers, velocity and zero terminal SNR.
+    inpaints: the UNet reads a mask and a masked picture as well.
     """
     two = family == "sd2"
     width = 32
     unet = UNetSpec(
+        in_channels=9 if inpaints else 4,
         block_out_channels=(32, 64),
         layers_per_block=1,
         cross_attention=(True, False),
@@ -111,7 +119,7 @@ def tiny_bundle(
         schedule=schedule,
         conditioners={x: tiny_conditioner(x, width, family, seed + 2 + i) for i, x in enumerate(languages)},
         default_language=languages[0],
-        family=family,
+        family=unet.family,
         licence="Apache-2.0",
         defaults=Defaults(steps=4, guidance_scale=3.0),
     )

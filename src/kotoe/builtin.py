@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from kotoe import hub
 from kotoe.errors import UserError, nearest
 
 DEFAULT = "kotoe-emoji"
 NAMES = {DEFAULT: Path(__file__).parent / "models" / "kotoe-emoji"}
-SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".h5")
-HOW = "Pass a folder in diffusers' layout (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/)"
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+HOW = (
+    "Pass a folder in diffusers' layout (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/), "
+    "or a single file"
+)
 
 
 def resolve(source: str | Path) -> Path:
-    """The folder that a model's name or path means. Raises UserError for anything else, saying what to do."""
+    """The folder or single file that a model's name or path means. Raises UserError for anything else, saying what to
+    do.
+    """
     text = str(source)
     path = Path(source).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix.lower() in SINGLE_FILES):
         return path
     if text in NAMES:
         folder = NAMES[text]
@@ -27,21 +32,15 @@ def resolve(source: str | Path) -> Path:
                 hint="Install Kotoe again, or make the model with recipes/emoji_base.py",
             )
         return folder
-    if path.suffix.lower() in SINGLE_FILES:
+    if path.is_file() or path.suffix.lower() in (*SINGLE_FILES, ".h5"):
         raise UserError(
-            f"{text} is a single-file checkpoint, which this version doesn't read"
-            if path.exists()
-            else f"no file at {text}",
-            allowed=f"a folder, or {', '.join(NAMES)}",
-            hint=f"{HOW}; diffusers' StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER) makes one",
+            f"{text} is of no format that this version reads" if path.is_file() else f"no file at {text}",
+            allowed=f"a folder, a single file ({', '.join(SINGLE_FILES)}), or {', '.join(NAMES)}",
+            hint=HOW,
         )
     near = nearest(text, NAMES)
-    if near is None and re.fullmatch(r"[\w.-]+/[\w.-]+", text):
-        raise UserError(
-            f"no folder {text}; if that is a model on the Hugging Face hub: this version doesn't download",
-            allowed=f"a folder, or {', '.join(NAMES)}",
-            hint=f"Download it with `hf download {text} --local-dir FOLDER` and pass FOLDER",
-        )
+    if near is None and not path.exists() and "/" in text and hub.NAME.fullmatch(text):
+        return hub.fetch(text)
     raise UserError(
         f"unknown model {text!r}",
         allowed=f"a folder, or {', '.join(NAMES)}",

@@ -1,4 +1,4 @@
-"""The command line: generate, inspect, evaluate, train, check. Made from frozen dataclasses by cyclopts.
+"""The command line: generate, inspect, convert, evaluate, train, check. Made from frozen dataclasses by cyclopts.
 
 Exit codes: 0 done, 1 `check` found a fault, 2 bad input, 130 interrupted. `kotoe --help` loads no torch.
 """
@@ -26,12 +26,20 @@ from kotoe.errors import UserError, nearest, unknown
 
 @dataclass(frozen=True, kw_only=True)
 class Verb:
-    """A verb: its parts (dataclasses whose fields are its options), what it does, and its one positional option."""
+    """A verb: its parts (dataclasses whose fields are its options), what it does, and its positional options.
+
+    positional: their names in order, as "source out"; only a single one may take several values.
+    """
 
     parts: tuple[type, ...]
     positional: str | None
     run: Callable[[Common, Values], int]
     doc: str
+
+    @property
+    def places(self) -> list[str]:
+        """Names of the positional options in order."""
+        return (self.positional or "").split()
 
 
 # --- The verbs -----------------------------------------------------------------------------------
@@ -60,6 +68,18 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
     kotoe inspect kotoe-emoji
     kotoe inspect path/to/folder --json""",
     ),
+    "convert": Verb(
+        parts=(console.Converting,),
+        positional="source out",
+        run=verbs.convert,
+        doc="""Write a model in another format: a folder in diffusers' layout, a single CompVis file, KerasCV's files.
+
+Nothing is lost or left over in silence: what a format can't hold is refused, and what isn't read is said.
+
+    kotoe convert v1-5.safetensors sd15 --to diffusers --tokenizer path/to/tokenizer
+    kotoe convert v2-1.ckpt sd21 --to diffusers --tokenizer sd2 --prediction-type v_prediction --allow-pickle
+    kotoe convert sd15 sd15.safetensors --to compvis --dtype float16""",
+    ),
     "evaluate": Verb(
         parts=(console.Evaluating,),
         positional=None,
@@ -76,6 +96,24 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
         doc="""Run a recipe. The same command resumes it; Ctrl-C saves first.
 
     kotoe train recipes/emoji_base.py --run runs/base --size cpu""",
+    ),
+    "conditioner add": Verb(
+        parts=(console.Adding,),
+        positional="bundle",
+        run=verbs.add_conditioner,
+        doc="""Put a language's tokenizer and text encoder beside the others of a model; everything else stays as it is.
+
+The UNet is not loaded, nothing is trained: whether width, vocabulary and special tokens fit is checked first.
+
+    kotoe conditioner add path/to/model --language ko --from path/to/korean-model""",
+    ),
+    "conditioner remove": Verb(
+        parts=(console.Removing,),
+        positional="bundle",
+        run=verbs.remove_conditioner,
+        doc="""Take a language's tokenizer and text encoder out of a model; everything else stays as it is.
+
+    kotoe conditioner remove path/to/model --language ko""",
     ),
     "check": Verb(
         parts=(console.Checking,),
@@ -132,7 +170,7 @@ def _negatable(hint: Any, default: Any) -> bool:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--" + name.rstrip("_").replace("_", "-")  # from_, since Python keeps `from` for itself
 
 
 def _signature(verb: Verb) -> inspect.Signature:
@@ -143,15 +181,16 @@ def _signature(verb: Verb) -> inspect.Signature:
     rest: list[inspect.Parameter] = []
     for name, (hint, default, _) in options(verb).items():
         off = "--no-" + name.replace("_", "-") if _negatable(hint, default) else ""
-        described = Parameter(negative=off, consume_multiple=_many(hint))
-        if name == verb.positional and _many(hint):
+        named = [_flag(name)] if name.endswith("_") else None
+        described = Parameter(name=named, negative=off, consume_multiple=_many(hint))
+        if name in verb.places and _many(hint):
             annotation: Any = Annotated[str, described]
             first.append(inspect.Parameter(name, inspect.Parameter.VAR_POSITIONAL, annotation=annotation))
             continue
         annotation = Annotated[_bare(hint) | None, described]
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if name == verb.positional else inspect.Parameter.KEYWORD_ONLY
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if name in verb.places else inspect.Parameter.KEYWORD_ONLY
         parameter = inspect.Parameter(name, kind, default=None, annotation=annotation)
-        (first if name == verb.positional else rest).append(parameter)
+        (first if name in verb.places else rest).append(parameter)
     return inspect.Signature([*first, *rest])
 
 
@@ -193,10 +232,10 @@ def help_text(name: str | None = None, width: int | None = None) -> str:
     rows, usage = [], f"Usage: kotoe {name}"
     for option, (hint, default, text) in options(verb).items():
         kind = _kind(hint)
-        if option == verb.positional:
+        if option in verb.places:
             argument = option.upper() + ("..." if _many(hint) else "")
             usage += f" [{argument}]" if default is not dataclasses.MISSING or _many(hint) else f" {argument}"
-            rows.insert(0, (argument, text + _default(default)))
+            rows.insert(verb.places.index(option), (argument, text + _default(default)))
         else:
             both = f"{_flag(option)}, --no-{_flag(option)[2:]}" if _negatable(hint, default) else _flag(option)
             rows.append((f"{both} {kind}".strip(), text + _default(default)))
@@ -237,6 +276,8 @@ def _table(rows: Sequence[tuple[str, str]], width: int) -> list[str]:
 def parse(arguments: Sequence[str]) -> tuple[str, Values] | None:
     """(verb, values given), or None when help or the version was printed instead."""
     arguments = list(arguments)
+    if " ".join(arguments[:2]) in VERBS:  # a verb of two words
+        arguments[:2] = [" ".join(arguments[:2])]
     before = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if not arguments or {"--help", "-h"} & set(before):
         print(help_text(before[0] if before and before[0] in VERBS else None))

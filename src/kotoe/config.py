@@ -28,8 +28,11 @@ SAMPLER_NAMES = (
     "unipc",
 )
 ETA_SAMPLERS = ("ddim",)
-GRID_NAMES = ("linspace", "leading", "trailing", "karras")
+LEGACY_SAMPLERS = ("ddim", "pndm")
+GRID_NAMES = ("linspace", "leading", "trailing", "karras", "kerascv", "kerascv_0_8_1")
+NumericsName = Literal["exact", "kerascv"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Ending = Literal["zero", "legacy"]
 MAX_EDGE_PX = 8192  # a request beyond this is a slip or an attack, not a picture
 MAX_SEED = 2**32 - 1  # torch's CPU generator reads 32 bits
 DEFAULT_STRENGTH = 0.8
@@ -198,7 +201,9 @@ class Request:
     height:          the same.
     steps:           denoising steps, 1 or more.
     sampler:         euler, euler_ancestral, heun, lms, ddim, pndm, dpmpp_2m, dpmpp_2m_sde or unipc.
-    grid:            where the steps lie: linspace, leading, trailing or karras.
+    grid:            where the steps lie: linspace, leading, trailing, karras, kerascv or kerascv_0_8_1.
+    ending:          where ddim and pndm stop: "zero" leaves no noise; "legacy", which published Stable Diffusion 1.x
+                     settings ask for, leaves that of timestep 0.
     guidance_scale:  how strongly to follow the prompt; 1.0 means unguided, at half the cost. 0 or more.
     guidance_rescale: 0.0 to 1.0, how much of the guided picture's excess contrast to take back.
     seed:            image k of each prompt has seed + k.
@@ -206,9 +211,14 @@ class Request:
     eta:             0.0 (deterministic) to 1.0, fresh noise in each step of the ddim sampler.
     init_image:      a picture to start from (img2img).
     mask:            with init_image: white is redrawn, black is kept (inpainting).
-    strength:        with init_image: the share of the steps to run, above 0.0 to 1.0; 0.8 when not given.
+    strength:        with init_image: the share of the steps to run, above 0.0 to 1.0; 0.8 when not given, and 1.0 with
+                     a model made for inpainting.
     long_prompt:     "error" refuses prompts over the encoder's token limit, "chunk" reads them piecewise.
+    padding:         "max_length" pads a text to the encoder's length, as models are trained; "longest" only to the
+                     longer of prompt and negative prompt, so that a BERT without a mask reads (nearly) words alone.
+    punctuation:     "kept", or "ascii": full-width marks of a prompt, such as ，and 。, are read as , and .
     dtype:           "auto" is bfloat16 where the processor computes in it, float32 elsewhere.
+    numerics:        "exact" is the arithmetic the weights were trained with, "kerascv" KerasCV's, to get its pictures.
     batch_size:      images denoised together: 1 on a processor, 8 on an accelerator unless said. More is faster, and
                      may move a pixel by one level of 255: arithmetic rounds otherwise for another size.
     """
@@ -221,6 +231,7 @@ class Request:
     steps: int | None = None
     sampler: str | None = None
     grid: str | None = None
+    ending: Ending | None = None
     guidance_scale: float | None = None
     guidance_rescale: float = 0.0
     seed: int = 0
@@ -230,7 +241,10 @@ class Request:
     mask: str | None = None
     strength: float | None = None
     long_prompt: Literal["error", "chunk"] = "error"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    padding: Literal["max_length", "longest"] = "max_length"
+    punctuation: Literal["kept", "ascii"] = "kept"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    numerics: NumericsName = "exact"
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -269,6 +283,11 @@ class Request:
                 f"eta {self.eta} with sampler {self.sampler} has no effect",
                 allowed=f"eta with sampler {', '.join(ETA_SAMPLERS)}",
             )
+        if self.ending == "legacy" and self.sampler not in (None, *LEGACY_SAMPLERS):
+            raise UserError(
+                f"ending legacy with sampler {self.sampler}",
+                allowed=f"ending legacy with sampler {', '.join(LEGACY_SAMPLERS)}",
+            )
         if self.init_image is None:
             for name in ("mask", "strength"):
                 if getattr(self, name) is not None:
@@ -277,6 +296,10 @@ class Request:
                         allowed=f"init_image together with {name}, or neither",
                         hint="Give the picture to start from as well (--init-image picture.png)",
                     )
+        if self.padding == "longest" and self.long_prompt == "chunk":
+            raise UserError(
+                "padding longest with long_prompt chunk", allowed="one of them: windows are all of the encoder's length"
+            )
         if self.strength is not None and not 0.0 < self.strength <= 1.0:
             raise UserError(f"strength {self.strength}", allowed="above 0.0 to 1.0")
 
@@ -347,6 +370,7 @@ class Record:
     steps: int
     sampler: str
     grid: str
+    ending: Ending = "zero"
     guidance_scale: float
     guidance_rescale: float
     seed: int
@@ -357,10 +381,14 @@ class Record:
     mask_sha256: str | None = None
     strength: float | None = None
     long_prompt: Literal["error", "chunk"]
+    padding: Literal["max_length", "longest"] = "max_length"
+    punctuation: Literal["kept", "ascii"] = "kept"
+    numerics: NumericsName = "exact"
     dtype: Dtype
     vae_dtype: Dtype
     text_dtype: Dtype
     device: str
+    low_memory: bool = False
     threads: int
     tokens: int
     dropped: tuple[str, ...] = ()

@@ -42,26 +42,59 @@ class Common:
 class Drawing:
     """Where from and where to.
 
-    model:      a built-in model's name, or a folder in diffusers' layout.
+    model:      a model's name, built in or on the hub (owner/name), or its folder.
     out:        folder for the pictures, and beside them the resolved configuration as generate-*.json.
     replay:     draw a picture of Kotoe's again, from the record inside it; no prompt then.
     grid_image: also write grid.png, all pictures with their prompts; by default when there are several.
+    device:     where to compute: cpu, cuda, cuda:N or mps; cpu by default.
+    low_memory: bring only the part of the model that is at work to the device, and compute attention in pieces; slower.
     """
 
     model: str = builtin.DEFAULT
     out: str = "out"
     replay: str | None = None
     grid_image: bool | None = None
+    device: str | None = None
+    low_memory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspecting:
     """What to look at.
 
-    model: a built-in model's name, or a folder in diffusers' layout.
+    model: a built-in model's name, a folder in diffusers' layout, or a single .safetensors file.
     """
 
     model: str = builtin.DEFAULT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converting:
+    """What to write in another format.
+
+    source:          a model's name, a folder in diffusers' layout or of KerasCV's files, or a single file.
+    out:             where to: a folder for diffusers and kerascv, a name ending in .safetensors for compvis.
+    to:              diffusers, a folder; compvis, a single file of one language, without its tokenizer; or kerascv, a
+                     folder of HDF5 files of one language.
+    tokenizer:       for a single file or KerasCV's: a folder with its text encoder's tokenizer, or a whole checkpoint.
+    ema:             for a single file that holds two UNets: the running average, or the one as trained.
+    prediction_type: for a single file of SD 2.x: epsilon (512 pixels) or v_prediction (768 pixels).
+    language:        keep the conditioner of this language only.
+    dtype:           of the weights written: float32, bfloat16 or float16; each tensor's own by default.
+    allow_pickle:    read .ckpt and .bin files too, as tensors only.
+    overwrite:       replace what is at OUT, if it is a checkpoint.
+    """
+
+    source: str
+    out: str
+    to: str
+    tokenizer: str | None = None
+    ema: bool | None = None
+    prediction_type: str | None = None
+    language: str | None = None
+    dtype: str | None = None
+    allow_pickle: bool = False
+    overwrite: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +102,7 @@ class Evaluating:
     """What to measure.
 
     suite:      emoji: fixed prompts and seeds, the drawn objects looked up by a matcher that has learned nothing.
-    model:      a built-in model's name, or a folder in diffusers' layout.
+    model:      a model's name, built in or on the hub (owner/name), or its folder.
     languages:  BCP 47 tags; all that the model and the suite share by default.
     tier:       everyday, all or flags: which objects.
     n:          prompts of one object per language, and half as many of two; all of the suite's by default.
@@ -109,10 +142,40 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adding:
+    """Which conditioner to put where.
+
+    bundle:          the folder that gets it, in diffusers' layout.
+    language:        the language it reads, a BCP 47 tag.
+    from_:           where it comes from: a model's name or folder, or a folder with tokenizer/ and text_encoder/ alone.
+    source_language: which of its conditioners, if it has several: the one for that language by default.
+    overwrite:       replace the conditioner that the language has.
+    """
+
+    bundle: str
+    language: str
+    from_: str
+    source_language: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removing:
+    """Which conditioner to take away.
+
+    bundle:   the folder that has it, in diffusers' layout.
+    language: the language it reads, a BCP 47 tag.
+    """
+
+    bundle: str
+    language: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checking:
     """What to check.
 
-    model: a built-in model's name, or a folder in diffusers' layout.
+    model: a model's name, built in or on the hub (owner/name), or its folder.
     """
 
     model: str = builtin.DEFAULT

@@ -7,6 +7,7 @@ eps-prediction is eps itself and v-prediction is alpha * eps - beta * x0 (Salima
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -62,6 +63,19 @@ def denoiser(model: Model, spec: ScheduleSpec) -> Denoiser:
     return from_v(model, spec) if spec.prediction_type == "v_prediction" else from_eps(model, spec)
 
 
+def beside(model: Model, mask: Tensor, masked: Tensor) -> Model:
+    """A model of x from one that also reads a mask and what it leaves of a picture: the channels x, mask, masked.
+
+    mask: (1, 1, H, W), 1 = paint anew. masked: clean latent (1, C, H, W) of the picture without what the mask covers.
+    """
+    given = torch.cat([mask, masked], dim=1)  # (1, 1 + C, H, W)
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        return model(torch.cat([x, given.to(x).expand(len(x), -1, -1, -1)], dim=1), t)  # (B, 2C + 1, H, W) in
+
+    return predict
+
+
 # Guidance, inpainting, starting points
 
 
@@ -72,6 +86,7 @@ def guided(
     uncond: Denoiser | None = None,
     both: Denoiser | None = None,
     rescale: float = 0.0,
+    always: bool = False,
 ) -> Denoiser:
     """Classifier-free guidance on x0: uncond + scale * (cond - uncond), by Ho and Salimans 2022.
 
@@ -79,11 +94,12 @@ def guided(
     both:         instead of `uncond`, one denoiser that takes the batch twice, (2B, C, H, W), and answers for
                   the negative prompt in the first half, for the prompt in the second: one larger forward.
     scale:        1.0 switches guidance off: the answer is `cond` itself, one forward per step.
+    always:       ask for both at scale 1.0 too: the same answer but for rounding, at twice the cost.
     rescale:      0 to 1, how far the result's spread is pulled back to that of `cond` (Lin et al. 2023, 3.4).
     """
     if not 0.0 <= rescale <= 1.0:
         raise UserError(f"guidance_rescale {rescale}", allowed="0.0 to 1.0")
-    if scale == 1.0:
+    if scale == 1.0 and not always:
         return cond
     if (uncond is None) == (both is None):
         given = "neither" if both is None else "each"
@@ -105,10 +121,14 @@ def guided(
     return denoise
 
 
-def inpainted(inner: Denoiser, known: Tensor, mask: Tensor) -> Denoiser:
+def inpainted(
+    inner: Denoiser, known: Tensor, mask: Tensor, *, noise: Tensor | None = None, first: float = math.inf
+) -> Denoiser:
     """Keeps what is known: x0 is `known` where mask is 0 and the inner denoiser's answer where it is 1.
 
     known: clean latent (B or 1, C, H, W). mask: (B or 1, 1, H, W) in [0, 1], 1 = paint anew.
+    noise: the walk's starting noise (B, C, H, W). With it the inner denoiser sees known + sigma * noise where mask is
+           0, as diffusers does, whatever the sampler made of x there; but for level `first`, where it sees x itself.
     """
     if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[-2:] != known.shape[-2:]:
         height, width = known.shape[-2:]
@@ -118,8 +138,11 @@ def inpainted(inner: Denoiser, known: Tensor, mask: Tensor) -> Denoiser:
         raise UserError(f"mask values from {low} to {high}", allowed="0 (keep) to 1 (paint anew)")
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        m = mask.to(x)
-        return m * inner(x, sigma) + (1.0 - m) * known.to(x)
+        m, clean = mask.to(x), known.to(x)
+        seen = x
+        if noise is not None and not bool((sigma == first).all()):
+            seen = m * x + (1.0 - m) * (clean + rows(sigma, x) * noise.to(x))
+        return m * inner(seen, sigma) + (1.0 - m) * clean
 
     return denoise
 
@@ -141,9 +164,15 @@ def start(
     if init is None and strength != 1.0:
         raise UserError(f"strength {strength} without a picture to start from", allowed="1.0")
     sigmas = tail(sigmas, strength)
-    if init is None or strength == 1.0:
-        return noise * initial_scale(float(sigmas[0]), sampler=sampler, grid=grid), sigmas
-    return init.to(noise) + float(sigmas[0]) * noise, sigmas
+    init = None if strength == 1.0 else init
+    return begin(noise, float(sigmas[0]), sampler=sampler, grid=grid, init=init), sigmas
+
+
+def begin(noise: Tensor, sigma: float, *, sampler: str, grid: str, init: Tensor | None = None) -> Tensor:
+    """The x (B, C, H, W) of level sigma that a walk starts from: unit noise to scale, or `init` with noise in it."""
+    if init is None:
+        return noise * initial_scale(sigma, sampler=sampler, grid=grid)
+    return init.to(noise) + sigma * noise
 
 
 # Training: the same algebra from the other side

@@ -14,7 +14,6 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from itertools import groupby
 
 import torch
@@ -25,13 +24,24 @@ from torch import Tensor
 from kotoe import __version__, images
 from kotoe.checkpoints import Bundle, conditioner_hashes
 from kotoe.checkpoints.files import tensors_sha256
-from kotoe.config import DEFAULT_STRENGTH, ETA_SAMPLERS, ConditionerRecord, ModelRecord, Record, Request, dumps
-from kotoe.denoise import Denoiser, denoiser, guided, inpainted, start
+from kotoe.config import (
+    DEFAULT_STRENGTH,
+    ETA_SAMPLERS,
+    LEGACY_SAMPLERS,
+    ConditionerRecord,
+    Ending,
+    ModelRecord,
+    Record,
+    Request,
+    dumps,
+)
+from kotoe.denoise import Denoiser, begin, beside, denoiser, guided, inpainted
 from kotoe.errors import UserError
-from kotoe.language import Detected, Source, choose, detect
+from kotoe.language import ASCII_MARKS, Detected, Source, choose, detect
+from kotoe.numerics import NUMERICS, check_numerics, with_numerics
 from kotoe.rng import ImageNoise
-from kotoe.samplers import SAMPLERS, Step, ddim
-from kotoe.schedule import GRIDS, sigma_to_t, tail
+from kotoe.samplers import Step, along
+from kotoe.schedule import Walk, input_scale, sigma_to_t, told_timesteps, walk
 from kotoe.unet import KV, TimeTable, UNet
 
 
@@ -61,6 +71,7 @@ class Resolved(Request):
     steps: int
     sampler: str
     grid: str
+    ending: Ending
     guidance_scale: float
     batch_size: int
 
@@ -104,6 +115,7 @@ def draw(
     jobs: what to draw, prompt by prompt, where every prompt has a seed of its own; None: what `plan` makes of request.
     """
     request = resolve(bundle, request)
+    bundle = with_numerics(bundle, request.numerics)
     jobs = plan(bundle, request) if jobs is None else jobs
     reads = read_prompts(bundle, request, jobs)
     total, done = len(jobs) * steps_run(request), 0
@@ -125,6 +137,7 @@ def replay(bundle: Bundle, record: Record, *, on_step: OnStep | None = None) -> 
     """
     check_same(bundle, record)
     request = resolve(bundle, record.request())
+    bundle = with_numerics(bundle, request.numerics)
     index, size = record.batch
     job = Job(
         prompt=record.prompt,
@@ -150,13 +163,20 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
 
     `language` stays None where it is to be detected, prompt by prompt.
     """
-    grid = bundle.defaults.grid if bundle.defaults.grid is not None else bundle.schedule.timestep_spacing
+    how = NUMERICS[request.numerics]
+    grid = how.grid or bundle.defaults.grid or bundle.schedule.timestep_spacing
     width, height = _size(bundle, request)
-    sampler = bundle.schedule.sampler if request.sampler is None else request.sampler
+    sampler = request.sampler or how.sampler or bundle.schedule.sampler
+    check_numerics(bundle, request.numerics, sampler, request.eta)
     if request.eta != 0.0 and sampler not in ETA_SAMPLERS:
         raise UserError(
             f"eta {request.eta} with {sampler}, this model's sampler, has no effect",
             allowed=f"eta with sampler {', '.join(ETA_SAMPLERS)}",
+        )
+    if request.ending == "legacy" and sampler not in LEGACY_SAMPLERS:
+        raise UserError(
+            f"ending legacy with {sampler}, this model's sampler",
+            allowed=f"ending legacy with sampler {', '.join(LEGACY_SAMPLERS)}",
         )
     ours = _dtype(bundle.unet)
     if request.dtype not in ("auto", ours):
@@ -172,7 +192,8 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
         "height": height,
         "steps": bundle.defaults.steps if request.steps is None else request.steps,
         "sampler": sampler,
-        "grid": grid if request.grid is None else request.grid,
+        "grid": request.grid or grid,
+        "ending": _ending(bundle, request, sampler) if request.ending is None else request.ending,
         "guidance_scale": (
             bundle.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
         ),
@@ -180,12 +201,18 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
         "batch_size": request.batch_size,
     }
     if request.batch_size is None:
-        chosen["batch_size"] = 1 if next(bundle.unet.parameters()).device.type == "cpu" else 8
+        chosen["batch_size"] = 1 if bundle.low_memory or bundle.device.type == "cpu" else 8
+    if bundle.unet.spec.inpaints and (request.init_image is None or request.mask is None):
+        raise UserError(
+            f"{bundle.name} is an inpainting model ({bundle.family}): its UNet reads a picture and a mask as well",
+            allowed="init_image and mask in the request",
+            hint="Give both, or take a model that draws from words alone",
+        )
     if request.init_image is not None and request.strength is None:
-        chosen["strength"] = DEFAULT_STRENGTH
+        chosen["strength"] = 1.0 if bundle.unet.spec.inpaints else DEFAULT_STRENGTH
     found = Resolved(**{**given, **chosen})
     images.check_size(width, height, pixel_multiple(bundle))
-    tail(_sigmas(bundle, found), 1.0 if found.strength is None else found.strength)  # too few steps, or none left
+    _walk(bundle, found)  # too few steps, or none left
     return found
 
 
@@ -222,8 +249,28 @@ def _size(bundle: Bundle, request: Request) -> tuple[int, int]:
     return width, edge if request.height is None else request.height
 
 
-def _sigmas(bundle: Bundle, request: Resolved) -> Tensor:
-    return GRIDS[request.grid](bundle.schedule, request.steps)  # (steps + 1,)
+def _ending(bundle: Bundle, request: Request, sampler: str) -> Ending:
+    """What the model's own scheduler says, where it is of a class that says it, or another program's numerics do."""
+    if request.numerics != "exact":
+        return "zero"
+    says_so = bundle.schedule.sampler in LEGACY_SAMPLERS and not bundle.schedule.set_alpha_to_one
+    return "legacy" if says_so and sampler in LEGACY_SAMPLERS else "zero"
+
+
+def _walk(bundle: Bundle, request: Resolved) -> Walk:
+    return walk(
+        bundle.schedule,
+        request.steps,
+        sampler=request.sampler,
+        grid=request.grid,
+        ending=request.ending,
+        strength=1.0 if request.strength is None else request.strength,
+    )
+
+
+def is_guided(request: Resolved) -> bool:
+    """Whether a resolved request asks the network for the negative prompt too."""
+    return request.guidance_scale != 1.0 or NUMERICS[request.numerics].always_guided
 
 
 def _dtype(module: torch.nn.Module) -> str:
@@ -234,17 +281,20 @@ def _dtype(module: torch.nn.Module) -> str:
 
 
 @torch.inference_mode()
-def read_prompts(bundle: Bundle, request: Request, jobs: Sequence[Job]) -> dict[tuple[str, str], Read]:
+def read_prompts(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> dict[tuple[str, str], Read]:
     """Every distinct (language, prompt), encoded once, with the negative prompt read in the same language.
 
     With long_prompt "chunk" a prompt and its negative get as many windows as the longer of the two needs: the prompts
     beside it don't change it.
     """
-    guided = request.guidance_scale != 1.0
+    guided = is_guided(request)
     reads = {}
     for language, prompt in dict.fromkeys((job.language, job.prompt) for job in jobs):
-        texts = [prompt, request.negative_prompt] if guided else [prompt]
-        context = bundle.conditioner(language).encode(texts, long_prompt=request.long_prompt)
+        said = prompt.translate(ASCII_MARKS) if request.punctuation == "ascii" else prompt
+        texts = [said, request.negative_prompt] if guided else [said]
+        conditioner = bundle.conditioner(language)
+        with bundle.at_work(conditioner.encoder):
+            context = conditioner.encode(texts, long_prompt=request.long_prompt, padding=request.padding)
         reads[language, prompt] = Read(
             positive=context.states[:1],
             negative=context.states[1:] if guided else None,
@@ -274,53 +324,70 @@ def _draw_batch(
     only: int | None = None,
 ) -> list[Picture]:
     """The pictures of one batch, or with `only` that one of them."""
-    begin = time.perf_counter()
-    device = next(bundle.unet.parameters()).device
-    scale = bundle.vae.spec.downscale
+    began = time.perf_counter()
+    device, scale = bundle.device, bundle.vae.spec.downscale
     shape = (bundle.vae.spec.latent_channels, request.height // scale, request.width // scale)  # (C, h, w)
     noise = ImageNoise([job.seed for job in jobs], shape, device=device)
-    init, mask = _starting_picture(bundle, request)
-    known = None if init is None else _encode(bundle, init)  # (1, C, h, w)
-    x, sigmas = start(
-        noise.initial(),
-        _sigmas(bundle, request),
+    init, mask = _starting_picture(request)
+    with bundle.at_work(bundle.vae):
+        known = None if init is None else _encode(bundle, init)  # (1, C, h, w)
+        given = _given(bundle, init, mask)
+    # A latent pixel is painted anew as soon as any of its pixels is: no seam of the old inside the new.
+    anew = None if mask is None or given is not None else F.max_pool2d(mask, scale).to(device)  # (1, 1, h, w)
+    way = _walk(bundle, request)
+    unit = noise.initial()  # (B, C, h, w)
+    x = begin(
+        unit,
+        way.first,
         sampler=request.sampler,
         grid=request.grid,
-        init=known,
-        strength=1.0 if request.strength is None else request.strength,
+        init=None if request.strength == 1.0 else known,
     )
-    denoise = _denoiser(bundle, request, reads, sigmas)
-    if mask is not None and known is not None:
-        # A latent pixel is painted anew as soon as any of its pixels is: no seam of the old inside the new.
-        denoise = inpainted(denoise, known, F.max_pool2d(mask, scale).to(device))  # (1, 1, h, w)
-    sampler = partial(ddim, eta=request.eta) if request.sampler == "ddim" else SAMPLERS[request.sampler]
-    for step in sampler(denoise, x, sigmas, noise):
-        report(step)
+    with bundle.at_work(bundle.unet):
+        denoise = _denoiser(bundle, request, reads, way, given)
+        if anew is not None and known is not None:
+            denoise = inpainted(denoise, known, anew, noise=unit, first=way.first)
+        for step in along(request.sampler, way, eta=request.eta)(denoise, x, way.sigmas, noise):
+            report(step)
+    latents = step.x * float(input_scale(torch.tensor(step.sigma)))  # of unit variance, where noise is left in
+    if anew is not None and known is not None:
+        latents = torch.lerp(known.to(latents), latents, anew)  # a legacy ending leaves noise in what is kept, too
     wanted = range(len(jobs)) if only is None else (only,)
-    pixels = [_decode(bundle, step.x[i : i + 1]) for i in wanted]  # (3, H, W) each
+    with bundle.at_work(bundle.vae):
+        pixels = [_decode(bundle, latents[i : i + 1]) for i in wanted]  # (3, H, W) each
     if mask is not None and init is not None:  # what the mask keeps is kept to the bit, not through the autoencoder
         pixels = [torch.lerp(init[0], p, mask[0]) for p in pixels]
-    seconds = (time.perf_counter() - begin) / len(jobs)
+    seconds = (time.perf_counter() - began) / len(jobs)
     return [
         Picture(
-            image=images.to_pil(p),
+            image=images.to_pil(p, truncate=NUMERICS[request.numerics].truncated),
             record=_record(bundle, request, jobs[i], reads[i], (i, len(jobs)), str(device), seconds),
         )
         for i, p in zip(wanted, pixels, strict=True)
     ]
 
 
-def _denoiser(bundle: Bundle, request: Resolved, reads: Sequence[Read], sigmas: Tensor) -> Denoiser:
+def _denoiser(
+    bundle: Bundle, request: Resolved, reads: Sequence[Read], way: Walk, given: tuple[Tensor, Tensor] | None
+) -> Denoiser:
     unet = bundle.unet
     weight = unet.conv_in.weight
     context = torch.cat([read.positive for read in reads])  # (B, L, D)
-    if request.guidance_scale != 1.0:
+    if is_guided(request):
         context = torch.cat([*(read.negative for read in reads if read.negative is not None), context])  # (2B, L, D)
     kv = unet.text_kv(context.to(weight))
-    t = sigma_to_t(bundle.schedule, sigmas[sigmas > 0])  # (S,)
-    table = unet.time_table(t.to(weight.device))
-    paired = denoiser(_model(unet, kv, table, t), bundle.schedule)
-    return guided(paired, request.guidance_scale, both=paired, rescale=request.guidance_rescale)
+    t = sigma_to_t(bundle.schedule, way.asked)  # (S,)
+    told = told_timesteps(bundle.schedule, way.asked, sampler=request.sampler, grid=request.grid)  # (S,)
+    table = unet.time_table(told.to(weight.device))
+    model = _model(unet, kv, table, t)
+    paired = denoiser(model if given is None else beside(model, *given), bundle.schedule)
+    return guided(
+        paired,
+        request.guidance_scale,
+        both=paired,
+        rescale=request.guidance_rescale,
+        always=NUMERICS[request.numerics].always_guided,
+    )
 
 
 def _model(unet: UNet, kv: KV, table: TimeTable, t: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -334,7 +401,7 @@ def _model(unet: UNet, kv: KV, table: TimeTable, t: Tensor) -> Callable[[Tensor,
     return model
 
 
-def _starting_picture(bundle: Bundle, request: Resolved) -> tuple[Tensor | None, Tensor | None]:
+def _starting_picture(request: Resolved) -> tuple[Tensor | None, Tensor | None]:
     """The picture (1, 3, H, W) in [-1, 1] and the mask (1, 1, H, W) in [0, 1], 1 = paint anew, where there are any."""
     if request.init_image is None:
         return None, None
@@ -347,6 +414,19 @@ def _starting_picture(bundle: Bundle, request: Resolved) -> tuple[Tensor | None,
     size = (request.width, request.height)
     picture = images.to_tensor(images.resized(init, *size, "init_image"))
     return picture, None if mask is None else images.mask_tensor(images.resized(mask, *size, "mask"))
+
+
+def _given(bundle: Bundle, init: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """What an inpainting UNet reads beside the noise: mask (1, 1, h, w) and masked picture (1, C, h, w). Or None.
+
+    As trained and as in diffusers: the mask is 0 or 1, of a latent pixel that of its first pixel; what it covers is
+    grey in the picture.
+    """
+    if init is None or mask is None or not bundle.unet.spec.inpaints:
+        return None
+    sharp = (mask >= 0.5).to(mask)
+    masked = _encode(bundle, init * (1.0 - sharp))
+    return F.interpolate(sharp, size=masked.shape[-2:], mode="nearest").to(masked), masked
 
 
 def _encode(bundle: Bundle, picture: Tensor) -> Tensor:
@@ -414,8 +494,9 @@ def _record(
     same = {
         name: getattr(request, name)
         for name in (
-            *("negative_prompt", "width", "height", "steps", "sampler", "grid", "guidance_scale", "guidance_rescale"),
-            *("eta", "init_image", "mask", "strength", "long_prompt"),
+            *("negative_prompt", "width", "height", "steps", "sampler", "grid", "ending", "guidance_scale"),
+            *("guidance_rescale", "eta", "init_image", "mask", "strength", "long_prompt", "padding", "punctuation"),
+            "numerics",
         )
     }
     return Record(
@@ -431,6 +512,7 @@ def _record(
         dtype=_dtype(bundle.unet),  # type: ignore[arg-type]
         vae_dtype=_dtype(bundle.vae),  # type: ignore[arg-type]
         text_dtype=_dtype(bundle.conditioner(job.language).encoder),  # type: ignore[arg-type]
+        low_memory=bundle.low_memory,
         device=device,
         threads=torch.get_num_threads(),
         tokens=read.tokens,

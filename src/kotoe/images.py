@@ -59,8 +59,11 @@ def mask_tensor(mask: Image.Image) -> Tensor:
     return flat.view(1, 1, grey.height, grey.width).float() / 255.0
 
 
-def to_pil(pixels: Tensor) -> Image.Image:
-    """A picture of (3, H, W) in about [-1, 1]: clamped, then rounded to the nearest of 256 levels, never cut."""
+def to_pil(pixels: Tensor, *, truncate: bool = False) -> Image.Image:
+    """A picture of (3, H, W) in about [-1, 1]: clamped, then rounded to the nearest of 256 levels, never cut.
+
+    truncate: to the level below instead, half a level darker on average, as some other programs do (see numerics.py).
+    """
     if pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.is_floating_point():
         raise UserError(f"pixels {tuple(pixels.shape)} of {pixels.dtype}", allowed="(3, H, W) floats in [-1, 1]")
     if not bool(pixels.isfinite().all()):
@@ -68,7 +71,8 @@ def to_pil(pixels: Tensor) -> Image.Image:
             "the picture has values that are no numbers",
             hint="Draw it with --dtype float32; if that doesn't help the weights are damaged",
         )
-    levels = ((pixels.detach().float().cpu().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)  # (3, H, W)
+    exact = (pixels.detach().float().cpu().clamp(-1, 1) + 1.0) * 127.5
+    levels = (exact.floor() if truncate else exact.round()).to(torch.uint8)  # (3, H, W)
     data = levels.permute(1, 2, 0).contiguous()  # (H, W, 3)
     return Image.frombytes("RGB", (data.shape[1], data.shape[0]), data.numpy().tobytes())
 

@@ -15,6 +15,10 @@ from typing import Literal
 
 from kotoe.errors import UserError, nearest
 
+# Marks of Chinese and Japanese texts and the ASCII ones that stand for them. Taiyi's handbook: its pictures get
+# watermarks from the former, since captions with them were advertisements.
+ASCII_MARKS = str.maketrans("，。、！？；：（）", ",.,!?;:()")
+
 # Scripts by the first word of their characters' Unicode names, and the languages they are read as, likeliest first.
 # The Latin alphabet serves most languages: a model with several of them needs to be told.
 SCRIPTS: dict[str, tuple[str, ...]] = {
@@ -44,6 +48,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "THAI": ("th",),
     "TIBETAN": ("bo",),
 }
+UNDETERMINED = "und"  # BCP 47's word for a language that nobody has named
 HAN = ("zh", "ja", "yue")
 NOT_LATIN = {tag for tags in (*SCRIPTS.values(), HAN) for tag in tags}
 JAPANESE = ("HIRAGANA", "KATAKANA")
@@ -86,9 +91,12 @@ def detect(text: str, available: Collection[str], default: str | None = None) ->
     """The likeliest of the available languages for a text.
 
     source is "unsure" when the script leaves a choice, when scripts are mixed, or when there are no letters.
-    default: the model's own language, taken when the text says nothing. UserError when its script has no language here.
+    default: the model's own language, taken when the text says nothing. A model whose one language nobody has named
+    ("und") reads every text. UserError when its script has no language here.
     """
     default = next(iter(available)) if default is None else default
+    if set(available) == {UNDETERMINED}:
+        return Detected(tag=UNDETERMINED, source="detected")
     scripts = _scripts(text)
     if not scripts:
         return Detected(tag=default, source="unsure")

@@ -11,14 +11,17 @@ Denoisers are only ever asked at sigmas of the grid, never at 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kotoe.denoise import Denoiser
 from kotoe.errors import UserError
+from kotoe.schedule import Forward, Walk
 
 Noise = Callable[[int], Tensor]  # step index -> unit-variance noise (B,C,H,W) f32
 
@@ -48,6 +51,11 @@ def _ask(denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
     return denoiser(x, torch.full((x.shape[0],), sigma, dtype=x.dtype))
 
 
+def _relabelled(x: Tensor, was: float, now: float) -> Tensor:
+    """x of level `was` taken for one of level `now`: the same numbers at unit variance."""
+    return x if was == now else x * math.sqrt((1 + now**2) / (1 + was**2))
+
+
 def euler(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
     """First order, deterministic (Karras et al. 2022, algorithm 1 without churn): ddim with eta 0."""
     return ddim(denoiser, x, sigmas, noise, eta=0.0)
@@ -58,15 +66,26 @@ def euler_ancestral(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise)
     return ddim(denoiser, x, sigmas, noise, eta=1.0)
 
 
-def ddim(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise, *, eta: float = 0.0) -> Iterator[Step]:
+def ddim(
+    denoiser: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    *,
+    eta: float = 0.0,
+    forwards: Sequence[Forward] = (),
+) -> Iterator[Step]:
     """Song et al. 2021, eq. 12 and 16, in sigma. eta in [0, 1]: 0 deterministic, 1 the full noise of DDPM.
 
     Divided by sqrt(abar), the paper's variance is (eta * to / s)**2 * (s**2 - to**2): Euler's ancestral step.
+    forwards: the steps of a Walk, instead of those between the sigmas.
     """
     if not 0.0 <= eta <= 1.0:
         raise UserError(f"eta {eta}", allowed="0.0 to 1.0")
     levels = _levels(x, sigmas)
-    for i, (s, to) in enumerate(zip(levels, levels[1:])):
+    at = forwards[0][0] if forwards else levels[0]
+    for i, (_, s, to) in enumerate(forwards or [(s, s, to) for s, to in zip(levels, levels[1:])]):
+        x, at = _relabelled(x, at, s), to
         x0 = _ask(denoiser, x, s)
         fresh = eta**2 * (1 - (to / s) ** 2)  # share of the variance at `to` that is fresh noise
         up, down = to * math.sqrt(fresh), to * math.sqrt(1 - fresh)
@@ -90,10 +109,19 @@ def heun(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterato
         yield Step(i=i, sigma=to, x=x, x0=x0)
 
 
-def lms(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise, *, order: int = 4) -> Iterator[Step]:
+def lms(
+    denoiser: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    *,
+    order: int = 4,
+    before: Sequence[float] = (),
+) -> Iterator[Step]:
     """Linear multistep: the polynomial through the last `order` eps, integrated exactly for any spacing.
 
     The first step has one eps to go by, so that the whole is of second order, with a small constant.
+    before: levels before the first. diffusers weighs as if their eps were known, and leaves those terms out.
     """
     if not 1 <= order <= 4:
         raise UserError(f"lms of order {order}", allowed="1 to 4")
@@ -102,8 +130,8 @@ def lms(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise, *, order: i
     for i, (s, to) in enumerate(zip(levels, levels[1:])):
         x0 = _ask(denoiser, x, s)
         past = [(x - x0) / s, *past][:order]
-        weights = _adams(levels[i::-1][: len(past)], s, to)
-        x = x + sum((w * eps for w, eps in zip(weights, past, strict=True)), start=torch.zeros_like(x))
+        weights = _adams([*levels[i::-1], *reversed(before)][:order], s, to)
+        x = x + sum((w * eps for w, eps in zip(weights, past)), start=torch.zeros_like(x))
         yield Step(i=i, sigma=to, x=x, x0=x0)
 
 
@@ -125,27 +153,38 @@ ADAMS_BASHFORTH = {  # newest first, even spacing
 }
 
 
-def pndm(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def pndm(
+    denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise, *, forwards: Sequence[Forward] = ()
+) -> Iterator[Step]:
     """PLMS as Stable Diffusion 1.x uses it: PNDM (Liu et al. 2022) without its Runge-Kutta start.
 
     The first step is Heun's (one forward more), then Adams-Bashforth with the coefficients of even spacing
     whatever the grid: second order. Steps + 1 forwards; a single step is Euler's.
+    forwards: those of a Walk, instead of the ones between the sigmas.
     """
     levels = _levels(x, sigmas)
+    if not forwards:
+        ahead = [(s, s, to) for s, to in zip(levels, levels[1:])]
+        forwards = ahead if len(ahead) == 1 else [ahead[0], (levels[1], levels[0], levels[1]), *ahead[1:]]
     past: list[Tensor] = []  # eps, newest first
-    for i, (s, to) in enumerate(zip(levels, levels[1:])):
-        x0 = _ask(denoiser, x, s)
-        past = [(x - x0) / s, *past][:4]
-        if i == 0:
-            eps = past[0]
-            if len(levels) > 2:
-                guess = x + eps * (to - s)
-                eps = (eps + (guess - _ask(denoiser, guess, to)) / to) / 2
+    left, at = x, forwards[0][0]  # x and its level; `left` is where the first step leaves from
+    begin = at
+    for j, (told, s, to) in enumerate(forwards):
+        x = _relabelled(x, at, told)
+        x0 = _ask(denoiser, x, told)
+        eps = (x - x0) / told
+        if j == 1:  # the first step again, with the mean of the slopes at its two ends
+            x, eps = _relabelled(left, begin, s), (past[0] + eps) / 2
         else:
-            weights = ADAMS_BASHFORTH[len(past)]
-            eps = sum((w * e for w, e in zip(weights, past, strict=True)), start=torch.zeros_like(x))
-        x = x + eps * (to - s)
-        yield Step(i=i, sigma=to, x=x, x0=x0)
+            past = [eps, *past][:4]
+            if len(past) > 1:
+                weights = ADAMS_BASHFORTH[len(past)]
+                eps = sum((w * e for w, e in zip(weights, past, strict=True)), start=torch.zeros_like(x))
+            else:
+                first = x0
+        x, at = x + eps * (to - s), to
+        if j > 0 or len(forwards) == 1:
+            yield Step(i=max(j - 1, 0), sigma=to, x=x, x0=first if j < 2 else x0)
 
 
 def _extrapolated(x0: Tensor, last: Tensor | None, i: int, levels: list[float]) -> Tensor:
@@ -230,3 +269,15 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "unipc": unipc,
 }
+
+
+def along(name: str, walk: Walk, *, eta: float = 0.0) -> Sampler:
+    """The sampler of that name with what it needs to know of a walk besides its sigmas."""
+    extra: dict[str, Any] = {}
+    if name == "ddim":
+        extra = {"eta": eta, "forwards": walk.forwards}
+    elif name == "pndm":
+        extra = {"forwards": walk.forwards}
+    elif name == "lms":
+        extra = {"before": walk.before}
+    return partial(SAMPLERS[name], **extra)

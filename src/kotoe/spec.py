@@ -16,6 +16,11 @@ def _same_length(what: str, **fields: tuple[object, ...]) -> None:
         )
 
 
+def _one_of(what: str, field: str, value: object, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise UserError(f"{what}: {field} {value!r}", allowed=", ".join(options))
+
+
 def _groups(what: str, channels: tuple[int, ...], groups: int) -> None:
     for c in channels:
         if c % groups:
@@ -36,8 +41,11 @@ class UNetSpec:
     use_linear_projection: bool = False  # SD1: 1x1 convolutions, SD2: linear layers round the transformer
     norm_num_groups: int = 32
     sample_size: int = 64  # default latent edge in latent pixels
+    gelu: str = "exact"  # of the feed-forward gates; or "tanh", an approximation of it (see numerics.py)
+    transformer_norm_eps: float = 1e-6  # of the GroupNorm before a spatial transformer
 
     def __post_init__(self) -> None:
+        _one_of("UNetSpec", "gelu", self.gelu, ("exact", "tanh"))
         _same_length(
             "UNetSpec",
             block_out_channels=self.block_out_channels,
@@ -45,6 +53,16 @@ class UNetSpec:
             num_heads=self.num_heads,
         )
         _groups("UNetSpec", self.block_out_channels, self.norm_num_groups)
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether it reads a mask and the masked picture's latents after the noised ones: 4 + 1 + 4 channels."""
+        return self.in_channels == 2 * self.out_channels + 1
+
+    @property
+    def family(self) -> str:
+        """sd1 (1x1 convolutions round the transformers) or sd2 (linear layers), each also as -inpainting."""
+        return ("sd2" if self.use_linear_projection else "sd1") + ("-inpainting" if self.inpaints else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +77,7 @@ class VAESpec:
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215
     sample_size: int = 512  # default picture edge in pixels
+    norm_eps: float = 1e-6  # of every GroupNorm
 
     def __post_init__(self) -> None:
         _groups("VAESpec", self.block_out_channels, self.norm_num_groups)
@@ -79,7 +98,7 @@ class TextSpec:
     num_layers: int = 12
     num_heads: int = 12
     max_tokens: int = 77
-    hidden_act: str = "quick_gelu"  # or "gelu", the exact one
+    hidden_act: str = "quick_gelu"  # or "gelu", the exact one, or "gelu_tanh", an approximation of it
     layer_norm_eps: float = 1e-5
     bos: int | None = 49406
     eos: int = 49407
@@ -89,10 +108,56 @@ class TextSpec:
     projection_dim: int | None = None
 
     def __post_init__(self) -> None:
-        if self.hidden_act not in ("quick_gelu", "gelu"):
-            raise UserError(f"TextSpec: hidden_act {self.hidden_act!r}", allowed="quick_gelu, gelu")
+        _one_of("TextSpec", "hidden_act", self.hidden_act, ("quick_gelu", "gelu", "gelu_tanh"))
         if not -self.num_layers <= self.layer <= -1:
             raise UserError(f"TextSpec: layer {self.layer}", allowed=f"-1 (last) to {-self.num_layers} (first)")
+
+    @property
+    def context_dim(self) -> int:
+        """Width of the states that a UNet reads."""
+        return self.hidden_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertSpec:
+    """BERT as Taiyi's Stable Diffusion feeds it, or XLM-RoBERTa with a projection as AltDiffusion does.
+
+    positions:            rows of the position embeddings.
+    counts_from_pad:      RoBERTa's positions: padding at row `pad`, words from row `pad` + 1 on.
+    masked:               no state reads the padding behind a text (whether a UNet does is another question).
+    projection_dim:       width of the linear layer on top; None: there is none.
+    projects_penultimate: it is on top of the normalised last-but-one layer, as in AltDiffusion-m18.
+    """
+
+    vocab_size: int = 21128
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_layers: int = 12
+    num_heads: int = 12
+    positions: int = 512
+    token_types: int = 2
+    layer_norm_eps: float = 1e-12
+    bos: int | None = 101
+    eos: int = 102
+    pad: int = 0
+    counts_from_pad: bool = False
+    masked: bool = False
+    projection_dim: int | None = None
+    projects_penultimate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.projects_penultimate and (self.projection_dim is None or self.num_layers < 2):
+            raise UserError("BertSpec: projects_penultimate", allowed="with a projection_dim and 2 layers or more")
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text, special tokens included."""
+        return self.positions - (self.pad + 1 if self.counts_from_pad else 0)
+
+    @property
+    def context_dim(self) -> int:
+        """Width of the states that a UNet reads."""
+        return self.hidden_size if self.projection_dim is None else self.projection_dim
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kotoe.errors import UserError
+from kotoe.bert import BertText
+from kotoe.errors import UserError, unknown
+from kotoe.language import ASCII_MARKS
 from kotoe.spec import TextSpec
 from kotoe.tokenizers import Tokenizer, Tokens
 
@@ -27,7 +30,12 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+PADDING = ("max_length", "longest")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
 
 
 class Embeddings(nn.Module):
@@ -151,14 +159,28 @@ class Conditioner:
 
     language: str
     tokenizer: Tokenizer
-    encoder: CLIPText
+    encoder: CLIPText | BertText
     hashes: Mapping[str, str] = field(default_factory=dict)
 
-    def encode(self, texts: Sequence[str], *, long_prompt: str = "error") -> Context:
-        """Texts to context (B, L, D). Over the token limit: an error, or with "chunk" several windows along L."""
+    def warns_of(self, text: str) -> bool:
+        """Whether the text has marks that models of this kind (Chinese BERT) draw watermarks from."""
+        return self.tokenizer.kind == "wordpiece" and text != text.translate(ASCII_MARKS)
+
+    def encode(self, texts: Sequence[str], *, long_prompt: str = "error", padding: str = "max_length") -> Context:
+        """Texts to context (B, L, D). Over the token limit: an error, or with "chunk" several windows along L.
+
+        padding: "max_length" makes L the tokenizer's; "longest" reads only as far as the longest text's EOS.
+        """
+        if padding not in PADDING:
+            raise unknown("padding", padding, PADDING)
         tokens = self.tokenizer.encode(texts, long_prompt=long_prompt)
-        device = self.encoder.text_model.final_layer_norm.weight.device
+        if padding == "longest" and tokens.windows > 1:
+            raise UserError("padding longest for a text of several windows", allowed="max_length")
+        device = next(self.encoder.parameters()).device
         ids = torch.tensor(tokens.ids, device=device)  # (B, windows * max_tokens)
         windows = ids.unflatten(1, (-1, self.tokenizer.max_tokens))  # (B, windows, max_tokens)
+        if padding == "longest":
+            special = self.tokenizer.max_tokens - self.tokenizer.room
+            windows = windows[..., : max(tokens.counts) + special]
         states = self.encoder(windows.flatten(0, 1))  # (B * windows, max_tokens, D)
         return Context(states.unflatten(0, windows.shape[:2]).flatten(1, 2), tokens)  # (B, L, D)

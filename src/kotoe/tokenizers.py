@@ -1,7 +1,8 @@
-"""Tokenizers: texts to ids of one fixed length. CLIP's byte-level BPE and SentencePiece, from a checkpoint's files.
+"""Tokenizers: texts to ids of one fixed length, from a checkpoint's files.
 
-CLIP BPE equals transformers' `CLIPTokenizer` id for id; SentencePiece is laid out as rinna's Japanese Stable Diffusion
-lays it out (no BOS, EOS appended, a pad of its own). Nothing is ever truncated in silence: a text over the limit is an
+CLIP's byte-level BPE equals transformers' `CLIPTokenizer` id for id, WordPiece its `BertTokenizer`. SentencePiece
+is laid out as rinna's Japanese Stable Diffusion lays it out (no BOS, EOS appended, a pad of its own) or as XLM-RoBERTa
+does (ids moved by one, <s> before and </s> after). Nothing is ever truncated in silence: a text over the limit is an
 error that shows what would be dropped, unless the caller asks for `chunk` (all of it, in several windows) or `cut`.
 
 Legend: B texts, L = max_tokens positions of the text encoder.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ LARGEST_LIMIT = 100_000  # transformers writes 1e30 into model_max_length when t
 
 CLIP_CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 CLIP_FILES = ("tokenizer.json", "vocab.json", "merges.txt", *CLIP_CONFIG_FILES)
-SPM_NAMES = ("spiece.model", "sentencepiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-SPM_FILES = (*SPM_NAMES, *CLIP_CONFIG_FILES)
-FILES = tuple(dict.fromkeys((*CLIP_FILES, *SPM_FILES)))
+SPM_XLM = "sentencepiece.bpe.model"  # XLM-RoBERTa's name for it
+SPM_NAMES = ("spiece.model", "sentencepiece.model", SPM_XLM, "tokenizer.model")
+FILES = tuple(dict.fromkeys((*CLIP_FILES, *SPM_NAMES, "vocab.txt")))
 
 # The order in which transformers appends special tokens that the vocabulary lacks.
 SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -59,7 +60,7 @@ class Tokens:
 class Tokenizer:
     """One language's tokenizer. `load_tokenizer` makes it from a folder.
 
-    kind:       "clip-bpe" or "sentencepiece".
+    kind:       "clip-bpe", "wordpiece", "sentencepiece" or "xlm-roberta".
     max_tokens: L, special tokens included; every window is exactly this long.
     bos:        id before each text, or None for none. eos: id after it. pad: id that fills up to L.
     vocab_size: one more than the largest id.
@@ -173,13 +174,8 @@ def tokenizer_from_files(
 ) -> Tokenizer:
     """The tokenizer that a checkpoint's files (name to content) describe. See `load_tokenizer`."""
     files = dict(files)
-    spm = any(name in files for name in SPM_NAMES)
-    if not spm and "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files.keys():
-        raise CheckpointError(
-            f"{where}: no tokenizer that Kotoe reads; found {', '.join(files) or 'no file of one'}",
-            allowed=f"vocab.json with merges.txt, tokenizer.json, or one of {', '.join(SPM_NAMES)}",
-        )
     config = parse_json(files.get("tokenizer_config.json", b"{}"), f"{where}/tokenizer_config.json")
+    read = _reader(files, config, where)
     if config.get("padding_side", "right") != "right":
         raise CheckpointError(f"{where}: padding_side {config['padding_side']!r}", allowed="right")
     limit: Any = config.get("model_max_length")
@@ -192,10 +188,35 @@ def tokenizer_from_files(
             )
         limit = config["model_max_length"] = positions
         files["tokenizer_config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-    tokenizer = (_sentencepiece if spm else _clip_bpe)(files, config, limit, where)
+    tokenizer = read(files, config, limit, where)
     if tokenizer.room < 1:
         raise CheckpointError(f"{where}: model_max_length {limit} leaves no room for text", allowed="3 or more")
     return tokenizer
+
+
+def _reader(files: Mapping[str, bytes], config: Mapping[str, Any], where: str) -> Callable[..., Tokenizer]:
+    """Which kind of tokenizer the files hold."""
+    if any(name in files for name in SPM_NAMES):
+        kind = config.get("tokenizer_class", "XLMRobertaTokenizer" if SPM_XLM in files else "T5Tokenizer")
+        if kind not in SPM_CLASSES:
+            raise CheckpointError(
+                f"{where}: tokenizer_class {kind!r} over a SentencePiece model", allowed=", ".join(SPM_CLASSES)
+            )
+        return SPM_CLASSES[kind]
+    bert = config.get("tokenizer_class") in BERT_CLASSES
+    if "vocab.txt" in files or (bert and "tokenizer.json" in files):
+        if not bert and "tokenizer_class" in config:
+            raise CheckpointError(
+                f"{where}: tokenizer_class {config['tokenizer_class']!r} over a vocab.txt",
+                allowed=", ".join(BERT_CLASSES),
+            )
+        return _wordpiece
+    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files.keys():
+        raise CheckpointError(
+            f"{where}: no tokenizer that Kotoe reads; found {', '.join(files) or 'no file of one'}",
+            allowed=f"vocab.json with merges.txt, tokenizer.json, vocab.txt, or one of {', '.join(SPM_NAMES)}",
+        )
+    return _clip_bpe
 
 
 def parse_json(content: bytes, what: str) -> dict[str, Any]:
@@ -241,7 +262,7 @@ def _clip_bpe(files: Mapping[str, bytes], config: dict[str, Any], max_tokens: in
     else:
         vocab = parse_json(files["vocab.json"], f"{where}/vocab.json")
         merges = _read_merges(files["merges.txt"], f"{where}/merges.txt")
-    backend = _bpe_backend(vocab, merges, _content(specials["unk_token"]), where)
+    backend = bpe_backend(vocab, merges, _content(specials["unk_token"]), where)
     _add_tokens(backend, added, specials, config, legacy)
 
     def special(key: str) -> int:
@@ -270,7 +291,7 @@ def _clip_bpe(files: Mapping[str, bytes], config: dict[str, Any], max_tokens: in
     )
 
 
-def _bpe_backend(vocab: dict[str, Any], merges: list[tuple[str, str]], unk: str, where: str) -> Any:
+def bpe_backend(vocab: dict[str, Any], merges: list[tuple[str, str]], unk: str, where: str) -> Any:
     """The `tokenizers` pipeline that transformers builds for CLIP: NFC, white space to one space, lower case, bytes."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
@@ -395,23 +416,109 @@ def _text(content: bytes, what: str) -> str:
         raise CheckpointError(f"{what} is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
+# --- WordPiece ----------------------------------------------------------------------------------------------
+
+BERT_CLASSES = ("BertTokenizer", "BertTokenizerFast")
+BERT_SPECIALS = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+BERT_FLAGS: dict[str, tuple[Any, ...]] = {  # the default first
+    "do_lower_case": (True, False),
+    "tokenize_chinese_chars": (True, False),
+    "strip_accents": (None, True, False),
+    "do_basic_tokenize": (True,),
+    "never_split": (None, []),
+}
+
+
+def _wordpiece(files: Mapping[str, bytes], config: dict[str, Any], max_tokens: int, where: str) -> Tokenizer:
+    from tokenizers import AddedToken, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.models import WordPiece
+
+    for key, allowed in BERT_FLAGS.items():
+        if config.get(key, allowed[0]) not in allowed:
+            raise CheckpointError(f"{where}: {key} {config[key]!r}", allowed=", ".join(map(repr, allowed)))
+    vocab = _vocab_txt(files, where) if "vocab.txt" in files else _wordpiece_json(files["tokenizer.json"], where)
+    legacy = parse_json(files.get("special_tokens_map.json", b"{}"), f"{where}/special_tokens_map.json")
+    chosen = {key: _content(v) for key, v in {**BERT_SPECIALS, **_chosen(legacy), **_chosen(config)}.items()}
+    for key in BERT_SPECIALS:
+        if chosen[key] not in vocab:
+            raise CheckpointError(f"{where}: {key} {chosen[key]!r} is not in the vocabulary")
+    backend = Backend(WordPiece(vocab, unk_token=chosen["unk_token"], max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.add_special_tokens([AddedToken(chosen[key], special=True, normalized=False) for key in BERT_SPECIALS])
+
+    def text_ids(texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def text_pieces(text: str) -> list[str]:
+        return [text[slice(*span)] for span in backend.encode(text, add_special_tokens=False).offsets]
+
+    return Tokenizer(
+        kind="wordpiece",
+        max_tokens=max_tokens,
+        bos=vocab[chosen["cls_token"]],
+        eos=vocab[chosen["sep_token"]],
+        pad=vocab[chosen["pad_token"]],
+        vocab_size=1 + max(vocab.values()),
+        files=files,
+        text_ids=text_ids,
+        text_pieces=text_pieces,
+    )
+
+
+def _vocab_txt(files: Mapping[str, bytes], where: str) -> dict[str, int]:
+    """One piece a line; its number is its id. Only line feeds end a line: published vocabularies hold U+2028."""
+    lines = _text(files["vocab.txt"], f"{where}/vocab.txt").removesuffix("\n").split("\n")
+    vocab: dict[str, int] = {}
+    for number, line in enumerate(lines):
+        piece = line.removesuffix("\r")
+        if piece in vocab:
+            raise CheckpointError(f"{where}/vocab.txt: lines {vocab[piece] + 1} and {number + 1} are both {piece!r}")
+        vocab[piece] = number
+    return vocab
+
+
+def _wordpiece_json(content: bytes, where: str) -> dict[str, int]:
+    value = parse_json(content, f"{where}/tokenizer.json")
+    model = value.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) and model.get("type") == "WordPiece" else None
+    if not isinstance(vocab, dict) or not all(_whole(i) and 0 <= i < 2**31 for i in vocab.values()):
+        raise CheckpointError(f"{where}/tokenizer.json holds no WordPiece vocabulary", hint="Put vocab.txt beside it")
+    if len(set(vocab.values())) != len(vocab):
+        raise CheckpointError(f"{where}/tokenizer.json: the vocabulary's ids are not distinct")
+    return vocab
+
+
 # --- SentencePiece ------------------------------------------------------------------------------------------
 
 
-def _sentencepiece(files: Mapping[str, bytes], config: dict[str, Any], max_tokens: int, where: str) -> Tokenizer:
+def _spm_model(files: Mapping[str, bytes], where: str) -> Any:
     from sentencepiece import SentencePieceProcessor
 
-    kind = config.get("tokenizer_class", "T5Tokenizer")
-    if kind not in ("T5Tokenizer", "T5TokenizerFast"):  # XLM-R, for one, shifts every id
-        raise CheckpointError(f"{where}: tokenizer_class {kind!r} over a SentencePiece model", allowed="T5Tokenizer")
     name = next(n for n in SPM_NAMES if n in files)
     try:
         model = SentencePieceProcessor(model_proto=files[name])
-        size = model.get_piece_size()
-        if size < 1:
+        if model.get_piece_size() < 1:
             raise ValueError("empty")
     except (RuntimeError, OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}/{name} is not a SentencePiece model ({str(error).strip()[:120]})") from None
+    return model
+
+
+def _sentencepiece(files: Mapping[str, bytes], config: dict[str, Any], max_tokens: int, where: str) -> Tokenizer:
+    model = _spm_model(files, where)
     legacy = parse_json(files.get("special_tokens_map.json", b"{}"), f"{where}/special_tokens_map.json")
     chosen = {**_chosen(legacy), **_chosen(config)}
 
@@ -447,142 +554,47 @@ def _sentencepiece(files: Mapping[str, bytes], config: dict[str, Any], max_token
         bos=None,
         eos=special("eos_token", model.eos_id()),
         pad=special("pad_token", model.pad_id()),
-        vocab_size=size,
+        vocab_size=model.get_piece_size(),
         files=files,
         text_ids=text_ids,
         text_pieces=text_pieces,
     )
 
 
-# --- Training -----------------------------------------------------------------------------------------------
+def _xlm_roberta(files: Mapping[str, bytes], config: dict[str, Any], max_tokens: int, where: str) -> Tokenizer:
+    """XLM-RoBERTa's ids: <s> 0, <pad> 1, </s> 2, <unk> 3, then the model's pieces moved by one, then <mask>."""
+    model = _spm_model(files, where)
+    legacy = parse_json(files.get("special_tokens_map.json", b"{}"), f"{where}/special_tokens_map.json")
+    specials = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    for key, value in {**_chosen(legacy), **_chosen(config)}.items():
+        if key in specials and _content(value) != specials[key]:
+            raise CheckpointError(f"{where}: {key} {_content(value)!r}", allowed=specials[key])
+    own = [model.unk_id(), model.bos_id(), model.eos_id()]
+    if own != [0, 1, 2]:
+        raise CheckpointError(f"{where}: the SentencePiece model's <unk>, <s>, </s> are {own}", allowed="0, 1, 2")
 
+    def text_ids(texts: Sequence[str]) -> list[list[int]]:
+        return [[i + 1 if i else 3 for i in row] for row in model.encode(list(texts), out_type=int)]
 
-def train_sentencepiece(
-    texts: Iterable[str],
-    folder: Path | str,
-    vocab_size: int,
-    *,
-    model_type: str = "unigram",
-    max_tokens: int = 77,
-    lower_case: bool = False,
-    byte_fallback: bool = True,
-    character_coverage: float = 1.0,
-) -> Tokenizer:
-    """Train a SentencePiece model on texts and write it with its configuration into `folder`.
+    def text_pieces(text: str) -> list[str]:
+        return list(model.encode(text, out_type=str))
 
-    vocab_size:         pieces in all; ids 0 to 3 are <unk>, <s>, </s>, <pad>, then 256 bytes with byte_fallback.
-    model_type:         "unigram" or "bpe".
-    byte_fallback:      spell characters outside the vocabulary in bytes instead of as <unk>.
-    character_coverage: share of the characters seen that get a piece of their own.
-    Raises UserError when the texts don't allow this vocabulary size.
-    """
-    import io
-
-    from sentencepiece import SentencePieceTrainer
-
-    if model_type not in ("unigram", "bpe"):
-        raise unknown("model_type", model_type, ("unigram", "bpe"))
-    folder, written = Path(folder), io.BytesIO()
-    lines = [line.lower() if lower_case else line for line in texts if line.strip()]
-    try:
-        SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=written,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            byte_fallback=byte_fallback,
-            character_coverage=character_coverage,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=3,
-            num_threads=1,  # the same texts give the same model
-            minloglevel=2,
-        )
-    except (RuntimeError, OSError) as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[-1].rpartition("] ")[2].rstrip(". ")
-        raise UserError(f"can't train a vocabulary of {vocab_size} on {len(lines)} texts ({reason})") from None
-    config = {
-        "tokenizer_class": "T5Tokenizer",
-        "unk_token": "<unk>",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "pad_token": "<pad>",
-        "extra_ids": 0,
-        "do_lower_case": lower_case,
-        "model_max_length": max_tokens,
-    }
-    return _write(folder, {"spiece.model": written.getvalue(), "tokenizer_config.json": _json_bytes(config)})
-
-
-def train_clip_bpe(
-    texts: Iterable[str], folder: Path | str, vocab_size: int, *, max_tokens: int = 77, pad_token: str = "<|endoftext|>"
-) -> Tokenizer:
-    """Train a byte-level BPE of CLIP's layout on texts and write what stock `CLIPTokenizer` opens into `folder`.
-
-    The vocabulary is CLIP's: 256 bytes, 256 bytes at a word's end, merges, <|startoftext|>, <|endoftext|>; EOS is the
-    largest id because CLIP pools there. pad_token: "<|endoftext|>" as SD 1.x, "!" (id 0) as SD 2.x.
-    Raises UserError when vocab_size is under 514 or over what the texts yield.
-    """
-    from tokenizers import trainers
-
-    letters = list(_byte_letters().values())
-    ends = [letter + WORD_END for letter in letters]
-    smallest = 2 * len(letters) + 2
-    if vocab_size < smallest:
-        raise UserError(f"vocab_size {vocab_size}", allowed=f"{smallest} or more (every byte, twice, and two specials)")
-    vocab = {piece: i for i, piece in enumerate([*letters, *ends])}
-    backend = _bpe_backend(dict(vocab), [], letters[0], str(folder))
-    # Named as specials, all 512 pieces have their ids before counting starts: else ties between merges fall by chance.
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(vocab), end_of_word_suffix=WORD_END, show_progress=False
+    return Tokenizer(
+        kind="xlm-roberta",
+        max_tokens=max_tokens,
+        bos=0,
+        eos=2,
+        pad=1,
+        vocab_size=model.get_piece_size() + 2,
+        files=files,
+        text_ids=text_ids,
+        text_pieces=text_pieces,
     )
-    backend.train_from_iterator(iter(texts), trainer)
-    merges = []
-    for merge in json.loads(backend.to_str())["model"]["merges"]:
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        if left + right not in vocab and len(vocab) == vocab_size - 2:
-            break
-        vocab.setdefault(left + right, len(vocab))
-        merges.append((left, right))
-    if len(vocab) < vocab_size - 2:
-        raise UserError(
-            f"the texts yield {len(vocab) + 2} pieces, vocab_size asks for {vocab_size}",
-            allowed=f"{smallest} to {len(vocab) + 2}, or more texts",
-        )
-    vocab |= {"<|startoftext|>": vocab_size - 2, "<|endoftext|>": vocab_size - 1}
-    if pad_token not in vocab:
-        raise UserError(
-            f"pad_token {pad_token!r} is not in the vocabulary", allowed="<|endoftext|>, ! or another piece"
-        )
-    config = {
-        "tokenizer_class": "CLIPTokenizer",
-        **CLIP_SPECIALS,
-        "pad_token": pad_token,
-        "model_max_length": max_tokens,
-    }
-    lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
-    files = {
-        "vocab.json": json.dumps(vocab, ensure_ascii=False).encode() + b"\n",
-        "merges.txt": "\n".join(lines).encode() + b"\n",
-        "tokenizer_config.json": _json_bytes(config),
-    }
-    return _write(Path(folder), files)
 
 
-def _byte_letters() -> dict[int, str]:
-    """GPT-2's printable letter for each byte, in the order CLIP numbers them."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {**{byte: chr(byte) for byte in shown}, **{byte: chr(256 + k) for k, byte in enumerate(hidden)}}
-
-
-def _json_bytes(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> Tokenizer:
-    tokenizer = tokenizer_from_files(files, where=str(folder))  # before writing: nothing broken reaches the disk
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder)
-    return tokenizer
+SPM_CLASSES: dict[str, Callable[..., Tokenizer]] = {
+    "T5Tokenizer": _sentencepiece,
+    "T5TokenizerFast": _sentencepiece,
+    "XLMRobertaTokenizer": _xlm_roberta,
+    "XLMRobertaTokenizerFast": _xlm_roberta,
+}

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from kotoe.spec import UNetSpec
 
-RESNET_EPS = 1e-5  # residual blocks and the output norm
-TRANSFORMER_EPS = 1e-6  # the norm before a spatial transformer
+RESNET_EPS = 1e-5  # residual blocks and the output norm; that before a spatial transformer has the spec's, 1e-6
+GELU = {"exact": "none", "tanh": "tanh"}  # the spec's word to torch's
 
 KV = list[tuple[Tensor, Tensor]]  # per cross-attention in call order: keys and values, each (B, heads, L, C/heads)
 
@@ -56,6 +56,8 @@ class ResnetBlock(nn.Module):
 
 
 class Attention(nn.Module):
+    sliced = False  # one head at a time, which needs less memory (see UNet.slice_attention)
+
     def __init__(self, width: int, context_width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -71,37 +73,43 @@ class Attention(nn.Module):
         return self.split(self.to_k(context)), self.split(self.to_v(context))
 
     def forward(self, x: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
-        y = F.scaled_dot_product_attention(self.split(self.to_q(x)), *kv)  # (B, heads, N, C/heads)
+        q = self.split(self.to_q(x))  # (B, heads, N, C/heads)
+        if self.sliced:
+            heads = zip(*(each.split(1, dim=1) for each in (q, *kv)), strict=True)
+            y = torch.cat([F.scaled_dot_product_attention(*head) for head in heads], dim=1)
+        else:
+            y = F.scaled_dot_product_attention(q, *kv)
         return self.to_out[0](y.transpose(1, 2).flatten(2))  # (B, N, C)
 
 
 class GEGLU(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, gelu: str) -> None:
         super().__init__()
+        self.approximate = GELU[gelu]
         self.proj = nn.Linear(width, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)  # exact (erf) GELU; KerasCV's tanh form draws another picture
+        return value * F.gelu(gate, approximate=self.approximate)
 
 
 class FeedForward(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, gelu: str) -> None:
         super().__init__()
         # Index 1 is diffusers' dropout: it holds no parameters but fixes the key of the last layer.
-        self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
+        self.net = nn.ModuleList([GEGLU(width, 4 * width, gelu), nn.Identity(), nn.Linear(4 * width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[2](self.net[0](x))
 
 
 class TransformerBlock(nn.Module):
-    def __init__(self, width: int, context_width: int, heads: int) -> None:
+    def __init__(self, width: int, context_width: int, heads: int, gelu: str) -> None:
         super().__init__()
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn1 = Attention(width, width, heads)
         self.attn2 = Attention(width, context_width, heads)
-        self.ff = FeedForward(width)
+        self.ff = FeedForward(width, gelu)
 
     def forward(self, x: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
         y = self.norm1(x)
@@ -116,9 +124,9 @@ class SpatialTransformer(nn.Module):
     def __init__(self, spec: UNetSpec, c: int, heads: int) -> None:
         super().__init__()
         self.linear = spec.use_linear_projection
-        self.norm = nn.GroupNorm(spec.norm_num_groups, c, eps=TRANSFORMER_EPS)
+        self.norm = nn.GroupNorm(spec.norm_num_groups, c, eps=spec.transformer_norm_eps)
         self.proj_in = nn.Linear(c, c) if self.linear else nn.Conv2d(c, c, 1)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(c, spec.cross_attention_dim, heads)])
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(c, spec.cross_attention_dim, heads, spec.gelu)])
         self.proj_out = nn.Linear(c, c) if self.linear else nn.Conv2d(c, c, 1)
 
     def forward(self, x: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
@@ -233,6 +241,12 @@ class UNet(nn.Module):
 
         self.conv_norm_out = nn.GroupNorm(spec.norm_num_groups, widths[0], eps=RESNET_EPS)
         self.conv_out = nn.Conv2d(widths[0], spec.out_channels, 3, padding=1)
+
+    def slice_attention(self) -> None:
+        """From now on compute attention head by head: the same numbers in less memory."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.sliced = True
 
     def resnet_blocks(self) -> list[ResnetBlock]:
         """All residual blocks in call order."""

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from kotoe.spec import VAESpec
 
-NORM_EPS = 1e-6  # every GroupNorm of the autoencoder; the UNet's residual blocks use 1e-5
 LOGVAR_RANGE = (-30.0, 20.0)
+SLICE = 1024  # positions whose attention is computed at once when it is sliced
 
 
 def _norm(spec: VAESpec, channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(spec.norm_num_groups, channels, eps=NORM_EPS)
+    return nn.GroupNorm(spec.norm_num_groups, channels, eps=spec.norm_eps)  # 1e-6; the UNet's residual blocks have 1e-5
 
 
 class ResnetBlock(nn.Module):
@@ -42,6 +42,8 @@ class ResnetBlock(nn.Module):
 class Attention(nn.Module):
     """One head as wide as the channels, over all positions of the coarsest level."""
 
+    sliced = False  # SLICE positions at a time, which needs less memory (see VAE.slice_attention)
+
     def __init__(self, spec: VAESpec, c: int) -> None:
         super().__init__()
         self.group_norm = _norm(spec, c)
@@ -52,7 +54,11 @@ class Attention(nn.Module):
         _, _, h, w = x.shape
         y = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, hw, C)
         q, k, v = (f(y).unsqueeze(1) for f in (self.to_q, self.to_k, self.to_v))  # (B, 1, hw, C)
-        y = F.scaled_dot_product_attention(q, k, v).squeeze(1)  # (B, hw, C)
+        if self.sliced:
+            y = torch.cat([F.scaled_dot_product_attention(each, k, v) for each in q.split(SLICE, dim=2)], dim=2)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v)
+        y = y.squeeze(1)  # (B, hw, C)
         return x + self.to_out[0](y).transpose(1, 2).unflatten(2, (h, w))  # (B, C, h, w)
 
 
@@ -154,6 +160,12 @@ class VAE(nn.Module):
         self.encoder, self.decoder = Encoder(spec), Decoder(spec)
         self.quant_conv = nn.Conv2d(2 * spec.latent_channels, 2 * spec.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(spec.latent_channels, spec.latent_channels, 1)
+
+    def slice_attention(self) -> None:
+        """From now on compute attention some positions at a time: the same numbers in less memory."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.sliced = True
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, latent, h, w) of the posterior, before scaling. x (B, 3, H, W) in [-1, 1]."""

@@ -22,12 +22,15 @@ from kotoe import __version__, builtin
 from kotoe.config import Record, Request, dumps, from_json, to_json
 from kotoe.console import (
     INTERRUPTED,
+    Adding,
     Bar,
     Checking,
     Common,
+    Converting,
     Drawing,
     Evaluating,
     Inspecting,
+    Removing,
     Training,
     Values,
     finish,
@@ -53,7 +56,7 @@ def generate(common: Common, values: Values) -> int:
     if drawing.replay is not None:
         return _replay(common, drawing, values)
     request: Request = part_of({"prompt": [], **values}, Request)
-    bundle = _load(drawing.model, request.dtype)
+    bundle = _load(drawing.model, request.dtype, drawing.device, drawing.low_memory)
 
     from kotoe.generate import draw, plan, read_prompts, resolve
 
@@ -61,6 +64,12 @@ def generate(common: Common, values: Values) -> int:
     jobs = plan(bundle, resolved)
     for job in {job.prompt: job for job in jobs if job.language_source == "unsure"}.values():
         say(f"the language of {job.prompt!r} is unsure, it is read as {job.language}; --language TAG settles it")
+    if resolved.punctuation == "kept":
+        for text in dict.fromkeys(job.prompt for job in jobs if bundle.conditioner(job.language).warns_of(job.prompt)):
+            say(
+                f"note: {text!r} has full-width punctuation, which gets watermarks from models trained as Taiyi was; "
+                "--punctuation ascii reads it as , and ."
+            )
     config = {**to_json(resolved), **to_json(drawing)}
     show_config("generate", config)
     labels = _labels_wanted(drawing, [job.prompt for job in jobs], [job.language for job in jobs])
@@ -91,11 +100,11 @@ def generate(common: Common, values: Values) -> int:
     return code
 
 
-def _load(model: str, dtype: Any) -> Any:
+def _load(model: str, dtype: Any, device: str | None = None, low_memory: bool = False) -> Any:
     """The Bundle of a model. dtype: as `load` takes it, "auto" for its own choice."""
     from kotoe.checkpoints import load
 
-    return load(model, dtype=None if dtype == "auto" else dtype)
+    return load(model, dtype=None if dtype == "auto" else dtype, device=device, low_memory=low_memory)
 
 
 def _labels_wanted(drawing: Drawing, prompts: Sequence[str], languages: Sequence[str]) -> bool:
@@ -159,7 +168,7 @@ def picture_name(record: Record) -> str:
     slug = "-".join(unicodedata.normalize("NFC", words).split())
     while len(slug.encode()) > 90:  # file names hold 255 bytes, and a character of CJK takes three
         slug = slug[:-1]
-    incidental = ("seconds", "batch", "threads", "device")
+    incidental = ("seconds", "batch", "threads", "device", "low_memory")
     same = {k: v for k, v in to_json(record).items() if k not in incidental}
     return "-".join(filter(None, (slug.strip("-"), f"s{record.seed}", _short_hash(dumps(same)))))
 
@@ -189,7 +198,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     if asked:
         raise UserError(
             f"--replay together with {', '.join(asked)}",
-            allowed="--replay with --model and --out",
+            allowed="--replay with --model, --out, --device and --low-memory",
             hint="A replay draws the picture as it was; without --replay you can change it",
         )
     assert drawing.replay is not None
@@ -198,7 +207,8 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     if "model" not in values and name not in builtin.NAMES:
         raise UserError(f"{drawing.replay} was drawn by {name!r}", hint="Say where that model is: --model FOLDER")
     source = drawing.model if "model" in values else name
-    bundle = _load(source, {"unet": record.dtype, "vae": record.vae_dtype, "text_encoder": record.text_dtype})
+    dtypes = {"unet": record.dtype, "vae": record.vae_dtype, "text_encoder": record.text_dtype}
+    bundle = _load(source, dtypes, drawing.device, drawing.low_memory or record.low_memory)
 
     import torch
 
@@ -241,7 +251,7 @@ def inspect(common: Common, values: Values) -> int:
     found = describe(wanted.model)
     lines = [
         f"{found['name']}: {found['family']}, {found['size_px']} x {found['size_px']} pixels, "
-        f"languages {', '.join(found['languages'])}, licence {found['licence'] or 'not stated'}",
+        f"languages {', '.join(found['languages']) or 'not stated'}, licence {found['licence'] or 'not stated'}",
         f"folder {found['folder']}",
         f"defaults {dumps(found['defaults'])}",
     ]
@@ -251,6 +261,85 @@ def inspect(common: Common, values: Values) -> int:
     lines += [f"{part} sha256 {value}" for part, value in found["hashes"].items()]
     lines += [f"note: {note}" for note in found["notes"]]
     finish(common, found, lines)
+    return 0
+
+
+# --- conditioner ----------------------------------------------------------------------------------
+
+
+def add_conditioner(common: Common, values: Values) -> int:
+    """Put a conditioner beside the others of a folder."""
+    wanted: Adding = part_of(values, Adding)
+    config = to_json(wanted)
+    show_config("conditioner add", config)
+    from kotoe.checkpoints import conditioners
+
+    place = conditioners.add(
+        wanted.bundle,
+        wanted.language,
+        wanted.from_,
+        source_language=wanted.source_language,
+        overwrite=wanted.overwrite,
+        dry_run=common.dry_run,
+    )
+    _say_languages(common, wanted.bundle, config, f"{wanted.language} is in {place}")
+    return 0
+
+
+def remove_conditioner(common: Common, values: Values) -> int:
+    """Take a conditioner out of a folder."""
+    wanted: Removing = part_of(values, Removing)
+    config = to_json(wanted)
+    show_config("conditioner remove", config)
+    from kotoe.checkpoints import conditioners
+
+    conditioners.remove(wanted.bundle, wanted.language, dry_run=common.dry_run)
+    _say_languages(common, wanted.bundle, config, f"{wanted.language} is gone from {wanted.bundle}")
+    return 0
+
+
+def _say_languages(common: Common, bundle: str, config: Mapping[str, Any], done: str) -> None:
+    from kotoe.checkpoints.conditioners import languages
+
+    document = {"dry_run": common.dry_run, "config": config, "languages": languages(bundle)}
+    finish(common, document, [] if common.dry_run else [done])
+
+
+# --- convert --------------------------------------------------------------------------------------
+
+
+def convert(common: Common, values: Values) -> int:
+    """Read a model in any format and write it in another."""
+    wanted: Converting = part_of(values, Converting)
+    show_config("convert", to_json(wanted))
+    source, out = builtin.resolve(wanted.source), Path(wanted.out)
+
+    from kotoe.checkpoints import FORMATS, load, save
+
+    if wanted.to not in FORMATS:
+        raise unknown("format", wanted.to, FORMATS)
+    if out.exists() and not wanted.overwrite:
+        raise UserError(f"{out} is there already", allowed="a name that isn't taken, or --overwrite")
+    bundle = load(
+        source,
+        dtype="stored",
+        allow_pickle=wanted.allow_pickle,
+        tokenizer=wanted.tokenizer,
+        ema=wanted.ema,
+        prediction_type=wanted.prediction_type,
+    )
+    if wanted.language is not None:
+        one = {wanted.language: bundle.conditioner(wanted.language)}
+        bundle = bundle.changed(conditioners=one, default_language=wanted.language)
+    for note in bundle.notes:
+        say(f"note: {note}")
+    document = {"out": str(out), "to": wanted.to, "notes": list(bundle.notes), "config": to_json(wanted)}
+    if common.dry_run:
+        finish(common, {"dry_run": True, **document}, [])
+        return 0
+    with _writing(out.parent):
+        save(bundle, out, to=wanted.to, dtype=wanted.dtype, overwrite=wanted.overwrite)
+    finish(common, document, [str(out)])
     return 0
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,8 +142,28 @@ def test_T2_tanh_gelu_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.inference_mode():
         expected = theirs(*inputs).sample
         assert distance(ours(*inputs), expected) <= 1e-5
-        monkeypatch.setattr(kotoe.unet.F, "gelu", lambda x: exact(x, approximate="tanh"))
+        monkeypatch.setattr(kotoe.unet.F, "gelu", lambda x, **_: exact(x, approximate="tanh"))
         assert distance(ours(*inputs), expected) > 1e-5
+
+
+def norms(module: nn.Module) -> dict[str, float]:
+    return {name: m.eps for name, m in module.named_modules() if isinstance(m, nn.GroupNorm)}
+
+
+def test_T3_every_norm_has_its_own_eps() -> None:
+    """T3: 1e-5 in the UNet's residual blocks, 1e-6 before its transformers and in the whole autoencoder."""
+    ours, theirs = unets(False)
+    assert norms(ours) == norms(theirs)
+    assert set(norms(ours).values()) == {1e-5, 1e-6}
+    assert {eps for name, eps in norms(ours).items() if "attentions" in name} == {1e-6}
+    assert {eps for name, eps in norms(ours).items() if "attentions" not in name} == {1e-5}
+    vae, stock = vaes()
+    assert norms(vae) == norms(stock)
+    assert set(norms(vae).values()) == {1e-6}
+    eps_of(nn.GroupNorm, 1e-6, 1e-5)(ours)  # the fault: one eps everywhere, as KerasCV and mlx have it
+    assert norms(ours) != norms(theirs)
+    with torch.inference_mode():
+        assert distance(ours(*unet_inputs()), theirs(*unet_inputs()).sample) > TOLERANCE
 
 
 def test_cosines_come_first() -> None:
@@ -181,6 +202,16 @@ def vae_distances(ours: VAE, theirs: AutoencoderKL) -> tuple[float, float]:
 def test_vae() -> None:
     """T6: latents are unit-scaled outside; the reference's pipeline multiplies and divides by 0.18215 itself."""
     assert max(vae_distances(*vaes())) <= TOLERANCE
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_T6_the_scaling_factor_is_applied_once_and_inside(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T6: latents outside `encode` and `decode` have unit scale. Left out or applied twice, the factor is seen."""
+    ours, theirs = vaes()
+    assert max(vae_distances(ours, theirs)) <= TOLERANCE
+    assert ours.spec.scaling_factor == theirs.config.scaling_factor == 0.18215
+    monkeypatch.setattr(ours, "spec", replace(ours.spec, scaling_factor=0.18215**times))
+    assert min(vae_distances(ours, theirs)) > 0.01
 
 
 def symmetric_padding(module: nn.Module) -> None:

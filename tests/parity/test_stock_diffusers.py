@@ -115,22 +115,18 @@ def test_stock_draws_the_same_latents(family: str, sampler: str, spacing: str, t
 
 
 @pytest.mark.parametrize(
-    ("sampler", "spacing", "alpha", "reason"),
+    ("changes", "grid", "reason"),
     [
-        ("pndm", "leading", False, "set_alpha_to_one false"),
-        ("ddim", "trailing", False, "set_alpha_to_one false"),
-        ("ddim", "linspace", True, "linspace"),
-        ("dpmpp_2m", "leading", True, "one step more"),
-        ("unipc", "linspace", True, "one step more"),
+        ({"sampler": "pndm", "prediction_type": "v_prediction"}, None, "averages the velocities"),
+        ({"sampler": "euler", "timestep_spacing": "leading"}, "karras", "spans only the timesteps of its leading"),
     ],
 )
 def test_where_stock_draws_others_the_bundle_says_so(
-    sampler: str, spacing: str, alpha: bool, reason: str, tmp_path: Path
+    changes: dict[str, Any], grid: str | None, reason: str, tmp_path: Path
 ) -> None:
     """These choices of ours are reasoned in docs/numerics.md; a note that weren't needed would fail here too."""
-    folder = save(
-        with_schedule("sd1", sampler=sampler, timestep_spacing=spacing, set_alpha_to_one=alpha), tmp_path / "m"
-    )
+    bundle = with_schedule("sd1", **changes)
+    folder = save(bundle.changed(defaults=replace(bundle.defaults, grid=grid)), tmp_path / "m")
     loaded = load(folder, dtype="float32")
     assert any("diffusers draws other pictures" in note and reason in note for note in loaded.notes)
     assert apart(our_latents(loaded), stock_latents(stock(folder))) > TOLERANCE

@@ -14,7 +14,8 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import CLIPTokenizer
 
 from kotoe import tokenizers as ours
-from kotoe.tokenizers import Tokenizer, load_tokenizer, train_clip_bpe
+from kotoe.localize.vocabulary import train_clip_bpe
+from kotoe.tokenizers import Tokenizer, load_tokenizer
 from tiny import LINES
 
 L = 24
@@ -135,7 +136,7 @@ def test_cut_equals_stock_truncation() -> None:
 
 def _without(step: str) -> Callable[..., object]:
     """A backend whose normaliser or splitter lacks a step."""
-    build = ours._bpe_backend
+    build = ours.bpe_backend
 
     def faulty(*args: object) -> object:
         backend = build(*args)
@@ -162,7 +163,7 @@ def _without(step: str) -> Callable[..., object]:
 @pytest.mark.parametrize("fault", ["nfc", "lower", "nfkc", "digits"])
 def test_faults_show(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Left out or exchanged, each step of the pipeline changes ids of the fixed texts."""
-    monkeypatch.setattr(ours, "_bpe_backend", _without(fault))
+    monkeypatch.setattr(ours, "bpe_backend", _without(fault))
     faulty, other = load_tokenizer(folder("sd1")), pair("sd1")[1]
     texts = [*FIXED, "1234 12"]
     assert faulty.text_ids(texts) != [i[1:-1] for i in other(texts).input_ids]

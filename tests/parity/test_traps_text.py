@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from kotoe import generate as g
 from kotoe.checkpoints import load
 from kotoe.checkpoints.diffusers import stock_text
+from kotoe.config import Request
 from kotoe.errors import CheckpointError
 from kotoe.text import CLIPText, Conditioner
 from tiny import POSITIONS, saved_tiny, seeded, tiny_bundle, tiny_conditioner
@@ -72,6 +74,21 @@ def test_T14_which_text_layer(family: str, act: str, tmp_path: Path) -> None:
         assert (bare(ids) - states).abs().max() > 0.1
     with pytest.raises(CheckpointError, match="without its final norm"):
         stock_text(bare)
+
+
+def test_T13_no_negative_prompt_is_the_empty_text_read(tmp_path: Path) -> None:
+    """T13: guidance leaves from the states of "", as stock's do, not from zeros (as some trainers have it)."""
+    folder = saved_tiny(tmp_path / "m")
+    bundle = load(folder, dtype="float32")
+    request = g.resolve(bundle, Request(prompt="a red cat", language="en"))
+    negative = g.read_prompts(bundle, request, g.plan(bundle, request))["en", "a red cat"].negative
+    assert negative is not None
+    stock = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    ids = stock([""], padding="max_length", max_length=POSITIONS, return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = CLIPTextModel.from_pretrained(folder / "text_encoder").eval()(ids).last_hidden_state
+    assert (negative - expected).abs().max() < TOLERANCE * expected.abs().max()
+    assert (torch.zeros_like(negative) - expected).abs().max() > 0.1
 
 
 def test_T14_layers_are_asserted_against_the_tensors(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Checkpoints: `load` makes a Bundle from a name or folder, `save` writes one that stock diffusers opens too.
+"""Checkpoints: `load` makes a Bundle from a name, folder or single file, `save` writes one that others open too.
 
-The folder is diffusers' (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/); the conditioners of
-further languages lie beside it in conditioners/<language>/{tokenizer,text_encoder}, and kotoe.json lists them.
+The canonical folder is diffusers' (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/); the
+conditioners of further languages lie beside it in conditioners/<language>/{tokenizer,text_encoder}, and kotoe.json
+lists them. Other layouts are read into the same Bundle: single files by single.py, KerasCV's by kerascv.py.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ from typing import Any
 import torch
 
 from kotoe import __version__, builtin
-from kotoe.checkpoints import diffusers, schedulers
+from kotoe.bert import BertText
+from kotoe.checkpoints import bert, diffusers, schedulers
 from kotoe.checkpoints.files import (
+    LARGEST_TOKENIZER_BYTES,
     Folder,
     LazyHashes,
     choose_dtype,
@@ -28,15 +32,25 @@ from kotoe.checkpoints.files import (
 )
 from kotoe.checkpoints.keys import DIFFUSERS_VERSION
 from kotoe.errors import CheckpointError, UserError, nearest, unknown
-from kotoe.spec import ScheduleSpec
-from kotoe.text import Conditioner
+from kotoe.spec import BertSpec, ScheduleSpec, TextSpec
+from kotoe.text import CLIPText, Conditioner
+from kotoe.tokenizers import parse_json
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 
 FORMAT = 1
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")  # BCP 47, and safe as a folder's name
 PARTS = ("unet", "vae", "text_encoder")
-PIPELINES = ("StableDiffusionPipeline",)
+STABLE, INPAINT, ALT = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "AltDiffusionPipeline"
+ROBERTA = "RobertaSeriesModelWithTransformation"
+ENCODERS = {"CLIPTextModel": "clip_text_model", "BertModel": bert.BERT, ROBERTA: bert.XLM}  # class: its model_type
+TOKENIZERS = {  # kind: the classes of model_index.json, the one that is written first
+    "clip-bpe": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "sentencepiece": ("T5Tokenizer", "T5TokenizerFast"),
+    "wordpiece": ("BertTokenizer", "BertTokenizerFast"),
+    "xlm-roberta": ("XLMRobertaTokenizer", "XLMRobertaTokenizerFast"),
+}
+SHORT, FEW = 5, 0.1  # pieces longer than one byte at a word's end; CLIP's own hold few of another script
 NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
@@ -63,10 +77,12 @@ class Bundle:
     """A loaded model: networks, schedule and one Conditioner per language.
 
     conditioners: by language; after `load` each is read from disk when first asked for.
-    family:       "sd1" (1x1 convolutions round the transformers) or "sd2" (linear layers).
-    folder:       where it was loaded from, or None for one made or changed in memory.
-    hashes:       sha256 of the files of "unet" and "vae", computed when asked for; empty without a folder.
+    family:       "sd1" (1x1 convolutions round the transformers) or "sd2" (linear layers), each also "-inpainting".
+    folder:       where it was loaded from, or None for a single file and one made or changed in memory.
+    hashes:       sha256 of the files of "unet" and "vae", computed when asked for; empty where there are none.
     notes:        what the folder holds that is not used, or is read as diffusers' pipeline reads it.
+    works_on:     with low memory the device on which each part works in its turn, waiting on the host until then;
+                  None: each part works where it is.
     """
 
     name: str
@@ -81,6 +97,8 @@ class Bundle:
     hashes: Mapping[str, str] = field(default_factory=dict)
     defaults: Defaults = field(default_factory=Defaults)
     notes: tuple[str, ...] = ()
+    works_on: torch.device | None = None
+    _turn: Any = field(default_factory=threading.RLock, repr=False)  # of one thread at a time, with low memory
 
     def __post_init__(self) -> None:
         for language in self.conditioners:
@@ -89,10 +107,11 @@ class Bundle:
         if self.default_language not in self.conditioners:
             raise unknown("default language", self.default_language, self.conditioners)
         u, v = self.unet.spec, self.vae.spec
-        if u.in_channels != v.latent_channels or u.out_channels != v.latent_channels:
+        c = v.latent_channels
+        if u.out_channels != c or u.in_channels not in (c, 2 * c + 1):
             raise CheckpointError(
-                f"{self.name}: a UNet of {u.in_channels} to {u.out_channels} channels, latents of {v.latent_channels}",
-                allowed="the same number (UNets with extra inpainting channels aren't supported)",
+                f"{self.name}: a UNet of {u.in_channels} to {u.out_channels} channels, latents of {c}",
+                allowed=f"{c} to {c} channels, or {2 * c + 1} to {c} for inpainting (latents, mask, masked latents)",
             )
 
     @property
@@ -106,6 +125,38 @@ class Bundle:
         if language not in self.conditioners:
             raise unknown("language", language, self.conditioners)
         return self.conditioners[language]
+
+    @property
+    def low_memory(self) -> bool:
+        """Whether the parts come to the device in turn."""
+        return self.works_on is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where pictures are computed."""
+        return next(self.unet.parameters()).device if self.works_on is None else self.works_on
+
+    @contextmanager
+    def at_work(self, part: torch.nn.Module) -> Iterator[None]:
+        """Within it `part` can compute on `device`. With low memory it is brought there, and nothing else is."""
+        if self.works_on is None:
+            yield
+            return
+        with self._turn:
+            waiting = [
+                (module, name, tensor)
+                for module in part.modules()
+                for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            ]
+            try:
+                for module, name, tensor in waiting:
+                    there = tensor.detach().to(self.works_on)
+                    parameter = isinstance(tensor, torch.nn.Parameter)
+                    setattr(module, name, torch.nn.Parameter(there, requires_grad=False) if parameter else there)
+                yield
+            finally:  # the host's tensors have not changed: nothing is copied back
+                for module, name, tensor in waiting:
+                    setattr(module, name, tensor)
 
     @property
     def sha256(self) -> str:
@@ -141,7 +192,8 @@ class Conditioners(Mapping[str, Conditioner]):
     def __getitem__(self, language: str) -> Conditioner:
         with self._lock:
             if language not in self._loaded:
-                self._loaded[language] = self._readers[language]()
+                with torch.inference_mode(False):  # what is read first while drawing can be trained and reused too
+                    self._loaded[language] = self._readers[language]()
             return self._loaded[language]
 
     def __contains__(self, language: object) -> bool:
@@ -164,19 +216,55 @@ def load(
     *,
     dtype: str | torch.dtype | Mapping[str, str | torch.dtype] | None = None,
     device: str | torch.device | None = None,
+    low_memory: bool = False,
     allow_pickle: bool = False,
+    tokenizer: str | Path | None = None,
+    ema: bool | None = None,
+    prediction_type: str | None = None,
 ) -> Bundle:
-    """The Bundle of a built-in model's name or of a folder in diffusers' layout.
+    """The Bundle of a built-in model's name, of a folder in diffusers' layout, of a single file in CompVis names, or of
+    a folder of KerasCV's files.
 
     dtype:        of the weights in memory: None or "auto" is bfloat16 where the processor has it and float32 otherwise;
-                  a mapping gives each of "unet", "vae", "text_encoder" its own ("auto" for those left out).
+                  "stored" is each tensor's own, to convert; a mapping gives each of "unet", "vae", "text_encoder" its
+                  own ("auto" for those left out).
     device:       None is the CPU.
-    allow_pickle: read .bin weights too, as tensors only.
+    low_memory:   text encoder, UNet and autoencoder are on the device in turn, not together, and attention is computed
+                  piece by piece: the same pictures, more slowly, in less memory.
+    allow_pickle: read .bin and .ckpt weights too, as tensors only.
+    For files that can't say so themselves (each an error with a folder that can):
+    tokenizer:       single files and KerasCV's: a folder with the tokenizer of the text encoder, or a checkpoint's
+                     folder that has it.
+    ema:             single files: which UNet, where the file holds two: True the running average, False the one as
+                     trained.
+    prediction_type: single files: epsilon or v_prediction; must be given for SD 2.x unless the file's head says it.
     Raises CheckpointError naming the file, key or tensor that is missing, damaged, unsafe or not implemented.
     """
-    folder = Folder(builtin.resolve(source))
-    place = torch.device("cpu" if device is None else device)
-    dtypes = _dtypes(dtype, place)
+    path = builtin.resolve(source)
+    works_on = _device(device)
+    dtypes = _dtypes(dtype, works_on)
+    place = torch.device("cpu") if low_memory else works_on
+    asked = {"tokenizer": tokenizer, "ema": ema, "prediction_type": prediction_type}
+    if path.is_file():
+        from kotoe.checkpoints import single
+
+        found = single.load(path, dtypes=dtypes, device=place, allow_pickle=allow_pickle, **asked)  # type: ignore[arg-type]
+        return replace(found, works_on=works_on if low_memory else None)
+    folder = Folder(path)
+    if not folder.has("model_index.json"):
+        from kotoe.checkpoints import kerascv
+
+        if kerascv.is_kerascv(folder):
+            for name in ("ema", "prediction_type"):
+                if asked[name] is not None:
+                    raise UserError(
+                        f"{name} {asked[name]} for KerasCV's files", allowed=f"{name} for single files only"
+                    )
+            found = kerascv.load_kerascv(folder, tokenizer, dtypes, place)
+            return replace(found, works_on=works_on if low_memory else None)
+    for name, value in asked.items():
+        if value is not None:
+            raise UserError(f"{name} {value} for the folder {source}", allowed=f"{name} for files that can't say it")
     index = _model_index(folder)
     card = _card(folder)
     schedule, grid, notes = schedulers.schedule_spec(folder.json("scheduler/scheduler_config.json"), index["scheduler"])
@@ -187,7 +275,7 @@ def load(
         def read() -> Conditioner:
             part = f"{base}text_encoder"
             found = diffusers.read_conditioner(folder, base, language, dtypes["text_encoder"], place, allow_pickle)
-            width, needed = found.encoder.spec.hidden_size, unet.spec.cross_attention_dim
+            width, needed = found.encoder.spec.context_dim, unet.spec.cross_attention_dim
             if width != needed:
                 raise CheckpointError(f"{part}: states {width} wide for a UNet that reads {needed}")
             return found
@@ -196,6 +284,9 @@ def load(
 
     unet = diffusers.read_unet(folder, dtypes["unet"], place, allow_pickle)
     vae = diffusers.read_vae(folder, dtypes["vae"], place, allow_pickle)
+    if low_memory:
+        unet.slice_attention()
+        vae.slice_attention()
     hashes = LazyHashes({part: diffusers.weight_files(folder, part, allow_pickle) for part in ("unet", "vae")})
     bases = {main: "", **{language: f"conditioners/{language}/" for language in others}}
     return Bundle(
@@ -205,49 +296,70 @@ def load(
         schedule=schedule,
         conditioners=Conditioners({language: conditioner(language, base) for language, base in bases.items()}),
         default_language=main,
-        family="sd2" if unet.spec.use_linear_projection else "sd1",
+        family=unet.spec.family,
         licence=card["licence"],
         folder=folder.root,
         hashes=hashes,
         defaults=Defaults(**{"grid": grid, **card["defaults"]}),
         notes=tuple(notes),
+        works_on=works_on if low_memory else None,
     )
 
 
 def save(
-    bundle: Bundle, folder: str | Path, *, dtype: str | torch.dtype | None = None, overwrite: bool = False
+    bundle: Bundle,
+    path: str | Path,
+    *,
+    to: str = "diffusers",
+    dtype: str | torch.dtype | None = None,
+    overwrite: bool = False,
 ) -> Path:
-    """Write the bundle as a folder that stock diffusers opens, all of it or nothing.
+    """Write the bundle in one of FORMATS, all of it or nothing.
 
+    to:        "diffusers", a folder that stock diffusers opens; "compvis", a single .safetensors file; or "kerascv", a
+               folder of HDF5 files (in float32).
     dtype:     of the weights on disk: None as in memory, "float16" for half the size.
-    overwrite: replace a checkpoint that is there already; its other top-level files, such as the card, are kept.
+    overwrite: replace a checkpoint that is there already; a folder's other top-level files, such as the card, are kept.
     """
-    folder = Path(folder)
+    if to not in FORMATS:
+        raise unknown("format", to, FORMATS)
     kind = None if dtype is None else choose_dtype(dtype, torch.device("cpu"))
+    return FORMATS[to](bundle, Path(path), dtype=kind, overwrite=overwrite)
+
+
+def _save_compvis(bundle: Bundle, path: Path, *, dtype: torch.dtype | None, overwrite: bool) -> Path:
+    from kotoe.checkpoints import single
+
+    return single.save(bundle, path, dtype=dtype, overwrite=overwrite)
+
+
+def _save_diffusers(bundle: Bundle, folder: Path, *, dtype: torch.dtype | None, overwrite: bool) -> Path:
     scheduler, config = schedulers.schedule_config(bundle.schedule, bundle.defaults.grid)
     with replacing(folder, overwrite=overwrite, marker="model_index.json") as new:
-        _write_part(new / "unet", diffusers.unet_config(bundle.unet.spec), bundle.unet, "diffusion_pytorch_model", kind)
-        _write_part(new / "vae", diffusers.vae_config(bundle.vae.spec), bundle.vae, "diffusion_pytorch_model", kind)
+        _write_part(
+            new / "unet", diffusers.unet_config(bundle.unet.spec), bundle.unet, "diffusion_pytorch_model", dtype
+        )
+        _write_part(new / "vae", diffusers.vae_config(bundle.vae.spec), bundle.vae, "diffusion_pytorch_model", dtype)
         for language in bundle.languages:
             base = new if language == bundle.default_language else new / "conditioners" / language
             conditioner = bundle.conditioners[language]
             diffusers.check_tokenizer(conditioner.tokenizer, conditioner.encoder.spec, f"conditioner {language}")
-            encoder = diffusers.stock_text(conditioner.encoder)
-            _write_part(base / "text_encoder", diffusers.text_config(encoder.spec), encoder, "model", kind)
+            _write_encoder(base / "text_encoder", conditioner.encoder, dtype)
             (base / "tokenizer").mkdir()
             conditioner.tokenizer.save(base / "tokenizer")
         (new / "scheduler").mkdir()
         _write_json(new / "scheduler" / "scheduler_config.json", config)
-        kinds = {"clip-bpe": "CLIPTokenizer", "sentencepiece": "T5Tokenizer"}
+        text = bundle.conditioner()
+        pipeline, encoder = _stock_classes(text)
         _write_json(
             new / "model_index.json",
             {
-                "_class_name": PIPELINES[0],
+                "_class_name": INPAINT if bundle.unet.spec.inpaints else pipeline,
                 "_diffusers_version": DIFFUSERS_VERSION,
                 "unet": ["diffusers", "UNet2DConditionModel"],
                 "vae": ["diffusers", "AutoencoderKL"],
-                "text_encoder": ["transformers", "CLIPTextModel"],
-                "tokenizer": ["transformers", kinds[bundle.conditioner().tokenizer.kind]],
+                "text_encoder": encoder,
+                "tokenizer": ["transformers", TOKENIZERS[text.tokenizer.kind][0]],
                 "scheduler": ["diffusers", scheduler],
                 **{part: [None, None] for part in NOT_LOADED},
                 "requires_safety_checker": False,
@@ -268,7 +380,35 @@ def save(
     return folder
 
 
-def _dtypes(asked: Any, device: torch.device) -> dict[str, torch.dtype]:
+def _save_kerascv(bundle: Bundle, folder: Path, *, dtype: torch.dtype | None, overwrite: bool) -> Path:
+    from kotoe.checkpoints import kerascv
+
+    if dtype not in (None, torch.float32):
+        raise UserError(f"dtype {dtype} for KerasCV's files", allowed="float32, which they are always in")
+    return kerascv.save_kerascv(bundle, folder, overwrite=overwrite)
+
+
+FORMATS: dict[str, Callable[..., Path]] = {  # what `save` writes
+    "diffusers": _save_diffusers,
+    "compvis": _save_compvis,
+    "kerascv": _save_kerascv,
+}
+
+
+def _device(asked: str | torch.device | None) -> torch.device:
+    """The device, if this machine has it."""
+    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    here += ["mps"] if torch.backends.mps.is_available() else []
+    try:
+        device = torch.device("cpu" if asked is None else asked)
+    except RuntimeError:
+        raise UserError(f"device {str(asked)!r}", allowed=", ".join(here)) from None
+    if (f"cuda:{device.index or 0}" if device.type == "cuda" else device.type) not in here:
+        raise UserError(f"device {str(asked)!r}, which this machine doesn't have", allowed=", ".join(here))
+    return device
+
+
+def _dtypes(asked: Any, device: torch.device) -> dict[str, torch.dtype | None]:
     if not isinstance(asked, Mapping):
         asked = dict.fromkeys(PARTS, asked)
     for part in asked:
@@ -282,18 +422,19 @@ def _model_index(folder: Folder) -> dict[str, str]:
     if not folder.has("model_index.json"):
         raise CheckpointError(
             f"{folder.root} holds no model_index.json",
-            allowed="a folder in diffusers' layout, as StableDiffusionPipeline.save_pretrained writes it",
+            allowed="a folder in diffusers' layout, as StableDiffusionPipeline.save_pretrained writes it, or KerasCV's",
         )
     index = folder.json("model_index.json")
-    if index.get("_class_name") not in PIPELINES:
+    if index.get("_class_name") not in (STABLE, INPAINT, ALT):
         raise CheckpointError(
-            f"{folder.root.name}: a pipeline of class {index.get('_class_name')!r}", allowed=", ".join(PIPELINES)
+            f"{folder.root.name}: a pipeline of class {index.get('_class_name')!r}",
+            allowed=f"{STABLE}, {INPAINT}, {ALT}",
         )
     classes = {
         "unet": ("UNet2DConditionModel",),
         "vae": ("AutoencoderKL",),
-        "text_encoder": ("CLIPTextModel",),
-        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast"),
+        "text_encoder": tuple(ENCODERS),
+        "tokenizer": tuple(name for names in TOKENIZERS.values() for name in names),
         "scheduler": tuple(schedulers.SCHEDULERS),
     }
     found = {}
@@ -305,18 +446,38 @@ def _model_index(folder: Folder) -> dict[str, str]:
                 f"{folder.root.name}: {part} is {value!r} in model_index.json", allowed=", ".join(allowed)
             )
         found[part] = kind
+    if folder.has("text_encoder/config.json"):
+        own, asked = folder.json("text_encoder/config.json").get("model_type"), ENCODERS[found["text_encoder"]]
+        if own is not None and own != asked:
+            raise CheckpointError(
+                f"{folder.root.name}: model_index.json says {found['text_encoder']}, but in text_encoder/config.json "
+                f"model_type is {own!r}",
+                allowed=asked,
+            )
     for part in index:
         if part not in (*classes, *NOT_LOADED, "requires_safety_checker") and not part.startswith("_"):
             raise CheckpointError(f"{folder.root.name}: unknown part {part!r} in model_index.json")
     return found
 
 
+def _guessed(folder: Folder) -> str:
+    """The language of a folder that doesn't say: "en" where the words are CLIP's, "und" where they may be any."""
+    for name in ("vocab.json", "tokenizer.json"):
+        if folder.has(f"tokenizer/{name}"):
+            value = parse_json(folder.read(f"tokenizer/{name}", LARGEST_TOKENIZER_BYTES), f"tokenizer/{name}")
+            model = value.get("model")
+            vocab = model.get("vocab") if isinstance(model, dict) else value
+            words = [word for word in vocab if len(word) > SHORT] if isinstance(vocab, dict) else []
+            # Bytes 0xD0 to 0xEF, which stand for themselves here, begin the letters of all scripts but the European.
+            foreign = sum(any("\xd0" <= letter <= "\xef" for letter in word) for word in words)
+            return "en" if foreign <= FEW * len(words) else "und"
+    return "und"
+
+
 def _card(folder: Folder) -> dict[str, Any]:
     """kotoe.json, or what stands for it in a folder that Kotoe didn't write."""
     if not folder.has("kotoe.json"):
-        spm = any(folder.has(f"tokenizer/{name}") for name in ("spiece.model", "sentencepiece.model"))
-        language = "und" if spm else "en"  # CLIP's own vocabulary is English; another one could be any language's
-        return {"name": folder.root.name, "licence": None, "languages": [language], "defaults": {}}
+        return {"name": folder.root.name, "licence": None, "languages": [_guessed(folder)], "defaults": {}}
     card = folder.json("kotoe.json")
     allowed = ("format", "kotoe_version", "name", "family", "licence", "languages", "defaults")
     for key in card:
@@ -344,11 +505,35 @@ def _card(folder: Folder) -> dict[str, Any]:
 
 
 def _write_part(
-    folder: Path, config: dict[str, Any], module: torch.nn.Module, stem: str, dtype: torch.dtype | None
+    folder: Path,
+    config: dict[str, Any],
+    module: torch.nn.Module,
+    stem: str,
+    dtype: torch.dtype | None,
+    rename: Callable[[str], str] = lambda name: name,
 ) -> None:
     folder.mkdir(parents=True)
     _write_json(folder / "config.json", config)
-    write_tensors(module, folder / f"{stem}.safetensors", dtype)
+    write_tensors(module, folder / f"{stem}.safetensors", dtype, rename)
+
+
+def _stock_classes(conditioner: Conditioner) -> tuple[str, list[str]]:
+    """The pipeline and the text encoder's library and class, as stock diffusers calls them."""
+    spec = conditioner.encoder.spec
+    if isinstance(spec, TextSpec):
+        return STABLE, ["transformers", "CLIPTextModel"]
+    if spec.projection_dim is None:
+        return STABLE, ["transformers", "BertModel"]
+    return ALT, ["alt_diffusion", ROBERTA]
+
+
+def _write_encoder(folder: Path, encoder: CLIPText | BertText, dtype: torch.dtype | None) -> None:
+    spec = encoder.spec
+    if isinstance(spec, BertSpec):
+        _write_part(folder, bert.bert_config(spec), encoder, "model", dtype, lambda name: bert.name_for(name, spec))
+        return
+    stock = diffusers.stock_text(encoder)
+    _write_part(folder, diffusers.text_config(stock.spec), stock, "model", dtype)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -7,11 +7,14 @@ the file means.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from kotoe.bert import BertText
+from kotoe.checkpoints import bert
 from kotoe.checkpoints.files import (
     LARGEST_TOKENIZER_BYTES,
     Folder,
@@ -23,7 +26,7 @@ from kotoe.checkpoints.files import (
 )
 from kotoe.checkpoints.keys import DIFFUSERS_VERSION, LARGEST_DEPTH, LARGEST_WIDTH, Config, Keys, make_spec
 from kotoe.errors import CheckpointError
-from kotoe.spec import TextSpec, UNetSpec, VAESpec
+from kotoe.spec import BertSpec, TextSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText, Conditioner
 from kotoe.tokenizers import FILES as TOKENIZER_FILES
 from kotoe.tokenizers import Tokenizer, tokenizer_from_files
@@ -125,8 +128,16 @@ def unet_spec(config: Config, where: str = "unet/config.json") -> UNetSpec:
     )
 
 
+def _plain(what: str, **values: tuple[object, object]) -> None:
+    """Refuse to write a spec with a value (given, allowed) that diffusers' and transformers' classes don't have."""
+    for field, (given, allowed) in values.items():
+        if given != allowed:
+            raise CheckpointError(f"{what}: {field} {given!r} can't be said in its config.json", allowed=repr(allowed))
+
+
 def unet_config(spec: UNetSpec) -> Config:
     """The config.json of a UNetSpec, every key written out."""
+    _plain("UNetSpec", gelu=(spec.gelu, "exact"), transformer_norm_eps=(spec.transformer_norm_eps, 1e-6))
     return {
         "_class_name": "UNet2DConditionModel",
         "_diffusers_version": DIFFUSERS_VERSION,
@@ -197,6 +208,7 @@ def vae_spec(config: Config, where: str = "vae/config.json") -> VAESpec:
 
 def vae_config(spec: VAESpec) -> Config:
     """The config.json of a VAESpec, every key written out."""
+    _plain("VAESpec", norm_eps=(spec.norm_eps, 1e-6))
     return {
         "_class_name": "AutoencoderKL",
         "_diffusers_version": DIFFUSERS_VERSION,
@@ -252,7 +264,7 @@ def text_spec(config: Config, tokenizer: Tokenizer, where: str = "text_encoder/c
         "num_attention_heads", LARGEST_WIDTH
     ):
         raise keys.refuse("num_attention_heads", f"a divisor of hidden_size {keys['hidden_size']}")
-    spec = TextSpec(
+    return TextSpec(
         vocab_size=keys.whole("vocab_size", 2**24),
         hidden_size=keys["hidden_size"],
         intermediate_size=keys.whole("intermediate_size", LARGEST_WIDTH),
@@ -265,11 +277,21 @@ def text_spec(config: Config, tokenizer: Tokenizer, where: str = "text_encoder/c
         eos=tokenizer.eos,
         pad=tokenizer.pad,
     )
+
+
+def encoder_spec(config: Config, tokenizer: Tokenizer, where: str = "text_encoder/config.json") -> TextSpec | BertSpec:
+    """The spec of a text encoder's config.json, by its model_type, after checking that the tokenizer fits it."""
+    kind = config.get("model_type", TEXT_FIXED["model_type"])
+    if kind not in (TEXT_FIXED["model_type"], *bert.DEFAULTS):
+        raise CheckpointError(
+            f"{where}: model_type is {kind!r}", allowed=", ".join((TEXT_FIXED["model_type"], *bert.DEFAULTS))
+        )
+    spec = (bert.bert_spec if kind in bert.DEFAULTS else text_spec)(config, tokenizer, where)
     check_tokenizer(tokenizer, spec, where)
     return spec
 
 
-def check_tokenizer(tokenizer: Tokenizer, spec: TextSpec, where: str) -> None:
+def check_tokenizer(tokenizer: Tokenizer, spec: TextSpec | BertSpec, where: str) -> None:
     """Refuse a tokenizer whose ids or length the encoder has no rows for, or whose special ids the spec contradicts."""
     if tokenizer.vocab_size > spec.vocab_size:
         raise CheckpointError(f"{where}: {spec.vocab_size} embeddings for a tokenizer of {tokenizer.vocab_size} ids")
@@ -283,6 +305,8 @@ def check_tokenizer(tokenizer: Tokenizer, spec: TextSpec, where: str) -> None:
 
 def text_config(spec: TextSpec) -> Config:
     """The config.json of a TextSpec that ends at its last layer (see `stock_text`)."""
+    if spec.hidden_act == "gelu_tanh":
+        _plain("TextSpec", hidden_act=(spec.hidden_act, "gelu"))
     return {
         "architectures": ["CLIPTextModel"],
         **TEXT_FIXED,
@@ -300,11 +324,16 @@ def text_config(spec: TextSpec) -> Config:
     }
 
 
-def stock_text(encoder: CLIPText) -> CLIPText:
+def stock_text(encoder: CLIPText | BertText) -> CLIPText:
     """The same states from an encoder that stock CLIPTextModel can be: layers after the one that is read are dropped.
 
     So does Stable Diffusion 2.x: the last-but-one of OpenCLIP's 24 layers is shipped as the last of 23.
     """
+    if isinstance(encoder, BertText):
+        raise CheckpointError(
+            "a BERT text encoder, which this format has no place for",
+            allowed="CLIP's; or a folder in diffusers' layout",
+        )
     spec = encoder.spec
     if not spec.final_norm:
         raise CheckpointError(
@@ -316,6 +345,11 @@ def stock_text(encoder: CLIPText) -> CLIPText:
     shorter = skeleton(lambda: CLIPText(kept))
     state = encoder.state_dict()
     return fill(shorter, {name: state[name] for name in shapes_of(shorter)})
+
+
+def encoder_of(spec: TextSpec | BertSpec) -> CLIPText | BertText:
+    """A text encoder of a spec."""
+    return BertText(spec) if isinstance(spec, BertSpec) else CLIPText(spec)
 
 
 def text_name(name: str) -> str:
@@ -353,7 +387,7 @@ def weight_files(folder: Folder, part: str, allow_pickle: bool = False) -> tuple
     raise CheckpointError(f"{folder.root.name}/{part} holds no weights", allowed=f"{part}/{WEIGHTS[0]}.safetensors")
 
 
-def read_unet(folder: Folder, dtype: torch.dtype, device: torch.device, allow_pickle: bool = False) -> UNet:
+def read_unet(folder: Folder, dtype: torch.dtype | None, device: torch.device, allow_pickle: bool = False) -> UNet:
     """The UNet of a folder."""
     spec = unet_spec(folder.json("unet/config.json"))
     paths = weight_files(folder, "unet", allow_pickle)
@@ -363,7 +397,7 @@ def read_unet(folder: Folder, dtype: torch.dtype, device: torch.device, allow_pi
     )
 
 
-def read_vae(folder: Folder, dtype: torch.dtype, device: torch.device, allow_pickle: bool = False) -> VAE:
+def read_vae(folder: Folder, dtype: torch.dtype | None, device: torch.device, allow_pickle: bool = False) -> VAE:
     """The autoencoder of a folder."""
     spec = vae_spec(folder.json("vae/config.json"))
     paths = weight_files(folder, "vae", allow_pickle)
@@ -378,7 +412,7 @@ def read_conditioner(
     folder: Folder,
     base: str,
     language: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device,
     allow_pickle: bool = False,
 ) -> Conditioner:
@@ -387,21 +421,21 @@ def read_conditioner(
     config = folder.json(f"{part}/config.json")
     positions = config.get("max_position_embeddings", TEXT_DEFAULTS["max_position_embeddings"])
     tokenizer = read_tokenizer(folder, f"{base}tokenizer", positions)
-    spec = text_spec(config, tokenizer, f"{part}/config.json")
+    spec = encoder_spec(config, tokenizer, f"{part}/config.json")
     paths = weight_files(folder, part, allow_pickle)
-    net = skeleton(lambda: CLIPText(spec))
+    net = skeleton(lambda: encoder_of(spec))
+    rename: Callable[[str], str | None] = bert.name_of if isinstance(spec, BertSpec) else text_name
     tensors = read_tensors(
-        paths, shapes_of(net), what=part, dtype=dtype, device=device, rename=text_name, allow_pickle=allow_pickle
+        paths, shapes_of(net), what=part, dtype=dtype, device=device, rename=rename, allow_pickle=allow_pickle
     )
     hashes = LazyHashes({"text_encoder": paths}, {"tokenizer": tokenizer.sha256})
     return Conditioner(language, tokenizer, fill(net, tensors), hashes)
 
 
 def read_tokenizer(folder: Folder, part: str, positions: int | None = None) -> Tokenizer:
-    """The tokenizer in a subfolder, its files read with the folder's precautions."""
+    """The tokenizer in a subfolder ("" for the folder itself), its files read with the folder's precautions."""
+    base = f"{part}/" if part else ""
     files = {
-        name: folder.read(f"{part}/{name}", LARGEST_TOKENIZER_BYTES)
-        for name in TOKENIZER_FILES
-        if folder.has(f"{part}/{name}")
+        name: folder.read(base + name, LARGEST_TOKENIZER_BYTES) for name in TOKENIZER_FILES if folder.has(base + name)
     }
-    return tokenizer_from_files(files, positions=positions, where=part)
+    return tokenizer_from_files(files, positions=positions, where=part or folder.root.name)

@@ -12,6 +12,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from kotoe.checkpoints.pickles import read_pickle
 from kotoe.errors import CheckpointError, UserError, nearest
 from kotoe.tokenizers import parse_json
 
@@ -121,77 +123,98 @@ def fill(module: M, tensors: Mapping[str, Tensor]) -> M:
     return module.eval()
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a file, not read yet. kind: as safetensors names dtypes (F32, F16, BF16, I64, ...)."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    read: Callable[[], Tensor]
+
+
 def read_tensors(
     paths: Iterable[Path],
     expected: Mapping[str, tuple[int, ...]],
     *,
     what: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device,
     rename: Callable[[str], str | None] = lambda name: name,
     allow_pickle: bool = False,
 ) -> dict[str, Tensor]:
     """Exactly the expected tensors, from safetensors files (memory-mapped: tensors of the right dtype aren't copied).
 
+    dtype:  None for that of the file.
     rename: a file's tensor name to ours, or None for one that is left out on purpose.
     Raises CheckpointError naming tensors that are missing, extra, renamed, transposed or of another shape.
     """
-    found: dict[str, tuple[str, tuple[int, ...], Callable[[], Tensor]]] = {}
+    found: dict[str, Entry] = {}
     for path in paths:
-        for theirs, shape, read in _entries(path, what, allow_pickle):
-            ours = rename(theirs)
+        for entry in weights(entries(path, what, allow_pickle), what):
+            ours = rename(entry.name)
             if ours is None:
                 continue
             if ours in found:
-                raise CheckpointError(f"{what}: {found[ours][0]} and {theirs} are both {ours}")
-            found[ours] = (theirs, shape, read)
-    check_shapes(expected, {ours: shape for ours, (_, shape, _) in found.items()}, what)
-    return {name: found[name][2]().to(device=device, dtype=dtype) for name in expected}
+                raise CheckpointError(f"{what}: {found[ours].name} and {entry.name} are both {ours}")
+            found[ours] = entry
+    check_shapes(expected, {ours: entry.shape for ours, entry in found.items()}, what)
+    return {name: found[name].read().to(device=device, dtype=dtype) for name in expected}
 
 
-def _entries(path: Path, what: str, allow_pickle: bool) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
-    if path.suffix != ".safetensors":
-        state = _read_pickle(path, what, allow_pickle)
-        yield from ((name, tuple(t.shape), lambda t=t: t) for name, t in state.items())
-        return
+def entries(path: Path, what: str, allow_pickle: bool = False) -> list[Entry]:
+    """Every tensor of a safetensors file, or of a pickle where that is allowed."""
+    if path.suffix.lower() != ".safetensors":
+        state = read_pickle(path, what, allow_pickle)
+        return [Entry(name, tuple(t.shape), _kind(t), t.detach) for name, t in state.items()]
+    file = _opened(path, what)  # stays open for as long as the readers below live
+    heads = [(name, file.get_slice(name)) for name in file.keys()]
+    return [Entry(name, tuple(h.get_shape()), h.get_dtype(), partial(file.get_tensor, name)) for name, h in heads]
+
+
+def metadata(path: Path, what: str) -> dict[str, str]:
+    """The texts in a safetensors file's head; none in a pickle."""
+    return dict(_opened(path, what).metadata() or {}) if path.suffix.lower() == ".safetensors" else {}
+
+
+def _opened(path: Path, what: str) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
-        file = safe_open(path, framework="pt", device="cpu")  # stays open for as long as the readers below live
-        heads = [(name, file.get_slice(name)) for name in file.keys()]
+        return safe_open(path, framework="pt", device="cpu")
     except SafetensorError as error:
         raise CheckpointError(
             f"{what}: {path.name} ({path.stat().st_size} bytes) is truncated or not a safetensors file ({error})",
             hint="Get the file again and compare its size and sha256 with its source",
         ) from None
-    for name, head in heads:
-        kind = head.get_dtype()
-        if kind in ("I64", "I32") and name.endswith("position_ids"):
-            continue  # old encoders store 0, 1, 2, ...: no weight
-        if kind not in FLOATS:
-            raise CheckpointError(f"{what}: tensor {name} holds {kind}", allowed=", ".join(FLOATS))
-        yield name, tuple(head.get_shape()), partial(file.get_tensor, name)
 
 
-def _read_pickle(path: Path, what: str, allow_pickle: bool) -> dict[str, Tensor]:
-    if not allow_pickle:
-        raise CheckpointError(
-            f"{what}: {path.name} is a pickle, which can run any program when it is opened",
-            allowed="safetensors",
-            hint="Convert it where it can do no harm, or pass allow_pickle=True, which reads tensors only",
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 (a damaged or hostile pickle raises anything)
-        raise CheckpointError(f"{what}: {path.name} is damaged or holds more than tensors ({error})") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{what}: {path.name} holds something else than a table of tensors")
-    return {str(name): t for name, t in state.items() if not str(name).endswith("position_ids")}
+def _kind(t: Tensor) -> str:
+    return next((kind for kind, dtype in FLOATS.items() if dtype == t.dtype), str(t.dtype).removeprefix("torch."))
 
 
-def check_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Raise a CheckpointError naming every tensor that is missing, extra, renamed, transposed or of another shape."""
+def weights(found: Iterable[Entry], what: str) -> Iterator[Entry]:
+    """The entries without stored position ids (0, 1, 2, ...: no weight). Refuses other dtypes than FLOATS."""
+    for entry in found:
+        if entry.name.endswith("position_ids"):
+            continue
+        if entry.kind not in FLOATS:
+            raise CheckpointError(f"{what}: tensor {entry.name} holds {entry.kind}", allowed=", ".join(FLOATS))
+        yield entry
+
+
+def check_shapes(
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    what: str,
+    *,
+    says: str = "its config.json",
+    hint: str = "The weights and the config.json beside them belong to different models, or one was changed",
+) -> None:
+    """Raise a CheckpointError naming every tensor that is missing, extra, renamed, transposed or of another shape.
+
+    says: what the expected shapes come from, and hint, what to do, for the message.
+    """
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     problems = []
@@ -207,20 +230,22 @@ def check_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tu
         if name in found and found[name] != shape:
             turned = len(shape) > 1 and sorted(shape) == sorted(found[name])
             verb = "is transposed" if turned else "has another shape"
-            problems.append(f"{name} {verb}: {list(found[name])} in the file, {list(shape)} by its config.json")
+            problems.append(f"{name} {verb}: {list(found[name])} in the file, {list(shape)} by {says}")
     if problems:
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise CheckpointError(
             f"{what}: {len(problems)} of {len(expected)} tensors don't fit: {'; '.join(problems[:SHOWN])}{more}",
-            hint="The weights and the config.json beside them belong to different models, or one was changed",
+            hint=hint,
         )
 
 
-def write_tensors(module: nn.Module, path: Path, dtype: torch.dtype | None) -> None:
-    """The module's tensors as safetensors, in `dtype` or as they are."""
+def write_tensors(
+    module: nn.Module, path: Path, dtype: torch.dtype | None, rename: Callable[[str], str] = lambda name: name
+) -> None:
+    """The module's tensors as safetensors, in `dtype` or as they are. rename: our tensor name to the file's."""
     from safetensors.torch import save_file
 
-    tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in module.state_dict().items()}
+    tensors = {rename(name): t.detach().to("cpu", dtype).contiguous() for name, t in module.state_dict().items()}
     save_file(tensors, path, metadata={"format": "pt"})  # transformers refuses files without it
 
 
@@ -288,15 +313,20 @@ def has_bf16(device: torch.device) -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
-def choose_dtype(asked: Any, device: torch.device) -> torch.dtype:
-    """torch.dtype of None or "auto" (bfloat16 where the processor has it, else float32), a name, or a dtype."""
+def choose_dtype(asked: Any, device: torch.device) -> torch.dtype | None:
+    """torch.dtype of None or "auto" (bfloat16 where the processor has it, else float32), a name, or a dtype.
+
+    "stored" is None: each tensor as its file has it, for converting.
+    """
+    if asked == "stored":
+        return None
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if asked is None or asked == "auto":
         return torch.bfloat16 if has_bf16(device) else torch.float32
     for name, dtype in names.items():
         if asked in (name, dtype):
             return dtype
-    raise UserError(f"dtype {asked!r}", allowed=f"auto, {', '.join(names)}")
+    raise UserError(f"dtype {asked!r}", allowed=f"auto, {', '.join(names)}, stored")
 
 
 # --- Writing ------------------------------------------------------------------------------------------------

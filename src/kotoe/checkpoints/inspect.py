@@ -8,19 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from kotoe import builtin
-from kotoe.checkpoints import _card, _model_index, diffusers, schedulers
-from kotoe.checkpoints.files import Folder, _entries, file_sha256
+from kotoe.checkpoints import _card, _model_index, diffusers, kerascv, schedulers
+from kotoe.checkpoints.files import Folder, entries, file_sha256, weights
+from kotoe.checkpoints.keras_h5 import layers_of
 from kotoe.config import to_json
+from kotoe.spec import BertSpec
 
 
 def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
-    """JSON-able description of a built-in model's name or a folder: source, folder, family, languages, components,
-    sizes, licence, hashes.
+    """JSON-able description of a built-in model's name, a folder or a single file: source, folder, family, languages,
+    components, sizes, licence, hashes.
 
     components: by part, the class and the configuration. sizes: by part, the number of parameters and the bytes on
     disk. hashes: by part, sha256 of the weights and of the tokenizers.
     """
-    folder = Folder(builtin.resolve(source))
+    path = builtin.resolve(source)
+    if path.is_file():
+        from kotoe.checkpoints import single
+
+        return single.describe(source, path)
+    folder = Folder(path)
+    if kerascv.is_kerascv(folder):
+        return {"source": str(source), "folder": str(folder.root), **_describe_kerascv(folder)}
     index, card = _model_index(folder), _card(folder)
     schedule, grid, notes = schedulers.schedule_spec(folder.json("scheduler/scheduler_config.json"), index["scheduler"])
     main, *others = card["languages"]
@@ -34,7 +43,7 @@ def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
     for part in ("unet", "vae", *(f"{base}text_encoder" for base in bases.values())):
         files = diffusers.weight_files(folder, part)
         sizes[part] = {
-            "parameters": sum(math.prod(shape) for file in files for _, shape, _ in _entries(file, part, False)),
+            "parameters": sum(math.prod(e.shape) for file in files for e in weights(entries(file, part), part)),
             "bytes": sum(file.stat().st_size for file in files),
         }
         each = [file_sha256(file) for file in files]
@@ -48,13 +57,14 @@ def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
             "vocab_size": tokenizer.vocab_size,
             "max_tokens": tokenizer.max_tokens,
         }
-        components[f"{base}text_encoder"] = _spec("CLIPText", diffusers.text_spec(config, tokenizer))
+        text = diffusers.encoder_spec(config, tokenizer, f"{base}text_encoder/config.json")
+        components[f"{base}text_encoder"] = _spec("BertText" if isinstance(text, BertSpec) else "CLIPText", text)
         hashes[f"{base}tokenizer"] = tokenizer.sha256
     return {
         "source": str(source),
         "folder": str(folder.root),
         "name": card["name"],
-        "family": "sd2" if unet.use_linear_projection else "sd1",
+        "family": unet.family,
         "languages": list(card["languages"]),
         "size_px": unet.sample_size * vae.downscale,
         "defaults": {"sampler": schedule.sampler, **card["defaults"], "grid": grid or schedule.timestep_spacing},
@@ -63,6 +73,54 @@ def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
         "licence": card["licence"],
         "hashes": hashes,
         "notes": list(notes),
+    }
+
+
+def _describe_kerascv(folder: Folder) -> dict[str, Any]:
+    family, files = kerascv.weight_files(folder)
+    with (
+        layers_of(files["unet"]) as unet_layers,
+        layers_of(files["decoder"]) as decoder,
+        layers_of(files["encoder"]) as encoder,
+        layers_of(files["text_encoder"]) as text_layers,
+    ):
+        unet = kerascv.unet_spec(unet_layers, family, files["unet"].name)
+        vae = kerascv.vae_spec(decoder, encoder, files["encoder"].name)
+        tokenizer = kerascv.words_of(folder)(kerascv.positions(text_layers, files["text_encoder"].name))
+        text = kerascv.text_spec(text_layers, family, tokenizer, files["text_encoder"].name)
+        read = {"unet": unet_layers, "vae": [*decoder, *encoder], "text_encoder": text_layers}
+        parameters = {
+            part: sum(math.prod(weight.shape) for layer in layers for weight in layer.weights)
+            for part, layers in read.items()
+        }
+    paths = {part: [files[part]] for part in ("unet", "text_encoder")} | {"vae": [files["decoder"], files["encoder"]]}
+    hashes: dict[str, Any] = {part: [file_sha256(path) for path in found] for part, found in paths.items()}
+    words = {"class": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "max_tokens": tokenizer.max_tokens}
+    return {
+        "name": folder.root.name,
+        "family": family,
+        "languages": [kerascv.LANGUAGE],
+        "size_px": unet.sample_size * vae.downscale,
+        "defaults": {
+            "sampler": kerascv.SCHEDULE.sampler,
+            **to_json(kerascv.DEFAULTS),
+            "grid": kerascv.SCHEDULE.timestep_spacing,
+        },
+        "components": {
+            "unet": _spec("UNet", unet),
+            "vae": _spec("VAE", vae),
+            "scheduler": _spec("ScheduleSpec", kerascv.SCHEDULE),
+            "tokenizer": words,
+            "text_encoder": _spec("CLIPText", text),
+        },
+        "sizes": {
+            part: {"parameters": parameters[part], "bytes": sum(path.stat().st_size for path in paths[part])}
+            for part in paths
+        },
+        "licence": None,
+        "hashes": {part: each[0] if len(each) == 1 else each for part, each in hashes.items()}
+        | {"tokenizer": tokenizer.sha256},
+        "notes": list(kerascv.NOTES),
     }
 
 

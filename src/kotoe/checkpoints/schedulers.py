@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kotoe.checkpoints.keys import DIFFUSERS_VERSION, Config, Keys, make_spec
 from kotoe.errors import CheckpointError, UserError, nearest
+from kotoe.schedule import VARIANCE_EXPLODING
 from kotoe.spec import ScheduleSpec
 
 _SCHEDULE: Config = {
@@ -169,13 +170,8 @@ def schedule_config(spec: ScheduleSpec, grid: str | None = None) -> tuple[str, C
 
 def drawn_otherwise(spec: ScheduleSpec, grid: str | None = None) -> str | None:
     """Why stock diffusers, with this default sampler, ends at other latents than we do (docs/numerics.md); or None."""
-    spacing = grid if grid is not None else spec.timestep_spacing
-    if spec.sampler in ("dpmpp_2m", "dpmpp_2m_sde", "unipc") and spacing in ("linspace", "leading"):
-        return f"its {spacing} grid is cut for one step more, and that step dropped; trailing is the same in both"
-    if spec.sampler in ("ddim", "pndm") and spacing == "linspace":
-        return (
-            "its steps on linspace aren't those between the grid's timesteps; trailing and leading are the same in both"
-        )
-    if spec.sampler in ("ddim", "pndm") and not spec.set_alpha_to_one:
-        return "with set_alpha_to_one false its last step leaves the noise of timestep 0 in"
+    if spec.sampler == "pndm" and spec.prediction_type == "v_prediction":
+        return "its PNDM averages the velocities of several timesteps, which is not the mean of their noises"
+    if grid == "karras" and spec.sampler in VARIANCE_EXPLODING and spec.timestep_spacing != "linspace":
+        return f"its karras grid spans only the timesteps of its {spec.timestep_spacing} grid; linspace spans them all"
     return None

@@ -1,0 +1,175 @@
+"""One UNet, many languages: conditioners put beside the others of a bundle or a folder, exchanged and taken away."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from kotoe import __version__, builtin
+from kotoe.checkpoints import FORMAT, LANGUAGE, Bundle, Conditioners, _card, diffusers
+from kotoe.checkpoints.files import Folder
+from kotoe.errors import CheckpointError, UserError, unknown
+from kotoe.runs import write_atomic
+from kotoe.text import Conditioner
+
+INDICES = tuple(f"{stem}{v}.safetensors.index.json" for stem in diffusers.WEIGHTS for v in ("", ".fp16", ".bf16"))
+
+
+def check_fits(conditioner: Conditioner, width: int, where: str) -> None:
+    """Refuse a conditioner whose states a UNet that reads `width` numbers can't read, or whose tokenizer its encoder
+    has no rows for."""
+    spec = conditioner.encoder.spec
+    diffusers.check_tokenizer(conditioner.tokenizer, spec, where)
+    if spec.context_dim != width:
+        raise CheckpointError(f"{where}: states {spec.context_dim} wide for a UNet that reads {width}")
+
+
+def swap(bundle: Bundle, language: str, conditioner: Conditioner) -> Bundle:
+    """The bundle with this conditioner for a language, in place of the one it had or beside the others.
+
+    Nothing is trained: that its states mean what the UNet expects is for the caller to know (Bingsu's Korean encoder
+    was distilled from the English one). Raises CheckpointError when width, length, vocabulary or special ids don't fit.
+    """
+    if not LANGUAGE.fullmatch(language):
+        raise UserError(f"language {language!r}", allowed="BCP 47 tags as en, ja, zh-Hant, pt-BR")
+    check_fits(conditioner, bundle.unet.spec.cross_attention_dim, f"the conditioner for {language}")
+    kept = {tag: partial(bundle.conditioners.__getitem__, tag) for tag in bundle.conditioners if tag != language}
+    return replace(bundle, conditioners=Conditioners({**kept, language: lambda: conditioner}), folder=None)
+
+
+def add(
+    folder: str | Path,
+    language: str,
+    source: str | Path,
+    *,
+    source_language: str | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> Path:
+    """Put a conditioner beside the others of a checkpoint folder, its files byte for byte; all of it or nothing.
+
+    source:          a checkpoint's name or folder, or a folder with tokenizer/ and text_encoder/ alone.
+    source_language: which of the source's conditioners; None: the one for `language`, or the only one.
+    overwrite:       replace the conditioner that the language has. The folder's own (its first language's) stays.
+    dry_run:         check everything, write nothing.
+    Returns conditioners/<language>. Raises a UserError when it doesn't fit, or the language is taken.
+    """
+    if not LANGUAGE.fullmatch(language):
+        raise UserError(f"language {language!r}", allowed="BCP 47 tags as en, ja, zh-Hant, pt-BR")
+    ours, card = _own(folder)
+    main = card["languages"][0]
+    taken = next((tag for tag in card["languages"] if tag.lower() == language.lower()), None)
+    if taken == main:
+        raise UserError(f"{language} is the language of {ours.root.name}'s own text encoder", allowed="another tag")
+    if taken is not None and not overwrite:
+        raise UserError(f"{ours.root.name} has a conditioner for {taken}", hint="Pass --overwrite to replace it")
+    theirs = Folder(builtin.resolve(source))
+    base = _base(theirs, source_language, language)
+    width = diffusers.unet_spec(ours.json("unet/config.json")).cross_attention_dim
+    found = diffusers.read_conditioner(theirs, base, language, torch.float32, torch.device("cpu"))
+    check_fits(found, width, f"{theirs.root.name}/{base}text_encoder")
+
+    place = ours.root / "conditioners" / (language if taken is None else taken)
+    if dry_run:
+        return place
+    tag = f"{os.getpid()}-{secrets.token_hex(4)}"
+    new, old = (place.with_name(f".{place.name}.{word}-{tag}") for word in ("new", "old"))
+    part = f"{base}text_encoder"
+    try:
+        (new / "tokenizer").mkdir(parents=True)
+        (new / "text_encoder").mkdir()
+        found.tokenizer.save(new / "tokenizer")
+        weights = diffusers.weight_files(theirs, part)
+        index = [theirs.path(f"{part}/{name}") for name in INDICES if theirs.has(f"{part}/{name}")]
+        for file in (theirs.path(f"{part}/config.json"), *weights, *index):
+            shutil.copyfile(file, new / "text_encoder" / file.name)
+        if place.exists():
+            place.rename(old)
+        new.rename(place)
+    except BaseException:
+        if old.exists() and not place.exists():
+            old.rename(place)
+        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    if taken is None:
+        _write_card(ours, {**card, "languages": [*card["languages"], language]})
+    return place
+
+
+def languages(folder: str | Path) -> list[str]:
+    """The languages of a checkpoint folder, its own first."""
+    return list(_own(folder)[1]["languages"])
+
+
+def remove(folder: str | Path, language: str, *, dry_run: bool = False) -> None:
+    """Take a language's conditioner out of a checkpoint folder. The folder's own (its first language's) stays."""
+    ours, card = _own(folder)
+    main, *others = card["languages"]
+    if language == main:
+        raise UserError(
+            f"{language} is the language of {ours.root.name}'s own text encoder, which stays",
+            allowed=", ".join(others) or "none: it has no other",
+        )
+    if language not in others:
+        raise unknown("language", language, others)
+    if dry_run:
+        return
+    _write_card(ours, {**card, "languages": [tag for tag in card["languages"] if tag != language]})
+    shutil.rmtree(ours.root / "conditioners" / language)  # not listed any more: a crash here leaves only its files
+
+
+def _own(folder: str | Path) -> tuple[Folder, dict]:
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(
+            f"{folder} is no checkpoint folder",
+            allowed="a folder in diffusers' layout",
+            hint="Save a copy of the built-in model first" if str(folder) in builtin.NAMES else "",
+        )
+    ours = Folder(path)
+    if not ours.has("model_index.json"):
+        raise CheckpointError(f"{ours.root} holds no model_index.json", allowed="a folder in diffusers' layout")
+    return ours, _card(ours)
+
+
+def _base(theirs: Folder, asked: str | None, language: str) -> str:
+    """Where in the source the conditioner lies."""
+    if not theirs.has("model_index.json"):
+        if asked is not None:
+            raise UserError(f"source language {asked} of a folder with one conditioner", allowed="none")
+        return ""
+    main, *others = _card(theirs)["languages"]
+    bases = {main: "", **{tag: f"conditioners/{tag}/" for tag in others}}
+    if asked is None:
+        asked = language if language in bases or others else main
+    if asked not in bases:
+        raise unknown("source language", asked, bases)
+    return bases[asked]
+
+
+def _write_card(ours: Folder, card: dict) -> None:
+    """kotoe.json with these languages; what else it says stays, and a folder without one gets one."""
+    if ours.has("kotoe.json"):
+        value = {**ours.json("kotoe.json"), "languages": card["languages"]}
+    else:
+        linear = diffusers.unet_spec(ours.json("unet/config.json")).use_linear_projection
+        value = {
+            "format": FORMAT,
+            "kotoe_version": __version__,
+            "name": card["name"],
+            "family": "sd2" if linear else "sd1",
+            "licence": card["licence"],
+            "languages": card["languages"],
+            "defaults": card["defaults"],
+        }
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    write_atomic(ours.root / "kotoe.json", text.encode())

@@ -1,0 +1,251 @@
+"""Inpainting against diffusers' own pipeline: UNets that read mask and masked picture, and those that don't.
+
+The autoencoder's posterior is made narrow (3e-7 wide), so that diffusers' sample of it is the mean that Kotoe takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from kotoe import generate as g
+from kotoe.checkpoints import Bundle, load, save
+from kotoe.checkpoints.inspect import describe
+from kotoe.config import Request
+from kotoe.denoise import beside, inpainted
+from kotoe.errors import CheckpointError, UserError
+from kotoe.rng import ImageNoise, generator
+from tiny import tiny_bundle
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+TOLERANCE = 5e-5  # of the largest latent, where 1e-3 is promised; measured: below 5e-6
+PROMPT, NEGATIVE, SEED, SCALE, STEPS = "a red cat on a dog!", "an owl", 7, 3.0, 12
+Faults = dict[str, tuple[str, Callable[..., Any]]]
+
+
+def narrow(bundle: Bundle) -> Bundle:
+    """The bundle with a posterior that is its mean."""
+    c = bundle.vae.spec.latent_channels
+    with torch.no_grad():
+        bundle.vae.quant_conv.weight[c:] = 0.0
+        bundle.vae.quant_conv.bias[c:] = -30.0
+    return bundle
+
+
+def folder_of(path: Path, family: str, sampler: str, *, inpaints: bool) -> Path:
+    bundle = narrow(tiny_bundle(family, sampler=sampler, inpaints=inpaints))
+    return save(bundle.changed(schedule=replace(bundle.schedule, timestep_spacing="leading")), path)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> dict[str, str]:
+    """A picture, a mask whose edges lie between latent pixels, with greys on both sides of a half, and an even one."""
+    photo, odd, even = Image.new("RGB", (16, 16)), Image.new("L", (16, 16), 0), Image.new("L", (16, 16), 0)
+    photo.putdata([(x * 16, y * 16, 99) for y in range(16) for x in range(16)])
+    odd.paste(255, (5, 3, 12, 12))
+    odd.paste(120, (0, 13, 16, 16))
+    odd.paste(136, (13, 0, 16, 6))
+    even.paste(255, (4, 6, 12, 14))
+    for name, picture in {"photo": photo, "odd": odd, "even": even}.items():
+        picture.save(tmp_path / f"{name}.png")
+    return {name: str(tmp_path / f"{name}.png") for name in ("photo", "odd", "even")}
+
+
+def ours(bundle: Bundle, pictures: dict[str, str], mask: str, late: tuple[int, int] = (0, 1), **changes: Any) -> Tensor:
+    """The latents that Kotoe decodes.
+
+    late: how many of the generator's draws diffusers has spent on posteriors before the starting noise, and in all.
+    """
+    asked = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "language": "en", "seed": SEED, "steps": STEPS}
+    ends: list[Tensor] = []
+    decode = type(bundle.vae).decode
+
+    def seen(vae: Any, z: Tensor) -> Tensor:
+        ends.append(z)
+        return decode(vae, z)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(bundle.vae), "decode", seen)
+        real = ImageNoise._draw
+        patch.setattr(ImageNoise, "_draw", lambda self, number: real(self, number + late[number > 0]))
+        files = {"init_image": pictures["photo"], "mask": pictures[mask], "guidance_scale": SCALE}
+        g.generate(bundle, Request(**{**asked, **files, **changes}))
+    return ends[-1]
+
+
+def theirs(folder: Path, pictures: dict[str, str], mask: str, **changes: Any) -> Tensor:
+    pipe = StableDiffusionInpaintPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    asked = {
+        "prompt": PROMPT,
+        "negative_prompt": NEGATIVE,
+        "image": Image.open(pictures["photo"]),
+        "mask_image": Image.open(pictures[mask]),
+        "height": 16,
+        "width": 16,
+        "generator": [generator(SEED)],
+        "num_inference_steps": STEPS,
+        "guidance_scale": SCALE,
+        "output_type": "latent",
+    }
+    found: Tensor = pipe(**{**asked, **changes}).images
+    return found
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """Largest difference relative to the largest value."""
+    assert a.shape == b.shape
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def swapped(model: Any, mask: Tensor, masked: Tensor) -> Any:
+    """The masked picture before the mask."""
+    given = torch.cat([masked, mask], dim=1)
+    return lambda x, t: model(torch.cat([x, given.expand(len(x), -1, -1, -1)], dim=1), t)
+
+
+def first(model: Any, mask: Tensor, masked: Tensor) -> Any:
+    """Mask and masked picture before the noised latents."""
+    given = torch.cat([mask, masked], dim=1)
+    return lambda x, t: model(torch.cat([given.expand(len(x), -1, -1, -1), x], dim=1), t)
+
+
+def soft(bundle: Bundle, init: Tensor | None, mask: Tensor | None) -> Any:
+    """A mask that isn't thresholded."""
+    masked = g._encode(bundle, init * (1.0 - mask))
+    return torch.nn.functional.interpolate(mask, size=masked.shape[-2:]), masked
+
+
+def whole(bundle: Bundle, init: Tensor | None, mask: Tensor | None) -> Any:
+    """The picture with what the mask covers still in it."""
+    sharp = (mask >= 0.5).float()
+    masked = g._encode(bundle, init)
+    return torch.nn.functional.interpolate(sharp, size=masked.shape[-2:]), masked
+
+
+def dilated(bundle: Bundle, init: Tensor | None, mask: Tensor | None) -> Any:
+    """A latent pixel as white as its whitest pixel."""
+    sharp = (mask >= 0.5).float()
+    return torch.nn.functional.max_pool2d(sharp, bundle.vae.spec.downscale), g._encode(bundle, init * (1 - sharp))
+
+
+NINE_FAULTS: Faults = {
+    "masked picture before mask": ("beside", swapped),
+    "latents last": ("beside", first),
+    "mask not thresholded": ("_given", soft),
+    "picture not masked": ("_given", whole),
+    "mask not resized to the nearest": ("_given", dilated),
+}
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+@pytest.mark.parametrize(
+    ("family", "sampler"), [("sd1", "pndm"), ("sd1", "ddim"), ("sd1", "lms"), ("sd1", "dpmpp_2m"), ("sd2", "ddim")]
+)
+def test_nine_channels(
+    family: str,
+    sampler: str,
+    strength: float,
+    pictures: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = folder_of(tmp_path / "m", family, sampler, inpaints=True)
+    bundle = load(folder, dtype="float32")
+    assert bundle.family == f"{family}-inpainting" == describe(folder)["family"]
+    assert bundle.notes == ()
+    late = (0, 1) if strength == 1.0 else (1, 2)  # with a strength the picture is encoded first
+    expected = theirs(folder, pictures, "odd", strength=strength)
+    assert apart(ours(bundle, pictures, "odd", late, strength=strength), expected) < TOLERANCE
+    for fault, (name, wrong) in NINE_FAULTS.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(g, name, wrong)
+            found = ours(bundle, pictures, "odd", late, strength=strength)
+            assert apart(found, expected) > 10 * TOLERANCE, fault
+
+
+def pasted_late(inner: Any, known: Tensor, mask: Tensor, **_: Any) -> Any:
+    """The whole picture drawn anew: nothing is kept while drawing."""
+    return inner
+
+
+def inverted(inner: Any, known: Tensor, mask: Tensor, **noise: Any) -> Any:
+    """Black is painted anew."""
+    return inpainted(inner, known, 1 - mask, **noise)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+@pytest.mark.parametrize("sampler", ["ddim", "pndm", "lms", "dpmpp_2m", "euler_ancestral"])
+def test_four_channels(
+    sampler: str, strength: float, pictures: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ordinary UNet: what the mask keeps is put in place in every step. On a mask of whole latent pixels."""
+    folder = folder_of(tmp_path / "m", "sd1", sampler, inpaints=False)
+    bundle = load(folder, dtype="float32")
+    expected = theirs(folder, pictures, "even", strength=strength)
+    assert apart(ours(bundle, pictures, "even", (1, 2), strength=strength), expected) < TOLERANCE
+    for wrong in (pasted_late, inverted):
+        with monkeypatch.context() as patch:
+            patch.setattr(g, "inpainted", wrong)
+            assert apart(ours(bundle, pictures, "even", (1, 2), strength=strength), expected) > 10 * TOLERANCE
+
+
+def test_a_folder_of_either_class_and_back(tmp_path: Path, pictures: dict[str, str]) -> None:
+    """What is saved says which pipeline it is for; diffusers opens it with the ordinary one too, but can't draw."""
+    folder = folder_of(tmp_path / "m", "sd1", "ddim", inpaints=True)
+    assert '"StableDiffusionInpaintPipeline"' in (folder / "model_index.json").read_text()
+    bundle = load(folder, dtype="float32")
+    assert (bundle.unet.spec.in_channels, bundle.unet.spec.inpaints) == (9, True)
+    plain = save(tiny_bundle(), tmp_path / "plain")
+    assert '"StableDiffusionPipeline"' in (plain / "model_index.json").read_text()
+    assert StableDiffusionPipeline.from_pretrained(plain).unet.config.in_channels == 4
+    assert not load(plain).unet.spec.inpaints
+
+
+def test_an_inpainting_model_asked_for_something_else(pictures: dict[str, str]) -> None:
+    bundle = tiny_bundle(inpaints=True)
+    for asked in ({}, {"init_image": pictures["photo"]}):
+        request = Request(prompt=PROMPT, language="en", **asked)
+        with pytest.raises(UserError, match=r"inpainting model \(sd1-inpainting\).*init_image and mask in the request"):
+            g.resolve(bundle, request)
+    files = {"init_image": pictures["photo"], "mask": pictures["even"]}
+    assert g.resolve(bundle, Request(prompt=PROMPT, language="en", **files)).strength == 1.0
+    assert g.resolve(tiny_bundle(), Request(prompt=PROMPT, language="en", **files)).strength == 0.8
+    wrong = replace(bundle.unet.spec, in_channels=7)
+    with pytest.raises(CheckpointError, match=r"7 to 4 channels.*4 to 4 channels, or 9 to 4 for inpainting"):
+        bundle.changed(unet=type(bundle.unet)(wrong))
+
+
+def test_what_the_mask_keeps_is_kept_to_the_bit_here_too(pictures: dict[str, str]) -> None:
+    request = Request(prompt=PROMPT, language="en", seed=3, init_image=pictures["photo"], mask=pictures["even"])
+    picture = g.generate(tiny_bundle(inpaints=True), request)[0]
+    before = Image.open(pictures["photo"])
+    inside = {(x, y) for x in range(4, 12) for y in range(6, 14)}
+    changed = {
+        (x, y) for x in range(16) for y in range(16) if picture.image.getpixel((x, y)) != before.getpixel((x, y))
+    }
+    assert changed <= inside
+    assert len(changed) > 30
+    again = g.replay(tiny_bundle(inpaints=True), picture.record)
+    assert again.image.tobytes() == picture.image.tobytes()
+
+
+def test_beside_is_x_then_mask_then_masked() -> None:
+    seen: list[Tensor] = []
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(x)
+        return x[:, :4]
+
+    x, mask, masked = torch.full((2, 4, 3, 3), 1.0), torch.full((1, 1, 3, 3), 2.0), torch.full((1, 4, 3, 3), 3.0)
+    assert beside(model, mask, masked)(x, torch.zeros(2)).shape == x.shape
+    assert seen[0][:, :, 0, 0].tolist() == [[1.0] * 4 + [2.0] + [3.0] * 4] * 2

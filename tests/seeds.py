@@ -1,0 +1,271 @@
+"""Small checkpoints of the systems that Kotoe grew from, as they were published: the same classes, configuration keys,
+files and quirks, random weights, written by the real transformers and diffusers.
+
+folder = taiyi(tmp_path)          # and rinna, cool_japan, bingsu, alt_diffusion(tmp_path, "m18")
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.deprecated.alt_diffusion.modeling_roberta_series import (
+    RobertaSeriesConfig,
+    RobertaSeriesModelWithTransformation,
+)
+from sentencepiece import SentencePieceTrainer
+from tokenizers import Tokenizer as Backend
+from torch import nn
+from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from kotoe.localize.vocabulary import train_clip_bpe
+from tiny import LINES, seeded
+
+WIDTH = 32  # of the context, here of every system
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+LMS = {"_class_name": "LMSDiscreteScheduler", "_diffusers_version": "0.6.0", **BETAS, "trained_betas": None}
+PNDM = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.7.0.dev0",
+    **BETAS,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+# of a Stable Diffusion 1.x text encoder as published: bos, eos and pad are not what its tokenizer says
+OLD_CLIP = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "projection_dim": 768, "torch_dtype": "float32"}
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _drawing_part(folder: Path, seed: int, *, linear: bool = False) -> None:
+    """unet/ and vae/ in the layout of SD 1.x, or of 2.x."""
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=(4, 8) if linear else 4,
+        use_linear_projection=linear,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=8,
+        sample_size=16,
+    )
+    seeded(unet, seed).save_pretrained(folder / "unet")
+    seeded(vae, seed + 1).save_pretrained(folder / "vae")
+
+
+def _index(folder: Path, scheduler: dict[str, Any], text: list[str], tokenizer: str, pipeline: str = "") -> Path:
+    _write(folder / "scheduler" / "scheduler_config.json", scheduler)
+    index = {
+        "_class_name": pipeline or "StableDiffusionPipeline",
+        "_diffusers_version": "0.6.0",
+        "feature_extractor": [None, None],
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "text_encoder": text,
+        "tokenizer": ["transformers", tokenizer],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    _write(folder / "model_index.json", index)
+    return folder
+
+
+def _sharp(module: nn.Module, seed: int) -> nn.Module:
+    """Seeded, with attention as sharp as a trained one's, so that what is read shows."""
+    seeded(module, seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(2.0 if p.ndim > 1 else 1.0)
+    return module
+
+
+def _clip(folder: Path, vocab: int, layers: int, act: str, positions: int = 77) -> None:
+    config = CLIPTextConfig(
+        vocab_size=vocab,
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=positions,
+        hidden_act=act,
+    )
+    _sharp(CLIPTextModel(config), 5).save_pretrained(folder / "text_encoder")
+    file = folder / "text_encoder" / "config.json"
+    _write(file, {**json.loads(file.read_text()), **OLD_CLIP})
+
+
+def rinna(folder: Path, vocabulary: Path | None = None) -> Path:
+    """rinna/japanese-stable-diffusion: a SentencePiece model by itself, CLIP's text encoder with as many words.
+
+    vocabulary: rinna's public model where it is at hand; else one of 80 pieces with the same first seven.
+    """
+    words = folder / "tokenizer"
+    words.mkdir(parents=True)
+    if vocabulary is None:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter([*LINES["ja"], *LINES["en"]]),
+            model_prefix=str(folder / "m"),
+            vocab_size=80,
+            model_type="unigram",
+            character_coverage=1.0,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            control_symbols=["[PAD]", "[CLS]", "[SEP]", "[MASK]"],
+            minloglevel=2,
+        )
+        (folder / "m.model").rename(words / "spiece.model")
+        (folder / "m.vocab").unlink()
+        count = 80
+    else:
+        (words / "spiece.model").write_bytes(vocabulary.read_bytes())
+        count = 32_000
+    specials = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "[PAD]"}
+    specials |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    _write(words / "special_tokens_map.json", specials)
+    _write(
+        words / "tokenizer_config.json",
+        {
+            **specials,
+            "additional_special_tokens": [],
+            "do_lower_case": True,
+            "extra_ids": 0,
+            "name_or_path": "japanese-stable-diffusion/tokenizer",
+            "special_tokens_map_file": "special_tokens_map.json",
+            "tokenizer_class": "T5Tokenizer",
+        },
+    )
+    _clip(folder, count, 3, "quick_gelu")
+    _drawing_part(folder, 20)
+    return _index(folder, {**LMS, "_diffusers_version": "0.8.1"}, ["transformers", "CLIPTextModel"], "T5Tokenizer")
+
+
+TAIYI_PIECES = ["[PAD]", *(f"[unused{i}]" for i in range(1, 10)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+TAIYI_PIECES += sorted(set("".join(LINES["zh"]))) + list("，。！,.!abcdefg") + ["##a", "##b", "cat", "red"]
+
+
+def taiyi(folder: Path) -> Path:
+    """svjack/Stable-Diffusion-FineTuned-zh-v0, whose text side is Taiyi-Stable-Diffusion-1B-Chinese-v0.1's: BertModel,
+    texts of 512 tokens, no mask."""
+    words = folder / "tokenizer"
+    words.mkdir(parents=True)
+    (words / "vocab.txt").write_text("\n".join([*TAIYI_PIECES, ""]), encoding="utf-8")
+    names = ("cls", "mask", "pad", "sep", "unk")
+    specials = {f"{name}_token": f"[{name.upper()}]" for name in names}
+    _write(words / "special_tokens_map.json", specials)
+    _write(
+        words / "tokenizer_config.json",
+        {
+            **specials,
+            "do_basic_tokenize": True,
+            "do_lower_case": True,
+            "model_max_length": 512,
+            "never_split": None,
+            "strip_accents": None,
+            "tokenize_chinese_chars": True,
+            "tokenizer_class": "BertTokenizer",
+        },
+    )
+    config = BertConfig(
+        vocab_size=len(TAIYI_PIECES),
+        hidden_size=WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=512,
+    )
+    _sharp(BertModel(config), 6).save_pretrained(folder / "text_encoder")
+    file = folder / "text_encoder" / "config.json"
+    legacy = {"pooler_fc_size": 768, "pooler_num_attention_heads": 12, "pooler_num_fc_layers": 3}
+    legacy |= {"pooler_size_per_head": 128, "pooler_type": "first_token_transform", "output_past": True}
+    legacy |= {"bos_token_id": 0, "eos_token_id": 2, "directionality": "bidi", "position_embedding_type": "absolute"}
+    _write(file, {**json.loads(file.read_text()), **legacy})
+    _drawing_part(folder, 30)
+    return _index(folder, LMS, ["transformers", "BertModel"], "BertTokenizer")
+
+
+def cool_japan(folder: Path, prediction_type: str = "epsilon") -> Path:
+    """alfredplpl/cool-japan-diffusion-for-learning-2-0: SD 2.x's layout, an odd number of text layers, exact GELU."""
+    words = folder / "tokenizer"
+    words.mkdir(parents=True)
+    train_clip_bpe(LINES["en"], words, 560, max_tokens=77, pad_token="!")
+    _clip(folder, 560, 3, "gelu")
+    _drawing_part(folder, 40, linear=True)
+    ddim = {**PNDM, "_class_name": "DDIMScheduler", "_diffusers_version": "0.8.0", "prediction_type": prediction_type}
+    return _index(folder, ddim, ["transformers", "CLIPTextModel"], "CLIPTokenizer")
+
+
+def bingsu(folder: Path) -> Path:
+    """Bingsu/my-korean-stable-diffusion-v1-5 as first uploaded: CLIP's BPE retrained, no merges.txt,
+    EOS at the highest id."""
+    words = folder / "tokenizer"
+    words.mkdir(parents=True)
+    train_clip_bpe([*LINES["ko"], *LINES["en"]], words, 600, max_tokens=77)
+    CLIPTokenizer.from_pretrained(words).save_pretrained(words)
+    for name in ("vocab.json", "merges.txt"):
+        (words / name).unlink()
+    assert Backend.from_file(str(words / "tokenizer.json")).get_vocab_size() == 600
+    _clip(folder, 600, 3, "quick_gelu")
+    _drawing_part(folder, 50)
+    return _index(folder, {**PNDM, "_diffusers_version": "0.6.0"}, ["transformers", "CLIPTextModel"], "CLIPTokenizer")
+
+
+def alt_diffusion(folder: Path, generation: str = "m9", *, masked: bool = True) -> Path:
+    """BAAI/AltDiffusion (m2), -m9 and -m18: XLM-RoBERTa with a projection; m18's is of the last but one layer."""
+    words = folder / "tokenizer"
+    words.mkdir(parents=True)
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([line for lines in LINES.values() for line in lines]),
+        model_prefix=str(folder / "m"),
+        vocab_size=120,
+        model_type="unigram",
+        character_coverage=1.0,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        minloglevel=2,
+    )
+    (folder / "m.model").rename(words / "sentencepiece.bpe.model")
+    (folder / "m.vocab").unlink()
+    specials = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    _write(
+        words / "tokenizer_config.json",
+        {**specials, "model_max_length": 77, "tokenizer_class": "XLMRobertaTokenizer"},
+    )
+    config = RobertaSeriesConfig(
+        vocab_size=122,
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        project_dim=WIDTH,
+        has_pre_transformation=generation == "m18",
+        use_attention_mask=masked,
+    )
+    _sharp(RobertaSeriesModelWithTransformation(config), 7).save_pretrained(folder / "text_encoder")
+    _drawing_part(folder, 60, linear=generation == "m18")
+    ddim = {**PNDM, "_class_name": "DDIMScheduler"}
+    text = ["alt_diffusion", "RobertaSeriesModelWithTransformation"]
+    return _index(folder, ddim, text, "XLMRobertaTokenizer", "AltDiffusionPipeline")

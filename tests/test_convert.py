@@ -1,0 +1,126 @@
+"""`kotoe convert` from format to format, and what the other verbs make of a single file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kotoe import cli
+from kotoe.checkpoints import load, save
+from kotoe.checkpoints.files import file_sha256
+from kotoe.checkpoints.inspect import describe
+from singles import Made, ema_of, made, words, written
+from tiny import tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def source() -> Made:
+    return made("sd2")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = 0
+    try:
+        cli.main([str(a) for a in arguments])
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return code, captured.out, captured.err
+
+
+def test_convert(
+    source: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    half = {name: t.half() for name, t in source.file.items()}
+    written(half, tmp_path / "m.safetensors", resolution="16x16")
+    tokenizer = words(tmp_path / "words", "sd2")
+    here = ["convert", "m.safetensors", "folder", "--to", "diffusers"]
+    code, out, err = run(capsys, *here)
+    assert (code, out) == (2, "")
+    assert "doesn't say what its UNet predicts" in err
+    code, _, err = run(capsys, *here, "--prediction-type", "epsilon")
+    assert code == 2
+    assert "no tokenizer" in err
+    asked = [*here, "--prediction-type", "epsilon", "--tokenizer", tokenizer]
+    code, out, err = run(capsys, *asked, "--dry-run", "--json")
+    assert (code, json.loads(out)["dry_run"]) == (0, True)
+    assert not Path("folder").exists()
+    code, out, err = run(capsys, *asked, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document.keys() == {"out", "to", "notes", "config"}
+    assert "never run" in err
+    found = load("folder", dtype="stored")
+    assert found.unet.conv_in.weight.dtype == torch.float16  # as stored
+    code, _, err = run(capsys, *asked)
+    assert code == 2
+    assert "folder is there already" in err
+    code, out, _ = run(capsys, *asked, "--overwrite")
+    assert (code, out) == (0, "folder\n")
+    assert run(capsys, "convert", "folder", "again.safetensors", "--to", "compvis", "--dtype", "float32")[0] == 0
+    assert load("again.safetensors", dtype="stored", tokenizer="folder").unet.conv_in.weight.dtype == torch.float32
+    for arguments, message in (
+        (
+            ["folder", "x", "--to", "compviz"],
+            "unknown format 'compviz'. Allowed: compvis, diffusers, kerascv. Did you mean",
+        ),
+        (["folder", "x.ckpt", "--to", "compvis"], "ends in .safetensors"),
+        (["folder", "x", "--to", "diffusers", "--ema"], "ema True for the folder"),
+        (["folder", "x.safetensors", "--to", "compvis", "--language", "jp"], "unknown language 'jp'"),
+        (["folder", "x.safetensors", "--to", "compvis", "--dtype", "int8"], "dtype 'int8'"),
+        (["nowhere", "x", "--to", "diffusers"], "unknown model 'nowhere'"),
+        (["folder", "x"], "to is missing"),
+    ):
+        code, out, err = run(capsys, "convert", *arguments)
+        assert (code, out) == (2, ""), arguments
+        assert message in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.safetensors", "folder", "m.safetensors", "words"]
+
+
+def test_convert_keeps_one_language(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = save(tiny_bundle(languages=("en", "ja")), tmp_path / "two")
+    code, _, err = run(capsys, "convert", source, tmp_path / "one", "--to", "diffusers", "--language", "ja")
+    assert code == 0, err
+    assert load(tmp_path / "one").languages == ("ja",)
+
+
+def test_other_verbs_say_what_to_do(source: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(source.file, tmp_path / "m.safetensors", prediction_type="epsilon")
+    code, _, err = run(capsys, "generate", "a cat", "--model", path, "--out", tmp_path / "out")
+    assert code == 2
+    assert "kotoe convert m.safetensors OUT --to diffusers --tokenizer FOLDER" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_shows_a_file(source: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = {**source.file, **ema_of(source.file)}
+    path = written(tensors, tmp_path / "m.safetensors", resolution="16x16", license="MIT")
+    found = describe(path)
+    chosen = {"ema": False, "prediction_type": "epsilon", "tokenizer": words(tmp_path / "words", "sd2")}
+    folder = describe(save(load(path, **chosen), tmp_path / "m"))  # type: ignore[arg-type]
+    assert found.keys() == folder.keys()
+    for part in ("unet", "vae"):
+        assert found["components"][part] == folder["components"][part]
+        assert found["sizes"][part]["parameters"] == folder["sizes"][part]["parameters"]
+    assert found["sizes"]["ema"] == found["sizes"]["unet"]
+    text = {k: v for k, v in folder["components"]["text_encoder"].items() if k in found["components"]["text_encoder"]}
+    assert found["components"]["text_encoder"] == {**text, "layout": "openclip"}
+    assert found["components"]["scheduler"]["prediction_type"] is None
+    assert (found["family"], found["licence"], found["size_px"], found["languages"]) == ("sd2", "MIT", 16, [])
+    assert found["hashes"] == {"file": file_sha256(path)}
+    said = " ".join(found["notes"])
+    for part in ("twice", "text_projection", "pass prediction_type", "no tokenizer"):
+        assert part in said
+    code, out, _ = run(capsys, "inspect", path)
+    assert code == 0
+    assert "languages not stated, licence MIT" in out
+    torch.save(source.file, tmp_path / "m.ckpt")
+    code, _, err = run(capsys, "inspect", tmp_path / "m.ckpt")
+    assert code == 2
+    assert "is a pickle" in err

@@ -1,0 +1,87 @@
+"""Models by their names on the hub, through the real huggingface_hub: its cache as it lays it out, and no network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kotoe import builtin, hub
+from kotoe.checkpoints import load
+from kotoe.errors import CheckpointError, UserError
+from tiny import saved_tiny
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+def cached(name: str, folder: Path, revision: str = REVISION, branch: str = "main") -> Path:
+    """The folder as the hub's cache would hold it: blobs, links in snapshots/<commit>/, the branch in refs/."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    root = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    (root / "refs").mkdir(parents=True, exist_ok=True)
+    (root / "refs" / branch).write_text(revision)
+    blobs, snapshot = root / "blobs", root / "snapshots" / revision
+    blobs.mkdir(exist_ok=True)
+    for k, file in enumerate(sorted(p for p in folder.rglob("*") if p.is_file())):
+        blob, link = blobs / f"{revision[:8]}{k}", snapshot / file.relative_to(folder)
+        shutil.copyfile(file, blob)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return snapshot
+
+
+def test_a_name_in_the_hubs_cache_is_its_folder(tmp_path: Path) -> None:
+    snapshot = cached("someone/tiny", saved_tiny(tmp_path / "m"))
+    assert builtin.resolve("someone/tiny") == snapshot
+    assert builtin.resolve(f"someone/tiny@{REVISION}") == snapshot
+    assert load("someone/tiny").languages == ("en",)
+    other = "f" * 40
+    cached("someone/tiny", saved_tiny(tmp_path / "other", seed=3), other, "next")
+    assert builtin.resolve("someone/tiny@next").name == other
+    assert builtin.resolve("someone/tiny").name == REVISION
+
+
+def test_without_a_network_the_error_says_what_to_do() -> None:
+    with pytest.raises(CheckpointError, match="neither in the hub's cache nor.*hf download nobody/nothing --local-dir"):
+        builtin.resolve("nobody/nothing")
+    with pytest.raises(UserError, match="Did you mean 'kotoe-emoji'"):
+        builtin.resolve("kotoe-emojo")
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached("someone/twice", saved_tiny(tmp_path / "m"))
+    monkeypatch.chdir(tmp_path)
+    own = saved_tiny(Path("someone/twice"))
+    assert builtin.resolve("someone/twice").resolve() == own.resolve()
+
+
+def test_of_a_repository_only_the_model_is_wanted() -> None:
+    files = [
+        "model_index.json",
+        "README.md",
+        "v1-5-pruned.ckpt",
+        "safety_checker/model.safetensors",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "vae/diffusion_pytorch_model.bin",
+        "vae/diffusion_flax_model.msgpack",
+        "text_encoder/openvino_model.bin",
+        "tokenizer/spiece.model",
+        "tokenizer/vocab.txt",
+        "conditioners/ja/tokenizer/spiece.model",
+    ]
+    assert hub.wanted(files) == [
+        "model_index.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.bin",
+        "tokenizer/spiece.model",
+        "tokenizer/vocab.txt",
+        "conditioners/ja/tokenizer/spiece.model",
+    ]
