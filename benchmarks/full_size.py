@@ -59,8 +59,11 @@ def touch(modules):
     for module in modules:
         for p in (*module.parameters(), *module.buffers()):
             p.detach().contiguous(memory_format=torch.preserve_format).flatten()[:: 4096 // p.element_size()].sum()
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def peak():  # Linux's ru_maxrss begins with the parent's
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 if who == "kotoe":
     from kotoe import load
 elif who == "diffusers":
