@@ -518,3 +518,15 @@ def test_an_inpainting_file_is_one(tmp_path: Path) -> None:
     assert (bundle.family, bundle.unet.spec.in_channels) == ("sd1-inpainting", 9)
     again = save(bundle, tmp_path / "again.safetensors", to="compvis")
     assert torch.equal(load_file(again)[IN], nine)
+
+
+def test_a_file_in_little_memory_draws_the_same(tmp_path: Path) -> None:
+    """low_memory means the same for a single file as for a folder: parts in turn, attention in pieces."""
+    file, folder = written(made("sd1").file, tmp_path / "m.safetensors"), words(tmp_path / "words")
+    bundle = load(file, tokenizer=folder, dtype="float32", low_memory=True)
+    plain = load(file, tokenizer=folder, dtype="float32")
+    assert bundle.low_memory
+    sliced = [m.sliced for m in bundle.unet.modules() if hasattr(m, "sliced")]
+    assert sliced
+    assert all(sliced)
+    assert not any(m.sliced for m in plain.unet.modules() if hasattr(m, "sliced"))

@@ -249,7 +249,7 @@ def load(
         from kotoe.checkpoints import single
 
         found = single.load(path, dtypes=dtypes, device=place, allow_pickle=allow_pickle, **asked)  # type: ignore[arg-type]
-        return replace(found, works_on=works_on if low_memory else None)
+        return _in_turns(found, works_on) if low_memory else found
     folder = Folder(path)
     if not folder.has("model_index.json"):
         from kotoe.checkpoints import kerascv
@@ -261,7 +261,7 @@ def load(
                         f"{name} {asked[name]} for KerasCV's files", allowed=f"{name} for single files only"
                     )
             found = kerascv.load_kerascv(folder, tokenizer, dtypes, place)
-            return replace(found, works_on=works_on if low_memory else None)
+            return _in_turns(found, works_on) if low_memory else found
     for name, value in asked.items():
         if value is not None:
             raise UserError(f"{name} {value} for the folder {source}", allowed=f"{name} for files that can't say it")
@@ -275,21 +275,16 @@ def load(
         def read() -> Conditioner:
             part = f"{base}text_encoder"
             found = diffusers.read_conditioner(folder, base, language, dtypes["text_encoder"], place, allow_pickle)
-            width, needed = found.encoder.spec.context_dim, unet.spec.cross_attention_dim
-            if width != needed:
-                raise CheckpointError(f"{part}: states {width} wide for a UNet that reads {needed}")
+            diffusers.check_fits(found, unet.spec.cross_attention_dim, part)
             return found
 
         return read
 
     unet = diffusers.read_unet(folder, dtypes["unet"], place, allow_pickle)
     vae = diffusers.read_vae(folder, dtypes["vae"], place, allow_pickle)
-    if low_memory:
-        unet.slice_attention()
-        vae.slice_attention()
     hashes = LazyHashes({part: diffusers.weight_files(folder, part, allow_pickle) for part in ("unet", "vae")})
     bases = {main: "", **{language: f"conditioners/{language}/" for language in others}}
-    return Bundle(
+    bundle = Bundle(
         name=card["name"],
         unet=unet,
         vae=vae,
@@ -302,8 +297,15 @@ def load(
         hashes=hashes,
         defaults=Defaults(**{"grid": grid, **card["defaults"]}),
         notes=tuple(notes),
-        works_on=works_on if low_memory else None,
     )
+    return _in_turns(bundle, works_on) if low_memory else bundle
+
+
+def _in_turns(bundle: Bundle, works_on: torch.device) -> Bundle:
+    """A bundle, just loaded onto the host, in little memory: see `load`."""
+    bundle.unet.slice_attention()
+    bundle.vae.slice_attention()
+    return replace(bundle, works_on=works_on)
 
 
 def save(

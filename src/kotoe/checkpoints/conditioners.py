@@ -22,15 +22,6 @@ from kotoe.text import Conditioner
 INDICES = tuple(f"{stem}{v}.safetensors.index.json" for stem in diffusers.WEIGHTS for v in ("", ".fp16", ".bf16"))
 
 
-def check_fits(conditioner: Conditioner, width: int, where: str) -> None:
-    """Refuse a conditioner whose states a UNet that reads `width` numbers can't read, or whose tokenizer its encoder
-    has no rows for."""
-    spec = conditioner.encoder.spec
-    diffusers.check_tokenizer(conditioner.tokenizer, spec, where)
-    if spec.context_dim != width:
-        raise CheckpointError(f"{where}: states {spec.context_dim} wide for a UNet that reads {width}")
-
-
 def swap(bundle: Bundle, language: str, conditioner: Conditioner) -> Bundle:
     """The bundle with this conditioner for a language, in place of the one it had or beside the others.
 
@@ -39,7 +30,7 @@ def swap(bundle: Bundle, language: str, conditioner: Conditioner) -> Bundle:
     """
     if not LANGUAGE.fullmatch(language):
         raise UserError(f"language {language!r}", allowed="BCP 47 tags as en, ja, zh-Hant, pt-BR")
-    check_fits(conditioner, bundle.unet.spec.cross_attention_dim, f"the conditioner for {language}")
+    diffusers.check_fits(conditioner, bundle.unet.spec.cross_attention_dim, f"the conditioner for {language}")
     kept = {tag: partial(bundle.conditioners.__getitem__, tag) for tag in bundle.conditioners if tag != language}
     return replace(bundle, conditioners=Conditioners({**kept, language: lambda: conditioner}), folder=None)
 
@@ -74,7 +65,7 @@ def add(
     base = _base(theirs, source_language, language)
     width = diffusers.unet_spec(ours.json("unet/config.json")).cross_attention_dim
     found = diffusers.read_conditioner(theirs, base, language, torch.float32, torch.device("cpu"))
-    check_fits(found, width, f"{theirs.root.name}/{base}text_encoder")
+    diffusers.check_fits(found, width, f"{theirs.root.name}/{base}text_encoder")
 
     place = ours.root / "conditioners" / (language if taken is None else taken)
     if dry_run:
@@ -161,12 +152,11 @@ def _write_card(ours: Folder, card: dict) -> None:
     if ours.has("kotoe.json"):
         value = {**ours.json("kotoe.json"), "languages": card["languages"]}
     else:
-        linear = diffusers.unet_spec(ours.json("unet/config.json")).use_linear_projection
         value = {
             "format": FORMAT,
             "kotoe_version": __version__,
             "name": card["name"],
-            "family": "sd2" if linear else "sd1",
+            "family": diffusers.unet_spec(ours.json("unet/config.json")).family,
             "licence": card["licence"],
             "languages": card["languages"],
             "defaults": card["defaults"],

@@ -303,6 +303,15 @@ def check_tokenizer(tokenizer: Tokenizer, spec: TextSpec | BertSpec, where: str)
         raise CheckpointError(f"{where}: the encoder's {wrong} aren't the tokenizer's {ids}")
 
 
+def check_fits(conditioner: Conditioner, width: int, where: str) -> None:
+    """Refuse a conditioner whose states a UNet that reads `width` numbers can't read, or whose tokenizer its encoder
+    has no rows for."""
+    spec = conditioner.encoder.spec
+    check_tokenizer(conditioner.tokenizer, spec, where)
+    if spec.context_dim != width:
+        raise CheckpointError(f"{where}: states {spec.context_dim} wide for a UNet that reads {width}")
+
+
 def text_config(spec: TextSpec) -> Config:
     """The config.json of a TextSpec that ends at its last layer (see `stock_text`)."""
     if spec.hidden_act == "gelu_tanh":
