@@ -111,6 +111,24 @@ def _clip(folder: Path, vocab: int, layers: int, act: str, positions: int = 77) 
     _write(file, {**json.loads(file.read_text()), **OLD_CLIP})
 
 
+def train_spm(file: Path, lines: list[str], size: int, **options: Any) -> None:
+    """A SentencePiece unigram model whose first pieces are <unk>, <s> and </s>, with no pad of its own."""
+    with file.open("wb") as written:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=written,
+            vocab_size=size,
+            model_type="unigram",
+            character_coverage=1.0,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            minloglevel=2,
+            **options,
+        )
+
+
 def rinna(folder: Path, vocabulary: Path | None = None) -> Path:
     """rinna/japanese-stable-diffusion: a SentencePiece model by itself, CLIP's text encoder with as many words.
 
@@ -119,21 +137,8 @@ def rinna(folder: Path, vocabulary: Path | None = None) -> Path:
     words = folder / "tokenizer"
     words.mkdir(parents=True)
     if vocabulary is None:
-        SentencePieceTrainer.train(
-            sentence_iterator=iter([*LINES["ja"], *LINES["en"]]),
-            model_prefix=str(folder / "m"),
-            vocab_size=80,
-            model_type="unigram",
-            character_coverage=1.0,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            control_symbols=["[PAD]", "[CLS]", "[SEP]", "[MASK]"],
-            minloglevel=2,
-        )
-        (folder / "m.model").rename(words / "spiece.model")
-        (folder / "m.vocab").unlink()
+        symbols = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+        train_spm(words / "spiece.model", [*LINES["ja"], *LINES["en"]], 80, control_symbols=symbols)
         count = 80
     else:
         (words / "spiece.model").write_bytes(vocabulary.read_bytes())
@@ -232,20 +237,7 @@ def alt_diffusion(folder: Path, generation: str = "m9", *, masked: bool = True) 
     """BAAI/AltDiffusion (m2), -m9 and -m18: XLM-RoBERTa with a projection; m18's is of the last but one layer."""
     words = folder / "tokenizer"
     words.mkdir(parents=True)
-    SentencePieceTrainer.train(
-        sentence_iterator=iter([line for lines in LINES.values() for line in lines]),
-        model_prefix=str(folder / "m"),
-        vocab_size=120,
-        model_type="unigram",
-        character_coverage=1.0,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        minloglevel=2,
-    )
-    (folder / "m.model").rename(words / "sentencepiece.bpe.model")
-    (folder / "m.vocab").unlink()
+    train_spm(words / "sentencepiece.bpe.model", [line for lines in LINES.values() for line in lines], 120)
     specials = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     _write(
         words / "tokenizer_config.json",

@@ -18,7 +18,7 @@ from diffusers.pipelines.deprecated.alt_diffusion.modeling_roberta_series import
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from sentencepiece import SentencePieceProcessor
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, BertTokenizer, XLMRobertaTokenizer
 
@@ -28,6 +28,7 @@ from kotoe.checkpoints.bert import bert_config, bert_spec, name_for, name_of
 from kotoe.errors import CheckpointError, UserError
 from kotoe.spec import BertSpec
 from kotoe.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
+from seeds import train_spm
 from tiny import LINES, seeded
 
 TOLERANCE = 1e-5  # of the output's scale; observed about 1e-6
@@ -240,20 +241,9 @@ def folder(kind: str) -> Path:
     path = Path(tempfile.mkdtemp()) / kind
     path.mkdir()
     if kind == "xlm-roberta":
-        SentencePieceTrainer.train(
-            sentence_iterator=iter([line for lines in LINES.values() for line in lines]),
-            model_prefix=str(path / "m"),
-            vocab_size=120,
-            model_type="unigram",
-            character_coverage=1.0,
-            normalization_rule_name="identity",  # so that transformers' needs no table of characters
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            minloglevel=2,
-        )
-        (path / "m.model").rename(path / "sentencepiece.bpe.model")
+        lines = [line for each in LINES.values() for line in each]
+        # identity, so that transformers' needs no table of characters
+        train_spm(path / "sentencepiece.bpe.model", lines, 120, normalization_rule_name="identity")
         config = {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": L}
         (path / "tokenizer_config.json").write_text(json.dumps(config))
         return path
