@@ -27,7 +27,7 @@ from kotoe.data.latents import PATCHES, basis
 from kotoe.denoise import training_input
 from kotoe.errors import UserError
 from kotoe.localize.fit import Plan, fit, load_average, step_seed
-from kotoe.localize.losses import Queries, TextLatents, TextPairs, TextRoutes, diffusion, reader, record_queries, routes
+from kotoe.localize.losses import Queries, TextBehind, TextLatents, TextPairs, behind, diffusion, reader, record_queries
 from kotoe.localize.vocabulary import train_sentencepiece
 from kotoe.rng import keyed_generator
 from kotoe.runs import Run
@@ -147,9 +147,9 @@ def train_language(
 
     def read(step: int) -> TextPairs:
         own, other = sides(step, settings["reader"][1])
-        return TextPairs(ids=own.to(device), teacher=teach(other))
+        return TextPairs(ids=own.to(device), teacher_ids=other.to(device), teacher=teach(other))
 
-    def said_behind(step: int) -> TextRoutes:
+    def said_behind(step: int) -> TextBehind:
         own, other = sides(step, settings["routes"][1])
         mine = first_eos(own, tokenizer.eos)[:, None]  # (B, 1)
         theirs = first_eos(other, english_tokenizer.eos)[:, None]  # (B, 1)
@@ -165,7 +165,7 @@ def train_language(
             before = english.before_last(other.to(device))
             before = before.gather(1, at.expand_as(before))  # (B, L, D)
         # a clone, since inference tensors can't take part in a loss
-        return TextRoutes(ids=own.to(device), before=before.clone(), behind=kept.to(device))
+        return TextBehind(ids=own.to(device), before=before.clone(), behind=kept.to(device))
 
     def captioned(step: int) -> TextLatents:
         chosen, rng = data.draw(step, settings["stage1"][1])
@@ -175,7 +175,7 @@ def train_language(
     sample = previews(("unet", "text"), tokenizer, base, PREVIEWS[language])
     if settings["routes"][0]:
         plan = Plan(
-            name=f"{language}/routes", trainable=ROUTES, loss=routes(), steps=settings["routes"][0],
+            name=f"{language}/routes", trainable=ROUTES, loss=behind(), steps=settings["routes"][0],
             lr=settings["lr"], ema=0.99, betas=(0.9, 0.98), seed=seed, bf16=device != "cpu",
         )  # fmt: skip
         with Run(run_dir / "routes", {**common, "stage": "routes"}) as run:

@@ -12,26 +12,29 @@ import torch.nn.functional as F
 from torch import nn
 
 from kotoe.denoise import training_target
-from kotoe.localize.fit import Plan, fit
+from kotoe.localize.fit import Loss, Plan, fit
 from kotoe.localize.losses import (
     ImageTower,
+    TextBehind,
     TextImages,
     TextLatents,
     TextPairs,
-    TextRoutes,
     TextScenes,
+    behind,
     contrastive,
     diffusion,
     drawing,
     floored_min_snr,
+    pooled,
     reader,
     record_queries,
-    routes,
     routing,
+    states,
     unexplained,
 )
 from kotoe.runs import Run
 from kotoe.schedule import sigmas_of
+from kotoe.text import first_eos
 from tiny import seeded, tiny_bundle, tiny_conditioner
 
 BUNDLE = tiny_bundle("sd2")
@@ -222,6 +225,11 @@ def bank() -> Any:
     return record_queries(BUNDLE.unet, [(x, t, context)], per_layer=16)
 
 
+def pairs(teacher: torch.Tensor, texts: list[str] = TEXTS) -> TextPairs:
+    """Texts whose translations are TEXTS, which the teacher said this of."""
+    return TextPairs(ids=ids(texts), teacher_ids=ids(TEXTS), teacher=teacher)
+
+
 def test_reader_is_zero_for_the_teacher_and_blind_to_token_order() -> None:
     queries = bank()
     assert all(b.shape[1] == 16 for b in queries.banks)
@@ -230,9 +238,9 @@ def test_reader_is_zero_for_the_teacher_and_blind_to_token_order() -> None:
     with torch.inference_mode():
         teacher = english(ids(TEXTS)).clone()
     parts = {"unet": BUNDLE.unet, "text": english}
-    same, _ = loss(parts, TextPairs(ids=ids(TEXTS), teacher=teacher), generator())
-    shuffled, _ = loss(parts, TextPairs(ids=ids(TEXTS), teacher=teacher.flip(1)), generator())
-    other, _ = loss(parts, TextPairs(ids=ids(TEXTS[::-1]), teacher=teacher), generator())
+    same, _ = loss(parts, pairs(teacher), generator())
+    shuffled, _ = loss(parts, pairs(teacher.flip(1)), generator())
+    other, _ = loss(parts, pairs(teacher, TEXTS[::-1]), generator())
     assert float(same.detach()) < 1e-8
     assert float(shuffled.detach()) < 1e-8
     assert float(other.detach()) > 0.1
@@ -246,7 +254,7 @@ def test_reader_teaches_another_language_without_touching_the_unet(tmp_path: Pat
         teacher = BUNDLE.conditioner().encoder(ids(there)).clone()
     student = seeded(tiny_conditioner("ko", 32).encoder, 5)
     before = {name: p.clone() for name, p in BUNDLE.unet.named_parameters()}
-    batch = TextPairs(ids=ids(korean, "ko"), teacher=teacher)
+    batch = TextPairs(ids=ids(korean, "ko"), teacher_ids=ids(there), teacher=teacher)
     plan = Plan(
         name="t", trainable=("text.",), loss=reader(bank()), steps=150, lr=3e-3, warmup_steps=5, log_every=1, ema=0
     )
@@ -263,7 +271,7 @@ def test_a_schedule_without_zero_snr_has_weights_too() -> None:
     assert torch.all(weights > 0)
 
 
-def test_routes_compares_where_it_is_told_to() -> None:
+def test_behind_compares_where_it_is_told_to() -> None:
     encoder = BUNDLE.conditioner().encoder
     with torch.inference_mode():
         *_, before, _ = (x.clone() for x in encoder.residuals(ids(TEXTS)))
@@ -272,9 +280,32 @@ def test_routes_compares_where_it_is_told_to() -> None:
     at[:, 9:] = True
 
     def left_over(wanted: torch.Tensor) -> float:
-        batch = TextRoutes(ids=ids(TEXTS), behind=at, before=wanted)
-        return float(routes()({"text": encoder}, batch, generator())[0].detach())
+        batch = TextBehind(ids=ids(TEXTS), behind=at, before=wanted)
+        return float(behind()({"text": encoder}, batch, generator())[0].detach())
 
     assert left_over(before.where(at[:, :, None], before.flip(0))) < 1e-6
     assert left_over(3 * before) < 1e-6  # as layers read it, normalised
     assert left_over(before.flip(0)) > 0.1
+
+
+def test_pooled_asks_for_one_state_and_states_for_all() -> None:
+    """What `distil-pooled` can't see: every state but the one at EOS may be anything."""
+    encoder = BUNDLE.conditioner().encoder
+    with torch.inference_mode():
+        teacher = encoder(ids(TEXTS)).clone()
+    eos = encoder.spec.eos
+    at = first_eos(ids(TEXTS), eos)
+    elsewhere = torch.ones_like(ids(TEXTS), dtype=torch.bool)
+    elsewhere[torch.arange(len(at)), at] = False
+    other = torch.where(elsewhere[:, :, None], teacher.flip(0), teacher)  # right at EOS, wrong everywhere else
+    wrong = torch.where(elsewhere[:, :, None], teacher, teacher.flip(0))  # the other way round
+
+    def left_over(loss: Loss, asked: torch.Tensor) -> float:
+        return float(loss({"text": encoder}, pairs(asked), generator())[0].detach())
+
+    assert left_over(pooled(eos=eos), teacher) < 1e-8
+    assert left_over(pooled(eos=eos), other) < 1e-8
+    assert left_over(pooled(eos=eos), wrong) > 0.1
+    assert left_over(states(), teacher) < 1e-8
+    assert left_over(states(), other) > 0.1
+    assert left_over(states(), wrong) > 0.01

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from kotoe import __version__, builtin
-from kotoe.checkpoints import FORMAT, LANGUAGE, Bundle, Conditioners, _card, diffusers
+from kotoe.checkpoints import FORMAT, LANGUAGE, Bundle, Conditioners, _card, _write_encoder, diffusers
 from kotoe.checkpoints.files import Folder
 from kotoe.errors import CheckpointError, UserError, unknown
 from kotoe.runs import write_atomic
@@ -33,6 +33,32 @@ def swap(bundle: Bundle, language: str, conditioner: Conditioner) -> Bundle:
     diffusers.check_fits(conditioner, bundle.unet.spec.cross_attention_dim, f"the conditioner for {language}")
     kept = {tag: partial(bundle.conditioners.__getitem__, tag) for tag in bundle.conditioners if tag != language}
     return replace(bundle, conditioners=Conditioners({**kept, language: lambda: conditioner}), folder=None)
+
+
+def read(source: str | Path, language: str, *, source_language: str | None = None) -> Conditioner:
+    """A conditioner alone, in float32: of a checkpoint's name or folder, or of a folder with tokenizer/ and
+    text_encoder/. source_language: which of a checkpoint's; None: the one for `language`, or the only one."""
+    theirs = Folder(builtin.resolve(source))
+    base = _base(theirs, source_language, language)
+    return diffusers.read_conditioner(theirs, base, language, torch.float32, torch.device("cpu"))
+
+
+def write(conditioner: Conditioner, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+    """A conditioner alone, in a folder of tokenizer/ and text_encoder/ that `add` and `read` take."""
+    folder = Path(folder)
+    tag = f"{os.getpid()}-{secrets.token_hex(4)}"
+    new, old = (folder.with_name(f".{folder.name}.{word}-{tag}") for word in ("new", "old"))
+    try:
+        (new / "tokenizer").mkdir(parents=True)
+        conditioner.tokenizer.save(new / "tokenizer")
+        _write_encoder(new / "text_encoder", conditioner.encoder, dtype)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
 
 
 def add(

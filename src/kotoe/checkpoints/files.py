@@ -263,8 +263,17 @@ def tensors_sha256(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, t in sorted(module.state_dict().items()):
         digest.update(f"{name}{list(t.shape)}".encode())
-        digest.update(t.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        digest.update(_bytes(t))
     return digest.hexdigest()
+
+
+def tensor_sha256(t: Tensor) -> str:
+    """sha256 of one tensor's shape and float32 values."""
+    return hashlib.sha256(f"{list(t.shape)}".encode() + _bytes(t)).hexdigest()
+
+
+def _bytes(t: Tensor) -> bytes:
+    return t.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
 
 
 class LazyHashes(Mapping[str, str]):

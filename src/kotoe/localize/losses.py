@@ -47,14 +47,16 @@ class TextLatents:
 
 @dataclass(frozen=True, kw_only=True)
 class TextPairs:
-    """ids (B, L) of a text in the new language and context (B, L', D) of its translation by the teacher."""
+    """ids (B, L) of a text in the new language; teacher_ids (B, L') of its translation and the teacher's context
+    (B, L', D) of that."""
 
     ids: Tensor
+    teacher_ids: Tensor
     teacher: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextRoutes:
+class TextBehind:
     """ids (B, L) of a text in the new language, and before (B, L, D): the teacher's residual before its last layer,
     which the student's shall be where `behind` (B, L) bool asks it."""
 
@@ -241,15 +243,42 @@ def reader(queries: Queries, *, text: str = "text") -> Loss:
     return loss
 
 
-def routes(*, text: str = "text") -> Loss:
-    """`distil-routes` for two languages: before the last layer the student must say what the teacher says, where the
-    batch's `behind` asks. The last layer, the same in both, makes of it what a UNet reads.
+def pooled(*, text: str = "text", eos: int) -> Loss:
+    """`distil-pooled`: the pooled vector must be the teacher's, which is its state at the first `eos`.
+
+    So were Bingsu's Korean encoder and M-CLIP's made (squared error; the latter's authors found a cosine no better). It
+    says nothing of the other L - 1 states, and those are what a UNet reads.
+    """
+
+    def loss(modules: Mapping[str, Any], batch: TextPairs, _: torch.Generator) -> Answer:
+        at = first_eos(batch.teacher_ids, eos)
+        asked = batch.teacher[torch.arange(len(at)), at]  # (B, D)
+        left_over = unexplained(modules[text].pooled(batch.ids).float(), asked.float())
+        return left_over, {"unexplained": float(left_over.detach())}
+
+    return loss
+
+
+def states(*, text: str = "text") -> Loss:
+    """`distil-states`: state for state, L of them, what the teacher says (tohoku-nlp, GlueGen)."""
+
+    def loss(modules: Mapping[str, Any], batch: TextPairs, _: torch.Generator) -> Answer:
+        said, asked = modules[text](batch.ids).float(), batch.teacher.float()  # (B, L, D)
+        left_over = unexplained(said.flatten(0, 1), asked.flatten(0, 1))
+        return left_over, {"unexplained": float(left_over.detach())}
+
+    return loss
+
+
+def behind(*, text: str = "text") -> Loss:
+    """`distil-behind`: before the last layer the student must say what the teacher says, where the batch asks: behind
+    the words. The last layer, the same in both, makes of it what a UNet reads.
 
     Words differ in number and order between languages; the states behind them, which have read the whole text, needn't.
     Normalised as layers do; squared error over the teacher's variance.
     """
 
-    def loss(modules: Mapping[str, Any], batch: TextRoutes, _: torch.Generator) -> Answer:
+    def loss(modules: Mapping[str, Any], batch: TextBehind, _: torch.Generator) -> Answer:
         before = modules[text].before_last(batch.ids).float()  # (B, L, D)
         said, asked = (F.layer_norm(x[batch.behind], x.shape[-1:]) for x in (before, batch.before.float()))
         left_over = unexplained(said, asked)

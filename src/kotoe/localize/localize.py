@@ -1,0 +1,175 @@
+"""A new language for a model that exists: texts in, a bundle out that draws from the language.
+
+What is frozen is the same to the bit afterwards; that is checked, not hoped for.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kotoe import builtin
+from kotoe.bert import BertText
+from kotoe.checkpoints import Bundle, conditioners, save
+from kotoe.checkpoints.files import tensor_sha256
+from kotoe.config import to_json
+from kotoe.errors import UserError
+from kotoe.localize.fit import Plan, fit
+from kotoe.localize.plans import Captions, Reading, Task, Texts, clip, new_student, task
+from kotoe.localize.settings import PLANS, Localizing
+from kotoe.localize.vocabulary import train_sentencepiece
+from kotoe.runs import Run
+from kotoe.text import CLIPText, Conditioner
+from kotoe.tokenizers import Tokenizer, load_tokenizer
+
+FREE = ("out", "device", "threads")  # settings that may differ when a run is resumed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Localized:
+    """The bundle with its new language, and what it cost and left alone (JSON-able)."""
+
+    bundle: Bundle
+    report: dict[str, Any]
+
+
+def localize(
+    bundle: Bundle,
+    wanted: Localizing,
+    *,
+    pairs: Texts | None = None,
+    captions: Captions | None = None,
+    progress: bool = True,
+) -> Localized:
+    """Teach a loaded model (in float32) a language by one of PLANS; `wanted.run` resumes what it holds.
+
+    Raises UserError before anything is trained: a language that is there, texts over the limit, an encoder that
+    doesn't fit, a run directory of other settings.
+    """
+    way = PLANS[wanted.plan]
+    if wanted.language in bundle.languages and wanted.plan not in ("kv", "stage2"):
+        raise UserError(
+            f"{bundle.name} has a conditioner for {wanted.language}",
+            allowed="another tag",
+            hint=f"Take it out first: kotoe conditioner remove FOLDER --language {wanted.language}",
+        )
+    with Run(wanted.run, {"localize": to_json(wanted), "base": bundle.sha256}, free=FREE) as run:
+        tokenizer = _tokenizer(bundle, wanted, run, pairs, captions)
+        student = Conditioner(wanted.language, tokenizer, _encoder(bundle, wanted, tokenizer, pairs))
+        conditioners.swap(bundle, wanted.language, student)  # does it fit?
+        report: dict[str, Any] = {"plan": wanted.plan, "language": wanted.language, "vocab_size": tokenizer.vocab_size}
+        if way.reads == "nothing":
+            return Localized(bundle=conditioners.swap(bundle, wanted.language, student), report=report)
+        reading = Reading(
+            seed=wanted.seed,
+            batch=wanted.batch_size or way.batch,
+            dropout=wanted.dropout,
+            long_prompt=wanted.long_prompt,
+            device=torch.device(wanted.device),
+        )
+        what = task(wanted.plan, bundle, student, reading, pairs=pairs, captions=captions)
+        report |= _trained(what, wanted, bundle, student, run, progress)
+    return Localized(bundle=conditioners.swap(bundle, wanted.language, student), report=report)
+
+
+def write(found: Localized, wanted: Localizing, *, overwrite: bool = False) -> Path:
+    """The folder of a localized model: the base's own files byte for byte where only a conditioner is new."""
+    out = Path(wanted.run) / "bundle" if wanted.out is None else Path(wanted.out)
+    if PLANS[wanted.plan].trains and any(t.startswith("unet") for t in PLANS[wanted.plan].trains):
+        return save(found.bundle, out, dtype="float16", overwrite=overwrite)
+    source = builtin.resolve(wanted.base)
+    if not source.is_dir():
+        return save(found.bundle, out, dtype="float16", overwrite=overwrite)
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} is there already", allowed="a name that isn't taken, or --overwrite")
+    part = Path(wanted.run) / "conditioner"
+    conditioners.write(found.bundle.conditioner(wanted.language), part, dtype=torch.float16)
+    new = out.with_name(f".{out.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        shutil.copytree(source, new)
+        conditioners.add(new, wanted.language, part)
+        shutil.rmtree(out, ignore_errors=True)
+        new.rename(out)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return out
+
+
+# --- Parts -----------------------------------------------------------------------------------------------------
+
+
+def _tokenizer(
+    bundle: Bundle, wanted: Localizing, run: Run, pairs: Texts | None, captions: Captions | None
+) -> Tokenizer:
+    if wanted.student is not None:
+        return conditioners.read(wanted.student, wanted.language).tokenizer
+    if wanted.tokenizer is not None:
+        return load_tokenizer(wanted.tokenizer)
+    folder = run.path("tokenizer")
+    if folder.exists():
+        return load_tokenizer(folder)
+    texts = pairs.target if pairs is not None else () if captions is None else captions.texts
+    if not texts:
+        raise UserError("no texts to train a tokenizer on", allowed="--pairs, --images or --tokenizer")
+    positions = bundle.conditioner().encoder.spec.max_tokens
+    return train_sentencepiece(texts, folder, wanted.vocab_size, max_tokens=positions)
+
+
+def _encoder(bundle: Bundle, wanted: Localizing, tokenizer: Tokenizer, pairs: Texts | None) -> CLIPText | BertText:
+    if wanted.student is not None:
+        return conditioners.read(wanted.student, wanted.language).encoder
+    teacher = bundle.conditioner()
+    encoder = clip(teacher, "a new encoder")
+    return new_student(encoder, tokenizer, wanted.begins, seed=wanted.seed, other=teacher.tokenizer, pairs=pairs)
+
+
+def _trained(
+    what: Task, wanted: Localizing, bundle: Bundle, student: Conditioner, run: Run, progress: bool
+) -> dict[str, Any]:
+    """Train, and prove that only what should has changed."""
+    way = PLANS[wanted.plan]
+    parts = {"unet": bundle.unet, "vae": bundle.vae, "teacher": bundle.conditioner().encoder, "text": student.encoder}
+    for module in parts.values():
+        module.requires_grad_(False)
+    before = _fingerprints(parts)
+    plan = Plan(
+        name=f"{wanted.language}/{wanted.plan}",
+        trainable=what.trains,
+        loss=what.loss,
+        steps=wanted.steps or way.steps,
+        lr=wanted.lr or way.lr,
+        warmup_steps=30,
+        betas=(0.9, 0.98),
+        ema=0.99,
+        seed=wanted.seed,
+        bf16=torch.device(wanted.device).type != "cpu",
+    )
+    fit(what.modules, plan, what.batches, run, device=wanted.device, progress=progress)
+    learned = {f"{part}.{n}" for part, m in what.modules.items() for n, p in m.named_parameters() if p.requires_grad}
+    for module in parts.values():
+        module.requires_grad_(False)
+    after = _fingerprints(parts)
+    changed = {name for name in before if before[name] != after[name]}
+    if changed - learned:
+        raise AssertionError(f"frozen parameters changed: {sorted(changed - learned)[:5]}")
+    last = run.metrics()[-1]
+    return {
+        "steps": plan.steps,
+        "texts": plan.steps * (wanted.batch_size or way.batch),
+        "seconds": last["seconds"],
+        "loss": last["loss"],
+        "trained": len(learned),
+        "changed": len(changed),
+        "frozen": len(before) - len(learned),
+    }
+
+
+def _fingerprints(parts: Mapping[str, nn.Module]) -> dict[str, str]:
+    return {f"{part}.{name}": tensor_sha256(p) for part, m in parts.items() for name, p in m.named_parameters()}

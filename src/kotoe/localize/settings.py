@@ -1,0 +1,143 @@
+"""What `kotoe localize` can be asked for. Standard library only: the command line shows it without loading torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kotoe.errors import UserError, unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to teach a model a language.
+
+    trains:  what learns, as regular expressions over "text.", the new encoder, and "unet.".
+    reads:   "pairs" of texts, "captions" of pictures, or "nothing".
+    starts:  where the new encoder can start from, the usual one first.
+    steps, batch, lr: what it gets if nobody says otherwise.
+    about:   what it does, and who did it.
+    """
+
+    trains: tuple[str, ...]
+    reads: str
+    starts: tuple[str, ...]
+    steps: int
+    batch: int
+    lr: float
+    about: str
+
+
+ANEW = ("aligned", "warm", "scratch")
+PLANS: Mapping[str, Way] = {
+    "swap": Way(
+        trains=(), reads="nothing", starts=("given",), steps=0, batch=0, lr=0.0,
+        about="puts an encoder in place that somebody has trained to say what the old one says (Bingsu)",
+    ),
+    "distil-behind": Way(
+        trains=("text.",), reads="pairs", starts=ANEW, steps=1000, batch=64, lr=1e-3,
+        about="the states behind the words, before the last layer, which draws in every language (ours)",
+    ),
+    "distil-reader": Way(
+        trains=("text.",), reads="pairs", starts=ANEW, steps=1000, batch=64, lr=1e-3,
+        about="what the frozen UNet reads: the answers to its recorded questions (ours)",
+    ),
+    "distil-states": Way(
+        trains=("text.",), reads="pairs", starts=ANEW, steps=1000, batch=64, lr=1e-3,
+        about="every state in its place (tohoku-nlp, GlueGen)",
+    ),
+    "distil-pooled": Way(
+        trains=("text.",), reads="pairs", starts=ANEW, steps=1000, batch=64, lr=1e-3,
+        about="the pooled vector alone (Bingsu, M-CLIP)",
+    ),
+    "stage1": Way(
+        trains=("text.",), reads="captions", starts=("scratch", "warm", "aligned"), steps=3000, batch=32, lr=5e-4,
+        about="the diffusion loss through the frozen model (rinna's first stage, Taiyi)",
+    ),
+    "kv": Way(
+        trains=(r"unet\..*attn2\.to_[kv]\.",), reads="captions", starts=("given",), steps=3000, batch=32, lr=1e-4,
+        about="the UNet's keys and values of a text alone, for an encoder that is there (AltDiffusion's paper)",
+    ),
+    "stage2": Way(
+        trains=("text.", "unet."), reads="captions", starts=("given", "warm", "aligned"), steps=3000, batch=32, lr=1e-4,
+        about="encoder and UNet together, after stage1 (rinna's second stage, Cool Japan)",
+    ),
+    "adapter": Way(
+        trains=("text.transformation",), reads="pairs", starts=("given",), steps=1000, batch=64, lr=1e-3,
+        about="the projection behind a frozen multilingual encoder (AltDiffusion; GlueGen, MuLan, PEA)",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Localizing:
+    """A language for a model that exists.
+
+    base:          the model: a name, built in or on the hub (owner/name), or a folder.
+    language:      the new language, a BCP 47 tag.
+    run:           the run's directory; the same command resumes it.
+    plan:          which way: PLANS.
+    pairs:         parallel text, .tsv, .jsonl or .parquet with columns source (the base's own language) and target.
+    out:           the folder that gets the model with its new language; by default `bundle` in the run's directory.
+    tokenizer:     a folder with the new language's tokenizer; by default one is trained on the texts.
+    vocab_size:    of the tokenizer to be trained.
+    start:         aligned, tokens begin as the mean of those they translate; warm, the base's weights with new tokens;
+                   scratch; given, the encoder of `student`. The plan's own by default.
+    student:       a model or a folder with tokenizer/ and text_encoder/ whose encoder is to be the new language's.
+    steps:         how long to train; the plan's own number by default.
+    batch_size:    rows of a step; the plan's own number by default.
+    lr:            peak learning rate; the plan's own by default.
+    dropout:       share of texts that are emptied, 0 to 1, so that the empty text, which guidance needs, is taught too.
+    long_prompt:   texts over the limit: error, or cut, which says how many.
+    seed:          of everything that is drawn while training.
+    device:        cpu, cuda or cuda:N.
+    threads:       processor threads; torch's own choice by default.
+    """
+
+    base: str
+    language: str
+    run: str
+    plan: str = "distil-behind"
+    pairs: str | None = None
+    out: str | None = None
+    tokenizer: str | None = None
+    vocab_size: int = 2000
+    start: str | None = None
+    student: str | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    dropout: float = 0.05
+    long_prompt: str = "error"
+    seed: int = 0
+    device: str = "cpu"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.plan not in PLANS:
+            raise unknown("plan", self.plan, PLANS)
+        way = PLANS[self.plan]
+        if self.start is not None and self.start not in way.starts:
+            raise UserError(f"start {self.start} with plan {self.plan}", allowed=", ".join(way.starts))
+        if (self.student is None) == (self.begins == "given"):
+            raise UserError(
+                f"plan {self.plan} from start {self.begins} {'without' if self.student is None else 'with'} a student",
+                allowed="--student with start given, and only with it",
+            )
+        if (self.pairs is None) and way.reads == "pairs":
+            raise UserError(f"plan {self.plan} without parallel text", allowed="--pairs FILE")
+        for name, least in {"steps": 1, "batch_size": 1, "vocab_size": 16, "threads": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name} {value}", allowed=f"{least} or more")
+        if self.lr is not None and not self.lr > 0:
+            raise UserError(f"lr {self.lr}", allowed="above 0")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout {self.dropout}", allowed="0 to below 1")
+        if self.long_prompt not in ("error", "cut"):
+            raise unknown("long_prompt", self.long_prompt, ("error", "cut"))
+
+    @property
+    def begins(self) -> str:
+        """Where the encoder starts from."""
+        return PLANS[self.plan].starts[0] if self.start is None else self.start
