@@ -28,7 +28,7 @@ from kotoe.runs import Run
 from kotoe.text import CLIPText, Conditioner
 from kotoe.tokenizers import Tokenizer, load_tokenizer
 
-FREE = ("out", "device", "threads")  # settings that may differ when a run is resumed
+FREE = ("out", "device", "threads", "log_every")  # settings that may differ when a run is resumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def localize(
             allowed="another tag",
             hint=f"Take it out first: kotoe conditioner remove FOLDER --language {wanted.language}",
         )
-    with Run(wanted.run, {"localize": to_json(wanted), "base": bundle.sha256}, free=FREE) as run:
+    with Run(wanted.run, {**to_json(wanted), "base_sha256": bundle.sha256}, free=FREE) as run:
         tokenizer = _tokenizer(bundle, wanted, run, pairs, captions)
         student = Conditioner(wanted.language, tokenizer, _encoder(bundle, wanted, tokenizer, pairs))
         conditioners.swap(bundle, wanted.language, student)  # does it fit?
@@ -149,6 +149,7 @@ def _trained(
         betas=(0.9, 0.98),
         ema=0.99,
         seed=wanted.seed,
+        log_every=wanted.log_every,
         bf16=torch.device(wanted.device).type != "cpu",
     )
     fit(what.modules, plan, what.batches, run, device=wanted.device, progress=progress)

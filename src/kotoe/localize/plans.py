@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kotoe.bert import BertText
 from kotoe.checkpoints import Bundle
 from kotoe.denoise import begin, denoiser
 from kotoe.errors import UserError
@@ -240,11 +241,36 @@ def task(
         )
     batches = _paired(student, teacher, pairs, reading)
     if plan == "distil-pooled":
+        clip(student, plan)  # has a pooled vector
         return Task(modules=modules, trains=way.trains, loss=pooled(eos=teacher.tokenizer.eos), batches=batches)
-    if plan == "distil-reader":
-        bank = questions(bundle, pairs, seed=reading.seed)
-        return Task(modules={**modules, "unet": bundle.unet}, trains=way.trains, loss=reader(bank), batches=batches)
-    return Task(modules=modules, trains=way.trains, loss=states(), batches=batches)
+    if plan == "distil-states":
+        check_lengths(student.tokenizer, teacher.tokenizer)
+        return Task(modules=modules, trains=way.trains, loss=states(), batches=batches)
+    trains = projection(student.encoder) if plan == "adapter" else way.trains
+    bank = questions(bundle, pairs, seed=reading.seed)
+    return Task(modules={**modules, "unet": bundle.unet}, trains=trains, loss=reader(bank), batches=batches)
+
+
+def check_lengths(mine: Tokenizer, theirs: Tokenizer) -> None:
+    """Refuse tokenizers of different lengths, for a plan that compares state by state."""
+    if mine.max_tokens != theirs.max_tokens:
+        raise UserError(
+            f"distil-states of a student of {mine.max_tokens} states from a teacher of {theirs.max_tokens}",
+            allowed="as many of each",
+            hint="distil-reader compares what the UNet reads, whatever the number of states",
+        )
+
+
+def projection(encoder: CLIPText | BertText) -> tuple[str, ...]:
+    """What `adapter` trains: the projection behind a frozen encoder, where it has one."""
+    if isinstance(encoder, CLIPText) or encoder.spec.projection_dim is None:
+        raise UserError(
+            "plan adapter for an encoder without a projection behind it",
+            allowed="an encoder of AltDiffusion's kind",
+            hint="distil-reader trains all of an encoder",
+        )
+    names = r"(transformation_pre|pre_LN)" if encoder.spec.projects_penultimate else "transformation"
+    return (rf"text\.{names}\.",)
 
 
 def _before_last(encoder: CLIPText) -> tuple[str, ...]:

@@ -39,11 +39,11 @@ PLANS: Mapping[str, Way] = {
         about="the states behind the words, before the last layer, which draws in every language (ours)",
     ),
     "distil-reader": Way(
-        trains=("text.",), reads="pairs", starts=ANEW, steps=1000, batch=64, lr=1e-3,
+        trains=("text.",), reads="pairs", starts=(*ANEW, "given"), steps=1000, batch=64, lr=1e-3,
         about="what the frozen UNet reads: the answers to its recorded questions (ours)",
     ),
     "distil-states": Way(
-        trains=("text.",), reads="pairs", starts=ANEW, steps=1000, batch=64, lr=1e-3,
+        trains=("text.",), reads="pairs", starts=(*ANEW, "given"), steps=1000, batch=64, lr=1e-3,
         about="every state in its place (tohoku-nlp, GlueGen)",
     ),
     "distil-pooled": Way(
@@ -91,6 +91,7 @@ class Localizing:
     long_prompt:   texts over the limit: error, or cut, which says how many.
     seed:          of everything that is drawn while training.
     device:        cpu, cuda or cuda:N.
+    log_every:     steps between two lines of metrics.jsonl.
     threads:       processor threads; torch's own choice by default.
     """
 
@@ -111,6 +112,7 @@ class Localizing:
     long_prompt: str = "error"
     seed: int = 0
     device: str = "cpu"
+    log_every: int = 25
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -126,7 +128,7 @@ class Localizing:
             )
         if (self.pairs is None) and way.reads == "pairs":
             raise UserError(f"plan {self.plan} without parallel text", allowed="--pairs FILE")
-        for name, least in {"steps": 1, "batch_size": 1, "vocab_size": 16, "threads": 1}.items():
+        for name, least in {"steps": 1, "batch_size": 1, "vocab_size": 16, "log_every": 1, "threads": 1}.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name} {value}", allowed=f"{least} or more")
