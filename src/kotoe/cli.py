@@ -22,6 +22,7 @@ from kotoe import __version__, console, verbs
 from kotoe.config import Request, from_json, read_json
 from kotoe.console import INTERRUPTED, Common, Values, say
 from kotoe.errors import UserError, nearest, unknown
+from kotoe.localize.settings import Localizing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,18 @@ Nothing is lost or left over in silence: what a format can't hold is refused, an
         doc="""Run a recipe. The same command resumes it; Ctrl-C saves first.
 
     kotoe train recipes/emoji_base.py --run runs/base --size cpu""",
+    ),
+    "localize": Verb(
+        parts=(Localizing,),
+        positional="base",
+        run=verbs.localize,
+        doc="""Teach a model that exists a language, most often from parallel text alone. The same command resumes it.
+
+The result is the model with a further conditioner; its UNet and its other languages stay the same to the bit.
+
+    kotoe data pairs --language sw --out sw.tsv
+    kotoe localize kotoe-emoji --language sw --pairs sw.tsv --run runs/sw
+    kotoe localize path/to/model --language ko --plan swap --student path/to/korean --run runs/ko""",
     ),
     "conditioner add": Verb(
         parts=(console.Adding,),

@@ -39,6 +39,7 @@ from kotoe.console import (
     show_config,
 )
 from kotoe.errors import UserError, nearest, unknown
+from kotoe.localize.settings import Localizing
 from kotoe.runs import atomic, write_atomic
 
 MOST_THREADS = 1024
@@ -438,6 +439,50 @@ def _recipe(path: Path) -> Any:
     if not callable(getattr(module, "main", None)):
         raise UserError(f"{path} has no main", allowed="main(run, *, size=..., device=..., seed=...)")
     return module
+
+
+# --- localize -------------------------------------------------------------------------------------
+
+
+def localize(common: Common, values: Values) -> int:
+    """Teach a model a language."""
+    wanted: Localizing = part_of(values, Localizing)
+    show_config("localize", to_json(wanted))
+    if wanted.threads is not None:
+        import torch
+
+        torch.set_num_threads(wanted.threads)
+    from kotoe.data.texts import read_columns
+    from kotoe.localize import localize as workbench
+    from kotoe.localize.plans import Texts
+
+    pairs = None
+    if wanted.pairs is not None:
+        rows = [row.texts for row in read_columns(wanted.pairs, ("source", "target"))]
+        empty = sum(not source.strip() or not target.strip() for source, target in rows)
+        if empty:
+            raise UserError(
+                f"{wanted.pairs}: {empty} of {len(rows)} pairs have nothing on one side",
+                allowed="a text in both columns of every row",
+            )
+        pairs = Texts(source=[source for source, _ in rows], target=[target for _, target in rows])
+    bundle = _load(wanted.base, "float32", wanted.device)
+    if common.dry_run:
+        cost = workbench.forecast(bundle, wanted, pairs=pairs)
+        plain = [f"{key}: {value}" for key, value in cost.items()]
+        finish(common, {"dry_run": True, "config": to_json(wanted), "forecast": cost}, plain)
+        return 0
+    try:
+        found = workbench.localize(
+            bundle, wanted, pairs=pairs, progress=not common.json, on_finding=lambda finding: say(str(finding))
+        )
+    except KeyboardInterrupt:
+        say(f"kotoe: interrupted; the same command goes on from {wanted.run}")
+        return INTERRUPTED
+    with _writing(Path(wanted.run)):
+        out = workbench.write(found, wanted, overwrite=wanted.overwrite)
+    finish(common, {"out": str(out), **found.report, "config": to_json(wanted)}, [str(out)])
+    return 0
 
 
 # --- check ----------------------------------------------------------------------------------------

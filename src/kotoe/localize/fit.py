@@ -163,7 +163,7 @@ def fit(
             seconds, last = seconds + now - last, now
             if step % plan.log_every == 0 or step == plan.steps:
                 means = {key: value / count for key, value in sums.items()}
-                run.log(step=step, lr=plan.rate(step - 1), seconds=round(seconds, 1), **means)
+                run.log(step=step, lr=plan.rate(step - 1), seconds=round(seconds, 3), **means)
                 bar.show(step, means)
                 sums, count = {}, 0
             if plan.sample and (step % plan.sample_every == 0 or step == plan.steps):

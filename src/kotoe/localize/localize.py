@@ -5,9 +5,13 @@ What is frozen is the same to the bit afterwards; that is checked, not hoped for
 
 from __future__ import annotations
 
+import resource
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from kotoe.checkpoints.files import tensor_sha256
 from kotoe.config import to_json
 from kotoe.errors import UserError
 from kotoe.localize.fit import Plan, fit
+from kotoe.localize.lint import Finding, lint
 from kotoe.localize.plans import Captions, Reading, Task, Texts, clip, new_student, task
 from kotoe.localize.settings import PLANS, Localizing
 from kotoe.localize.vocabulary import train_sentencepiece
@@ -28,7 +33,8 @@ from kotoe.runs import Run
 from kotoe.text import CLIPText, Conditioner
 from kotoe.tokenizers import Tokenizer, load_tokenizer
 
-FREE = ("out", "device", "threads", "log_every")  # settings that may differ when a run is resumed
+TRIAL, WARMING = 10, 2  # steps that a forecast takes, and of these the ones it doesn't count
+FREE = ("out", "overwrite", "device", "threads", "log_every")  # settings that may differ when a run is resumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +52,13 @@ def localize(
     pairs: Texts | None = None,
     captions: Captions | None = None,
     progress: bool = True,
+    on_finding: Callable[[Finding], None] | None = None,
 ) -> Localized:
     """Teach a loaded model (in float32) a language by one of PLANS; `wanted.run` resumes what it holds.
 
-    Raises UserError before anything is trained: a language that is there, texts over the limit, an encoder that
-    doesn't fit, a run directory of other settings.
+    on_finding: called with everything that `lint` finds, before anything is trained.
+    Raises UserError before that too: a language that is there, texts over the limit, an encoder that doesn't fit, a run
+    directory of other settings.
     """
     way = PLANS[wanted.plan]
     if wanted.language in bundle.languages and wanted.plan not in ("kv", "stage2"):
@@ -63,6 +71,7 @@ def localize(
         tokenizer = _tokenizer(bundle, wanted, run, pairs, captions)
         student = Conditioner(wanted.language, tokenizer, _encoder(bundle, wanted, tokenizer, pairs))
         conditioners.swap(bundle, wanted.language, student)  # does it fit?
+        _heed(lint(bundle, wanted, student, pairs, None if captions is None else captions.texts), on_finding)
         report: dict[str, Any] = {"plan": wanted.plan, "language": wanted.language, "vocab_size": tokenizer.vocab_size}
         if way.reads == "nothing":
             return Localized(bundle=conditioners.swap(bundle, wanted.language, student), report=report)
@@ -102,7 +111,46 @@ def write(found: Localized, wanted: Localizing, *, overwrite: bool = False) -> P
     return out
 
 
+def forecast(
+    bundle: Bundle, wanted: Localizing, *, pairs: Texts | None = None, captions: Captions | None = None
+) -> dict[str, Any]:
+    """What a plan will cost, by taking ten of its steps: seconds of preparing, a step and all of them, peak memory.
+
+    The bundle is changed by a plan that trains its UNet: load it again afterwards.
+    """
+    way = PLANS[wanted.plan]
+    steps = wanted.steps or way.steps
+    if way.reads == "nothing":
+        return {"steps": 0, "seconds": 0.0}
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        trial = replace(wanted, run=f"{folder}/run", steps=TRIAL, log_every=1)
+        localize(bundle, trial, pairs=pairs, captions=captions, progress=False)
+        whole = time.perf_counter() - began
+        with Run(trial.run, to_json(trial), free=(*to_json(trial), "base_sha256")) as run:
+            seconds = [row["seconds"] for row in run.metrics()]
+    each = (seconds[-1] - seconds[WARMING - 1]) / (TRIAL - WARMING)
+    on_gpu = torch.device(wanted.device).type == "cuda"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "steps": steps,
+        "prepare_s": round(whole - seconds[-1], 1),
+        "step_s": round(each, 4),
+        "seconds": round(each * steps, 1),
+        "peak_memory_gib": round((torch.cuda.max_memory_allocated() if on_gpu else peak) / 2**30, 3),
+    }
+
+
 # --- Parts -----------------------------------------------------------------------------------------------------
+
+
+def _heed(found: Sequence[Finding], on_finding: Callable[[Finding], None] | None) -> None:
+    for finding in found:
+        if on_finding is not None:
+            on_finding(finding)
+    errors = [finding for finding in found if finding.level == "error"]
+    if errors:
+        raise UserError("; ".join(f"{e.what}" for e in errors), hint="; ".join(e.do for e in errors if e.do))
 
 
 def _tokenizer(

@@ -91,6 +91,7 @@ class Localizing:
     long_prompt:   texts over the limit: error, or cut, which says how many.
     seed:          of everything that is drawn while training.
     device:        cpu, cuda or cuda:N.
+    overwrite:     replace the folder at `out`, if it is a model's.
     log_every:     steps between two lines of metrics.jsonl.
     threads:       processor threads; torch's own choice by default.
     """
@@ -112,6 +113,7 @@ class Localizing:
     long_prompt: str = "error"
     seed: int = 0
     device: str = "cpu"
+    overwrite: bool = False
     log_every: int = 25
     threads: int | None = None
 

@@ -1,0 +1,199 @@
+"""What is wrong with a plan before anything is spent on it, and what it will cost."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from kotoe.checkpoints import Bundle
+from kotoe.language import SCRIPTS, detect
+from kotoe.localize.plans import Texts
+from kotoe.localize.settings import PLANS, Localizing
+from kotoe.text import Conditioner
+from kotoe.tokenizers import Tokenizer
+
+LOOKED_AT = 20_000  # texts: a share is known to a hundredth from so many
+MUCH = 0.05  # share of rows above which a finding is a warning
+SHOWN = 3  # examples in a finding
+
+Level = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing to know before training. An error would stop it; a warning makes the result worse."""
+
+    level: Level
+    what: str
+    do: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level}: {self.what}" + (f". {self.do}" if self.do else "")
+
+
+def lint(
+    bundle: Bundle, wanted: Localizing, student: Conditioner, pairs: Texts | None, captions: Sequence[str] | None = None
+) -> list[Finding]:
+    """Everything found, errors first."""
+    way = PLANS[wanted.plan]
+    found: list[Finding] = []
+    texts = pairs.target if pairs is not None else captions or ()
+    if pairs is not None:
+        found += rows(pairs)
+        found += over_limit(bundle.conditioner().tokenizer, pairs.source, "translations", wanted.long_prompt)
+    if texts:
+        found += of_language(texts, wanted.language)
+        found += over_limit(student.tokenizer, texts, "texts", wanted.long_prompt)
+        found += unknown_pieces(student.tokenizer, texts)
+    found += encoders(bundle.conditioner(), student)
+    if way.reads != "nothing" and wanted.dropout == 0:
+        found.append(
+            Finding(
+                level="warning",
+                what="no text is emptied, and guidance compares every prompt with the empty one",
+                do="--dropout 0.05 teaches it too",
+            )
+        )
+    if way.reads == "captions" and any(t.startswith("unet") for t in way.trains):
+        found.append(
+            Finding(
+                level="note",
+                what=f"{wanted.plan} changes the UNet: {', '.join(bundle.languages)} will draw otherwise than before",
+                do="Evaluate them again; text-only plans leave the UNet as it is",
+            )
+        )
+    order = ("error", "warning", "note")
+    return sorted(found, key=lambda f: order.index(f.level))
+
+
+# --- Texts -----------------------------------------------------------------------------------------------------
+
+
+def rows(pairs: Texts) -> list[Finding]:
+    """Duplicates, contradictions and texts that aren't translated."""
+    found: list[Finding] = []
+    count = len(pairs.target)
+    twice = count - len(set(zip(pairs.source, pairs.target, strict=True)))
+    if twice:
+        level: Level = "warning" if twice > MUCH * count else "note"
+        found.append(Finding(level=level, what=f"{twice} of {count} pairs are there more than once"))
+    sources: dict[str, set[str]] = {}
+    for source, target in zip(pairs.source, pairs.target, strict=True):
+        sources.setdefault(target, set()).add(source)
+    unlike = {target: said for target, said in sources.items() if len(said) > 1}
+    if unlike:
+        example, said = next(iter(unlike.items()))
+        found.append(
+            Finding(
+                level="note",
+                what=f"{len(unlike)} texts have several translations: {example!r} is {_some(sorted(said))}",
+                do="Other words for the same are well; other meanings teach their mean",
+            )
+        )
+    same = sum(source == target for source, target in zip(pairs.source, pairs.target, strict=True))
+    if same:
+        level = "warning" if same > MUCH * count else "note"
+        found.append(Finding(level=level, what=f"{same} of {count} pairs say the same on both sides: not translated?"))
+    return found
+
+
+def of_language(texts: Sequence[str], language: str) -> list[Finding]:
+    """Texts in a script that this language isn't written in, as far as scripts tell."""
+    base = language.lower().split("-")[0]
+    own = {script for script, tags in SCRIPTS.items() if base in tags}
+    if not own and base not in ("zh", "ja", "yue"):
+        return []  # Latin letters stand in texts of every language
+    looked = texts[:LOOKED_AT]
+    other = [text for text in looked if _tells(text) and not _may_be(text, language)]
+    if not other:
+        return []
+    share = len(other) / len(looked)
+    return [
+        Finding(
+            level="error" if share > 0.5 else "warning" if share > MUCH else "note",
+            what=f"{share:.1%} of the texts are not in {language} by their script: {_some(other)}",
+            do="Take them out, or say which language they are in",
+        )
+    ]
+
+
+def _tells(text: str) -> bool:
+    return any(unicodedata.category(c).startswith("L") for c in text)
+
+
+def _may_be(text: str, language: str) -> bool:
+    return detect(text, ("en", language), "en").tag == language
+
+
+def over_limit(tokenizer: Tokenizer, texts: Sequence[str], what: str, long_prompt: str) -> list[Finding]:
+    """Texts with more tokens than the encoder has positions."""
+    counts = [len(ids) for ids in tokenizer.text_ids(list(texts))]
+    over = [i for i, count in enumerate(counts) if count > tokenizer.room]
+    if not over:
+        return []
+    longest = max(over, key=counts.__getitem__)
+    stops = long_prompt == "error"
+    return [
+        Finding(
+            level="error" if stops else "warning",
+            what=f"{len(over)} of {len(texts)} {what} have over {tokenizer.room} tokens, {texts[longest]!r} "
+            f"{counts[longest]}",
+            do="Shorten them, take a larger vocabulary, or --long-prompt cut" if stops else "Their ends are cut off",
+        )
+    ]
+
+
+def unknown_pieces(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Finding]:
+    """Texts with characters that the tokenizer can't tell from each other."""
+    looked = texts[:LOOKED_AT]
+    strange: Counter[str] = Counter()
+    for text in looked:
+        strange.update(piece for piece in tokenizer.text_pieces(text) if piece in ("<unk>", "[UNK]"))
+    total = sum(strange.values())
+    if not total:
+        return []
+    return [
+        Finding(
+            level="warning",
+            what=f"{total} pieces of {len(looked)} texts are unknown to the tokenizer",
+            do="A tokenizer with byte fallback spells them",
+        )
+    ]
+
+
+# --- Encoders --------------------------------------------------------------------------------------------------
+
+
+def encoders(teacher: Conditioner, student: Conditioner) -> list[Finding]:
+    """Where the new encoder is fed otherwise than the old one."""
+    found: list[Finding] = []
+    mine, theirs = student.tokenizer, teacher.tokenizer
+    if mine.max_tokens != theirs.max_tokens:
+        found.append(
+            Finding(
+                level="warning",
+                what=f"the UNet has learnt from {theirs.max_tokens} states and will read {mine.max_tokens}",
+                do=f"--max-tokens {theirs.max_tokens} when the tokenizer is trained",
+            )
+        )
+    if (mine.pad == mine.eos) != (theirs.pad == theirs.eos):
+        ours, others = (("EOS" if t.pad == t.eos else "a token of its own") for t in (mine, theirs))
+        found.append(
+            Finding(
+                level="note",
+                what=f"the new tokenizer pads with {ours}, {teacher.language}'s with {others}",
+                do="What stands behind the words differs at first; text-only plans teach it",
+            )
+        )
+    if (mine.bos is None) != (theirs.bos is None):
+        ours, others = (("no" if t.bos is None else "a") for t in (mine, theirs))
+        found.append(Finding(level="note", what=f"the new tokenizer sets {ours} BOS, {teacher.language}'s {others}"))
+    return found
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return ", ".join(repr(text if len(text) < 60 else text[:57] + "…") for text in texts[:SHOWN]) + more
