@@ -21,6 +21,7 @@ FROZEN = {
     "train": "recipe run size device seed config dry_run json",
     "conditioner add": "bundle language from_ source_language overwrite config dry_run json",
     "conditioner remove": "bundle language config dry_run json",
+    "data pairs": "language out count tier seed split overwrite config dry_run json",
     "check": "model config dry_run json",
 }
 

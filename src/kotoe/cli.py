@@ -1,4 +1,4 @@
-"""The command line: generate, inspect, convert, evaluate, train, check. Made from frozen dataclasses by cyclopts.
+"""The command line: generate, inspect, convert, evaluate, train, data, check. Made from frozen dataclasses by cyclopts.
 
 Exit codes: 0 done, 1 `check` found a fault, 2 bad input, 130 interrupted. `kotoe --help` loads no torch.
 """
@@ -127,6 +127,17 @@ The UNet is not loaded, nothing is trained: whether width, vocabulary and specia
         doc="""Take a language's tokenizer and text encoder out of a model; everything else stays as it is.
 
     kotoe conditioner remove path/to/model --language ko""",
+    ),
+    "data pairs": Verb(
+        parts=(console.Pairing,),
+        positional=None,
+        run=verbs.write_pairs,
+        doc="""Write parallel text: what English and another language say of the same scenes of the emoji world.
+
+It is what the text encoder of a new language is trained on; every language of docs/languages.md has captions.
+
+    kotoe data pairs --language sw --out sw.tsv
+    kotoe data pairs --language sw --out sw-held-out.jsonl --split held-out --count 2000""",
     ),
     "check": Verb(
         parts=(console.Checking,),

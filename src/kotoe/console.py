@@ -172,6 +172,28 @@ class Removing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """What parallel text to write.
+
+    language:  the language beside English, a BCP 47 tag.
+    out:       the file: columns source and target when it ends in .tsv, an object a line when it ends in .jsonl.
+    count:     how many pairs.
+    tier:      everyday, all or flags: which objects.
+    seed:      of scenes and wording; the English side is the same for every language.
+    split:     train, only combinations that training may see; or held-out, only those it never does.
+    overwrite: replace the file.
+    """
+
+    language: str
+    out: str
+    count: int = 40_000
+    tier: str = "everyday"
+    seed: int = 0
+    split: str = "train"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checking:
     """What to check.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from os.path import commonprefix
 
 
 class UserError(Exception):
@@ -25,9 +26,13 @@ class CheckpointError(UserError):
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
-    """The option most like `name`, or None when nothing is close."""
-    found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
-    return found[0] if found else None
+    """The option most like `name`, or None when nothing is close. Of options equally like it, one that begins like it."""
+    found = difflib.get_close_matches(name, list(options), n=20, cutoff=0.5)  # likest first
+
+    def like(option: str) -> tuple[float, int]:
+        return difflib.SequenceMatcher(None, option, name).ratio(), len(commonprefix((option, name)))
+
+    return max(found, key=like, default=None)
 
 
 def unknown(kind: str, name: str, options: Iterable[str]) -> UserError:

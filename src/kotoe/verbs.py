@@ -30,6 +30,7 @@ from kotoe.console import (
     Drawing,
     Evaluating,
     Inspecting,
+    Pairing,
     Removing,
     Training,
     Values,
@@ -379,6 +380,38 @@ def evaluate(common: Common, values: Values) -> int:
             for path in report.write(evaluation, Path(wanted.out)).values():
                 say(str(path))
     finish(common, evaluation.results, report.text(evaluation).splitlines())
+    return 0
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def write_pairs(common: Common, values: Values) -> int:
+    """Write parallel text of the emoji world."""
+    wanted: Pairing = part_of(values, Pairing)
+    config, out = to_json(wanted), Path(wanted.out)
+    show_config("data pairs", config)
+    if out.suffix not in (".tsv", ".jsonl"):
+        raise UserError(f"--out {out}", allowed="a name that ends in .tsv or .jsonl")
+    if out.is_dir() or (out.exists() and not wanted.overwrite):
+        raise UserError(f"{out} is there already", allowed="a name that isn't taken, or --overwrite of a file")
+
+    from kotoe.data.pairs import pairs
+
+    rows = pairs(wanted.language, wanted.count, tier=wanted.tier, seed=wanted.seed, split=wanted.split)
+    document = {"out": str(out), "config": config}
+    if common.dry_run:
+        finish(common, {"dry_run": True, **document}, [])
+        return 0
+    with _writing(out.parent), atomic(out) as temp, temp.open("w", encoding="utf-8", newline="\n") as file:
+        if out.suffix == ".tsv":
+            file.write("source\ttarget\n")
+        with Bar(common, "writing") as bar:
+            for done, (source, target) in enumerate(rows, 1):
+                both = {"source": source, "target": target}
+                file.write((dumps(both) if out.suffix == ".jsonl" else "\t".join(both.values())) + "\n")
+                bar(done, wanted.count)
+    finish(common, document, [str(out)])
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Captions: what a person would type to get a scene drawn, in each language Kotoe's own model speaks.
+"""Captions: what a person would type to get a scene drawn, in the languages of kotoe-emoji and in many it could learn.
 
 The words come from `languages/` (colours, places, templates, everyday names) and from CLDR (all other names). A caption
 by template number is fixed, for evaluation; a caption by a random generator varies template and wording, for training.
@@ -21,18 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Colour:
-    """A background colour: sRGB 0 to 255, and what each language calls it."""
+    """A background colour: sRGB 0 to 255. What a language calls it, its table says."""
 
     rgb: tuple[int, int, int]
-    names: dict[str, str]
-
-
-def _colour(colour: str, rgb: tuple[int, int, int]) -> Colour:
-    return Colour(rgb=rgb, names={tag: language.colour_nouns[colour][0] for tag, language in LANGUAGES.items()})
 
 
 COLOURS: dict[str, Colour] = {
-    name: _colour(name, rgb)
+    name: Colour(rgb=rgb)
     for name, rgb in {
         "white": (255, 255, 255),
         "black": (22, 22, 26),
@@ -55,6 +50,12 @@ OPPOSITE = {"left_of": "right_of", "right_of": "left_of", "above": "below", "bel
 _SYNONYM_SHARE = 0.3  # of random captions say another word than the glyph's first one
 _FLIP_SHARE = 0.3  # of random captions of pairs say "y right of x" for "x left of y"
 _CENTRE_SHARE = 0.15  # of random captions say that a centred object is in the centre
+
+
+# Soft hyphen, zero-width space and no-break space; direction marks, which only a display needs (52 Arabic names in
+# CLDR 41 open an embedding that they don't close).
+_UNSEEN = "\u00ad\u200b\ufeff" + "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_TYPED = str.maketrans(dict.fromkeys('“”„«»「」『』"' + _UNSEEN, "") | dict.fromkeys("’‘ʼʻ", "'"))
 
 
 class SceneLike(Protocol):
@@ -158,7 +159,7 @@ def _noun(tag: str, word: str, size: str, way: int) -> Form:
     if size not in table.sizes:
         raise unknown("size", size, ("medium", *table.sizes))
     options = table.sizes[size]
-    return table.forms(options[way % len(options)] + table.join + word)
+    return table.forms(table.sized.format(size=options[way % len(options)], x=word))
 
 
 @cache
@@ -200,15 +201,22 @@ class _Words:
         taken = {word.casefold(): glyph for glyph, (words, _) in table.things.items() for word in words}
         cldr = names(table.tag)
         self.words: list[tuple[str, ...]] = []
+        nameless: list[str] = []
         for glyph in (key(g.codepoints) for g in self.glyphs):
-            own = clean(cldr[glyph].tts, table)
             mine, name_too = table.things.get(glyph, ((), True))
-            if name_too and taken.get(own.casefold(), glyph) == glyph:
-                mine = (*mine, own)
+            own = (clean(cldr[glyph].tts, table),) if glyph in cldr else ()
+            if name_too and all(taken.get(name.casefold(), glyph) == glyph for name in own):
+                mine = (*mine, *own)
             said: dict[str, str] = {}
             for option in mine:
                 said.setdefault(option.casefold(), option)  # "t-shirt" once, as "T-shirt"
-            self.words.append(tuple(said.values()) or (own,))
+            self.words.append(tuple(said.values()) or own)
+            nameless += [] if self.words[-1] else [glyph]
+        if nameless:
+            raise UserError(
+                f"CLDR has no name in {table.tag} for {len(nameless)} glyphs of the tier {tier!r}: {nameless[0]} ...",
+                allowed="CLDR 41 or newer, and a tier it names whole",
+            )
 
     def of(self, index: int) -> tuple[str, ...]:
         if not 0 <= index < len(self.words):
@@ -228,11 +236,11 @@ def _language(tag: str) -> Language:
 
 
 def clean(name: str, table: Language) -> str:
-    """A CLDR name as one would write it in a sentence: without quotation marks, colons put in words."""
-    for mark in '“”„«»「」『』"':
-        name = name.replace(mark, "")
-    name = name.replace("’", "'").replace("‘", "'")
-    return " ".join(table.rename(name).split())
+    """A CLDR name as one would type it in a sentence: without quotation marks, colons put in words.
+
+    Signs that nobody sees and few keyboards have are dropped. The joiners U+200C and U+200D stay: they change letters.
+    """
+    return " ".join(table.rename(name.translate(_TYPED)).split())
 
 
 def word(index: int, language: str, tier: str = "all") -> str:

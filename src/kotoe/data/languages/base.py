@@ -53,7 +53,7 @@ class Language:
     single: Mapping[tuple[bool, bool], Words]
     pair: Mapping[tuple[bool, bool], Words]
     forms: Callable[[str], Form]  # a noun phrase with its article or particles
-    join: str  # between a size word and the noun
+    sized: str  # {size} and the noun {x} together
     things: Mapping[str, tuple[Words, bool]]
     rename: Callable[[str], str] = str  # a CLDR name as the language would say it ("flag: Japan": "flag of Japan")
 

@@ -301,7 +301,7 @@ ENGLISH = Language(
         (False, False): ("{x.a} and {y.a}", "{x} and {y}", "a picture of {x.a} and {y.a}"),
     },
     forms=_english,
-    join=" ",
+    sized="{size} {x}",
     things=things(_THINGS),
     rename=_rename,
 )

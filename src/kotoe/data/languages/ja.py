@@ -214,7 +214,7 @@ JAPANESE = Language(
         (False, False): ("{x}と{y}", "{x}と{y}の絵"),
     },
     forms=lambda phrase: Form(n=phrase),
-    join="",
+    sized="{size}{x}",
     things=things(_THINGS),
     rename=_rename,
 )

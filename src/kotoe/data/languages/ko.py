@@ -213,7 +213,7 @@ KOREAN = Language(
         (False, False): ("{x}{x.wa} {y}", "{x}{x.wa} {y} 그림"),
     },
     forms=_korean,
-    join=" ",
+    sized="{size} {x}",
     things=things(_THINGS),
     rename=_rename,
 )

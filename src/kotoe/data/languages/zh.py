@@ -182,7 +182,7 @@ CHINESE = Language(
         (False, False): ("{x}和{y}", "{x}和{y}的图片"),
     },
     forms=lambda phrase: Form(n=phrase),
-    join="",
+    sized="{size}{x}",
     things=things(_THINGS),
     rename=_rename,
 )
