@@ -342,10 +342,11 @@ def choose_dtype(asked: Any, device: torch.device) -> torch.dtype | None:
 
 
 @contextmanager
-def replacing(folder: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
+def replacing(folder: Path, *, overwrite: bool, marker: str, drop: Iterable[str] = ()) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends well, and vanishes when it doesn't.
 
     overwrite: replace an existing folder, which must hold `marker`; its other top-level files are kept.
+    drop:      but not those of these names: what would be read together with the new files.
     """
     folder = folder.absolute()
     if folder.exists() and not folder.is_dir():
@@ -362,8 +363,11 @@ def replacing(folder: Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
     try:
         yield temporary
         if taken:
+            gone = frozenset(drop)
             for path in folder.iterdir():
-                if path.is_file() and not path.is_symlink() and not (temporary / path.name).exists():
+                if path.name in gone or (temporary / path.name).exists():
+                    continue
+                if path.is_file() and not path.is_symlink():
                     shutil.copy2(path, temporary / path.name)
         for path in temporary.rglob("*"):
             if path.is_file():

@@ -1,15 +1,142 @@
-"""Tokenizers for a new language, trained on its texts and written as files that stock tokenizers open."""
+"""Tokenizers for a new language, trained on its texts and written as files that stock tokenizers open.
+
+`train_tokenizer` is the way in: it knows four families of text encoders, and which choices each leaves open. The same
+texts and options give the same files, byte for byte.
+"""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from kotoe.errors import UserError, unknown
-from kotoe.tokenizers import CLIP_SPECIALS, WORD_END, Tokenizer, bpe_backend, tokenizer_from_files
+from kotoe.tokenizers import (
+    BERT_SPECIALS,
+    CLIP_SPECIALS,
+    FILES,
+    LARGEST_LIMIT,
+    WORD_END,
+    Tokenizer,
+    bpe_backend,
+    tokenizer_from_files,
+)
+
+NORMALIZATIONS = ("nmt_nfkc", "nfkc", "identity", "nfkc_cf", "nmt_nfkc_cf")
+# What each family leaves open, the default first. One value: the family's classes do nothing else. Not here: no such
+# thing in this family.
+FAMILIES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "clip": {
+        "model_type": ("bpe",),
+        "byte_fallback": (True,),
+        "lower_case": (True,),
+        "pad_token": ("<|endoftext|>", "!"),
+    },
+    "sentencepiece": {
+        "model_type": ("unigram", "bpe"),
+        "normalization": NORMALIZATIONS,
+        "byte_fallback": (True, False),
+        "character_coverage": (1.0,),
+        "lower_case": (False, True),
+    },
+    "xlm-roberta": {
+        "model_type": ("unigram",),
+        "normalization": ("nmt_nfkc", "nmt_nfkc_cf"),
+        "byte_fallback": (False,),
+        "character_coverage": (1.0,),
+        "lower_case": (False,),
+    },
+    "bert": {
+        "model_type": ("wordpiece",),
+        "byte_fallback": (False,),
+        "character_coverage": (1.0,),
+        "lower_case": (True, False),
+    },
+}
+WHY = {  # why a family leaves something not open
+    "clip": "CLIPTokenizer always makes NFC and lower case, and reads bytes",
+    "xlm-roberta": "XLMRobertaTokenizer reads unigram pieces, splits at every white space, and spells nothing in bytes",
+    "bert": "BertTokenizer has a normalisation of its own, lower-cased or not, and knows no bytes",
+    "sentencepiece": "its pad is <pad>, id 3",
+}
+SKIPPED = "\u2585"  # a text with it is left out by SentencePiece's trainer, without a word
+SPM_IDS = {"unk_id": 0, "bos_id": 1, "eos_id": 2}
+XLM_MORE = 2  # ids beyond the SentencePiece model's: <pad> among the first four, and <mask> at the end
+BYTES = 256
+
+
+def settled(family: str, **asked: Any) -> dict[str, Any]:
+    """Every choice of a family: what was asked, and the default for what is None.
+
+    Raises UserError for a family there is none of, and for what the family's own classes wouldn't do.
+    """
+    if family not in FAMILIES:
+        raise unknown("family", family, FAMILIES)
+    choices = {name: allowed[0] for name, allowed in FAMILIES[family].items()}
+    for name, value in asked.items():
+        if value is None:
+            continue
+        allowed = FAMILIES[family].get(name, ())
+        if name == "character_coverage" and allowed:
+            if not 0 < value <= 1:
+                raise UserError(f"character_coverage {value}", allowed="more than 0, up to 1")
+        elif value not in allowed:
+            raise UserError(
+                f"{name} {_said(value)} for the family {family}",
+                allowed=", ".join(map(_said, allowed)) or f"no {name}",
+                hint=WHY[family] if len(allowed) < 2 or family == "xlm-roberta" else "",
+            )
+        choices[name] = value
+    return choices
+
+
+def _said(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    folder: Path | str,
+    *,
+    family: str,
+    vocab_size: int,
+    max_tokens: int = 77,
+    overwrite: bool = False,
+    **choices: Any,
+) -> Tokenizer:
+    """Train the tokenizer of an encoder family on texts and write its files into `folder`, all of them or none.
+
+    family:     clip, sentencepiece (rinna's layout: no BOS, </s> after, a pad of its own), xlm-roberta or bert.
+    vocab_size: ids in all, special tokens included: the rows of the encoder's embedding.
+    max_tokens: positions of the encoder, special tokens included.
+    choices:    model_type, normalization, byte_fallback, character_coverage, lower_case, pad_token: as far as the
+                family leaves them open (FAMILIES), None for its default.
+    Raises UserError when the texts or the family don't allow it.
+    """
+    chosen = settled(family, **choices)
+    if not 3 <= max_tokens <= LARGEST_LIMIT:
+        raise UserError(f"max_tokens {max_tokens}", allowed=f"3 to {LARGEST_LIMIT}")
+    given = [text for text in texts if text.strip()]
+    if not given:
+        raise UserError("no text to train a tokenizer on", allowed="one text that isn't blank, or more")
+    for name in ("model_type", "byte_fallback", "lower_case"):
+        if len(FAMILIES[family][name]) == 1:
+            del chosen[name]
+    train = {
+        "clip": train_clip_bpe,
+        "sentencepiece": train_sentencepiece,
+        "xlm-roberta": train_xlm_roberta,
+        "bert": train_wordpiece,
+    }[family]
+    return train(given, folder, vocab_size, max_tokens=max_tokens, overwrite=overwrite, **chosen)  # type: ignore[operator]
+
+
+# --- SentencePiece ----------------------------------------------------------------------------------------------------
 
 
 def train_sentencepiece(
@@ -22,6 +149,8 @@ def train_sentencepiece(
     lower_case: bool = False,
     byte_fallback: bool = True,
     character_coverage: float = 1.0,
+    normalization: str = "nmt_nfkc",
+    overwrite: bool = False,
 ) -> Tokenizer:
     """Train a SentencePiece model on texts and write it with its configuration into `folder`.
 
@@ -29,32 +158,19 @@ def train_sentencepiece(
     model_type:         "unigram" or "bpe".
     byte_fallback:      spell characters outside the vocabulary in bytes instead of as <unk>.
     character_coverage: share of the characters seen that get a piece of their own.
+    normalization:      one of NORMALIZATIONS, kept in the model. "identity" keeps runs of spaces too.
     Raises UserError when the texts don't allow this vocabulary size.
     """
-    from sentencepiece import SentencePieceTrainer
-
-    if model_type not in ("unigram", "bpe"):
-        raise unknown("model_type", model_type, ("unigram", "bpe"))
-    folder, written = Path(folder), io.BytesIO()
     lines = [line.lower() if lower_case else line for line in texts if line.strip()]
-    try:
-        SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=written,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            byte_fallback=byte_fallback,
-            character_coverage=character_coverage,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=3,
-            num_threads=1,  # the same texts give the same model
-            minloglevel=2,
-        )
-    except (RuntimeError, OSError) as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[-1].rpartition("] ")[2].rstrip(". ")
-        raise UserError(f"can't train a vocabulary of {vocab_size} on {len(lines)} texts ({reason})") from None
+    model = _sentencepiece_model(
+        lines,
+        vocab_size,
+        model_type=model_type,
+        byte_fallback=byte_fallback,
+        character_coverage=character_coverage,
+        normalization=normalization,
+        pad_id=3,
+    )
     config = {
         "tokenizer_class": "T5Tokenizer",
         "unk_token": "<unk>",
@@ -65,11 +181,185 @@ def train_sentencepiece(
         "do_lower_case": lower_case,
         "model_max_length": max_tokens,
     }
-    return _write(folder, {"spiece.model": written.getvalue(), "tokenizer_config.json": _json_bytes(config)})
+    return _write(Path(folder), {"spiece.model": model, "tokenizer_config.json": _json_bytes(config)}, overwrite)
+
+
+def train_xlm_roberta(
+    texts: Iterable[str],
+    folder: Path | str,
+    vocab_size: int,
+    *,
+    max_tokens: int = 77,
+    character_coverage: float = 1.0,
+    normalization: str = "nmt_nfkc",
+    overwrite: bool = False,
+) -> Tokenizer:
+    """Train a SentencePiece unigram model on texts and write it as XLM-RoBERTa's, with tokenizer.json beside it.
+
+    vocab_size: ids in all: <s> 0, <pad> 1, </s> 2, <unk> 3, the model's pieces, <mask>.
+    tokenizer.json says the same once more, since stock transformers needs protobuf to read the model itself.
+    Raises UserError when the texts don't allow this vocabulary size.
+    """
+    if normalization not in FAMILIES["xlm-roberta"]["normalization"]:
+        raise unknown("normalization", normalization, FAMILIES["xlm-roberta"]["normalization"])
+    model = _sentencepiece_model(
+        [line for line in texts if line.strip()],
+        vocab_size,
+        character_coverage=character_coverage,
+        normalization=normalization,
+        pad_id=-1,
+        more=XLM_MORE,
+    )
+    config = {
+        "tokenizer_class": "XLMRobertaTokenizer",
+        "bos_token": "<s>",
+        "cls_token": "<s>",
+        "eos_token": "</s>",
+        "sep_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+        "model_max_length": max_tokens,
+    }
+    files = {
+        "sentencepiece.bpe.model": model,
+        "tokenizer.json": _xlm_json(model),
+        "tokenizer_config.json": _json_bytes(config),
+    }
+    return _write(Path(folder), files, overwrite)
+
+
+def _sentencepiece_model(
+    lines: Sequence[str],
+    vocab_size: int,
+    *,
+    character_coverage: float,
+    normalization: str,
+    pad_id: int,
+    model_type: str = "unigram",
+    byte_fallback: bool = False,
+    more: int = 0,
+) -> bytes:
+    """The .model file. more: ids that the family adds to the model's pieces."""
+    from sentencepiece import SentencePieceTrainer
+
+    if model_type not in ("unigram", "bpe"):
+        raise unknown("model_type", model_type, ("unigram", "bpe"))
+    if normalization not in NORMALIZATIONS:
+        raise unknown("normalization", normalization, NORMALIZATIONS)
+    specials = len(SPM_IDS) + (pad_id >= 0) + more
+    least = specials + BYTES * byte_fallback + 1
+    if vocab_size < least:
+        parts = f"{specials} specials, {'256 bytes, ' * byte_fallback}and a piece"
+        raise UserError(f"vocab_size {vocab_size}", allowed=f"{least} or more ({parts})")
+    for line in lines:
+        if SKIPPED in line:
+            raise UserError(
+                f"the text {_start(line)!r} holds {SKIPPED} (U+2585), and SentencePiece would leave it out",
+                allowed="texts without that character",
+                hint="Replace it in the file",
+            )
+    written = io.BytesIO()
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=written,
+            vocab_size=vocab_size - more,
+            model_type=model_type,
+            byte_fallback=byte_fallback,
+            character_coverage=character_coverage,
+            normalization_rule_name=normalization,
+            remove_extra_whitespaces=normalization != "identity",
+            max_sentence_length=max([4192, *(len(line.encode()) + 1 for line in lines)]),  # longer ones are left out
+            pad_id=pad_id,
+            num_threads=1,  # the same texts give the same model
+            minloglevel=2,
+            **SPM_IDS,
+        )
+    except (RuntimeError, OSError) as error:
+        raise _impossible(str(error), vocab_size, len(lines), more) from None
+    return written.getvalue()
+
+
+def _impossible(reason: str, vocab_size: int, texts: int, more: int) -> UserError:
+    given = f"can't train a vocabulary of {vocab_size} on {texts} texts"
+    if found := re.search(r"too high .*<= (\d+)", reason):
+        return UserError(
+            f"{given}: it is too large", allowed=f"at most {int(found[1]) + more} from these texts, or more texts"
+        )
+    if found := re.search(r"smaller than required_chars. \d+ vs (\d+)", reason):
+        return UserError(
+            f"{given}: it is too small for their characters",
+            allowed=f"{int(found[1]) + more} or more",
+            hint="A lower character_coverage leaves rare characters out",
+        )
+    last = (reason.strip().splitlines() or ["no reason given"])[-1].rpartition("] ")[2].rstrip(". ")
+    return UserError(f"{given} ({last})")
+
+
+def _xlm_json(model: bytes) -> bytes:
+    """What stock XLMRobertaTokenizer reads, from a SentencePiece model."""
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    read = SentencePieceProcessor(model_proto=model)
+    own = [(read.id_to_piece(i), read.get_score(i)) for i in range(len(SPM_IDS), read.get_piece_size())]
+    specials = ["<s>", "<pad>", "</s>", "<unk>"]
+    vocab = [*((piece, 0.0) for piece in specials), *own, ("<mask>", 0.0)]
+    backend = Backend(models.Unigram(vocab, unk_id=3, byte_fallback=False))
+    (normalizer,) = _fields(model, 3)  # ModelProto.normalizer_spec
+    (characters,) = _fields(normalizer, 2)  # NormalizerSpec.precompiled_charsmap
+    space = {"replacement": "▁", "prepend_scheme": "always"}
+    backend.normalizer = normalizers.Precompiled(characters)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**space)]
+    )
+    backend.decoder = decoders.Metaspace(**space)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    backend.add_special_tokens([*specials, "<mask>"])
+    return backend.to_str(pretty=True).encode() + b"\n"
+
+
+def _fields(message: bytes, wanted: int) -> Iterator[bytes]:
+    """The contents of one length-delimited field of a protocol buffer that SentencePiece has just written."""
+    at = 0
+
+    def number() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(message):
+        field, kind = divmod(number(), 8)
+        if kind == 0:
+            number()
+        else:
+            size = {1: 8, 5: 4}[kind] if kind in (1, 5) else number()
+            if field == wanted and kind == 2:
+                yield message[at : at + size]
+            at += size
+
+
+# --- CLIP's byte-level BPE --------------------------------------------------------------------------------------------
 
 
 def train_clip_bpe(
-    texts: Iterable[str], folder: Path | str, vocab_size: int, *, max_tokens: int = 77, pad_token: str = "<|endoftext|>"
+    texts: Iterable[str],
+    folder: Path | str,
+    vocab_size: int,
+    *,
+    max_tokens: int = 77,
+    pad_token: str = "<|endoftext|>",
+    overwrite: bool = False,
 ) -> Tokenizer:
     """Train a byte-level BPE of CLIP's layout on texts and write what stock `CLIPTokenizer` opens into `folder`.
 
@@ -79,7 +369,7 @@ def train_clip_bpe(
     """
     from tokenizers import trainers
 
-    letters = list(_byte_letters().values())
+    letters = list(byte_letters().values())
     ends = [letter + WORD_END for letter in letters]
     smallest = 2 * len(letters) + 2
     if vocab_size < smallest:
@@ -99,10 +389,7 @@ def train_clip_bpe(
         vocab.setdefault(left + right, len(vocab))
         merges.append((left, right))
     if len(vocab) < vocab_size - 2:
-        raise UserError(
-            f"the texts yield {len(vocab) + 2} pieces, vocab_size asks for {vocab_size}",
-            allowed=f"{smallest} to {len(vocab) + 2}, or more texts",
-        )
+        raise _yields(len(vocab) + 2, vocab_size, smallest)
     vocab |= {"<|startoftext|>": vocab_size - 2, "<|endoftext|>": vocab_size - 1}
     if pad_token not in vocab:
         raise UserError(
@@ -120,22 +407,109 @@ def train_clip_bpe(
         "merges.txt": "\n".join(lines).encode() + b"\n",
         "tokenizer_config.json": _json_bytes(config),
     }
-    return _write(Path(folder), files)
+    return _write(Path(folder), files, overwrite)
 
 
-def _byte_letters() -> dict[int, str]:
+def byte_letters() -> dict[int, str]:
     """GPT-2's printable letter for each byte, in the order CLIP numbers them."""
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {**{byte: chr(byte) for byte in shown}, **{byte: chr(256 + k) for k, byte in enumerate(hidden)}}
 
 
+# --- BERT's WordPiece -------------------------------------------------------------------------------------------------
+
+
+def train_wordpiece(
+    texts: Iterable[str],
+    folder: Path | str,
+    vocab_size: int,
+    *,
+    max_tokens: int = 77,
+    lower_case: bool = True,
+    character_coverage: float = 1.0,
+    overwrite: bool = False,
+) -> Tokenizer:
+    """Train a WordPiece vocabulary on texts and write what stock `BertTokenizer` opens into `folder`.
+
+    vocab_size:         pieces in all; ids 0 to 4 are [PAD], [UNK], [CLS], [SEP], [MASK].
+    lower_case:         lower case without accents, as BERT's uncased models read; else texts as they are.
+    character_coverage: share of the characters seen that get a piece; a word with another character becomes [UNK].
+    Raises UserError when vocab_size is under what the characters need, or over what the texts yield.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+    backend = Backend(models.WordPiece(unk_token=BERT_SPECIALS["unk_token"]))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lower_case)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for text in texts:
+        split = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
+        words.update(word for word, _ in split)
+    seen: Counter[str] = Counter()
+    for word, count in words.items():
+        seen.update(dict.fromkeys(word, 0))
+        for character in word:
+            seen[character] += count
+    kept = _most_frequent(seen, character_coverage)
+    words = Counter({word: count for word, count in words.items() if kept.issuperset(word)})
+    letters = sorted({character for word in words for character in word})
+    further = sorted({character for word in words for character in word[1:]})
+    # Named before counting starts, as for CLIP: else pieces get their ids, and ties between merges fall, by chance.
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in further)]
+    if vocab_size < len(pieces):
+        raise UserError(
+            f"vocab_size {vocab_size} is too small for the characters of the texts",
+            allowed=f"{len(pieces)} or more",
+            hint="A lower character_coverage leaves rare characters out",
+        )
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=pieces, show_progress=False)
+    backend.train_from_iterator((word for word in sorted(words) for _ in range(words[word])), trainer)
+    vocab = backend.get_vocab()
+    if len(vocab) < vocab_size:
+        raise _yields(len(vocab), vocab_size, len(pieces))
+    config = {
+        "tokenizer_class": "BertTokenizer",
+        **BERT_SPECIALS,
+        "do_lower_case": lower_case,
+        "strip_accents": None,
+        "tokenize_chinese_chars": True,
+        "model_max_length": max_tokens,
+    }
+    listed = "".join(f"{piece}\n" for piece in sorted(vocab, key=vocab.__getitem__))
+    return _write(Path(folder), {"vocab.txt": listed.encode(), "tokenizer_config.json": _json_bytes(config)}, overwrite)
+
+
+def _most_frequent(seen: Counter[str], share: float) -> frozenset[str]:
+    """The fewest characters that make up this share of all; of equally frequent ones those that come first."""
+    ranked = sorted(seen, key=lambda character: (-seen[character], character))
+    wanted, sums = share * seen.total(), accumulate(seen[character] for character in ranked)
+    enough = next((k for k, reached in enumerate(sums, start=1) if reached >= wanted), len(ranked))
+    return frozenset(ranked[:enough])
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def _yields(most: int, vocab_size: int, least: int) -> UserError:
+    return UserError(
+        f"the texts yield {most} pieces, vocab_size asks for {vocab_size}", allowed=f"{least} to {most}, or more texts"
+    )
+
+
+def _start(text: str) -> str:
+    return text if len(text) <= 40 else text[:40] + "…"
+
+
 def _json_bytes(value: dict[str, Any]) -> bytes:
     return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def _write(folder: Path, files: Mapping[str, bytes]) -> Tokenizer:
+def _write(folder: Path, files: Mapping[str, bytes], overwrite: bool) -> Tokenizer:
+    from kotoe.checkpoints.files import replacing
+
     tokenizer = tokenizer_from_files(files, where=str(folder))  # before writing: nothing broken reaches the disk
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder)
+    with replacing(folder, overwrite=overwrite, marker="tokenizer_config.json", drop=FILES) as new:
+        tokenizer.save(new)
     return tokenizer
