@@ -33,6 +33,7 @@ from kotoe.runs import Run
 from kotoe.text import CLIPText, Conditioner
 from kotoe.tokenizers import Tokenizer, load_tokenizer
 
+VOCABULARY = 2000
 TRIAL, WARMING = 10, 2  # steps that a forecast takes, and of these the ones it doesn't count
 FREE = ("out", "overwrite", "device", "threads", "log_every")  # settings that may differ when a run is resumed
 
@@ -167,7 +168,8 @@ def _tokenizer(
     if not texts:
         raise UserError("no texts to train a tokenizer on", allowed="--pairs, --images or --tokenizer")
     positions = bundle.conditioner().encoder.spec.max_tokens
-    return train_sentencepiece(texts, folder, wanted.vocab_size, max_tokens=positions)
+    size, at_most = (VOCABULARY, True) if wanted.vocab_size is None else (wanted.vocab_size, False)
+    return train_sentencepiece(texts, folder, size, max_tokens=positions, at_most=at_most)
 
 
 def _encoder(bundle: Bundle, wanted: Localizing, tokenizer: Tokenizer, pairs: Texts | None) -> CLIPText | BertText:

@@ -80,7 +80,7 @@ class Localizing:
     pairs:         parallel text, .tsv, .jsonl or .parquet with columns source (the base's own language) and target.
     out:           the folder that gets the model with its new language; by default `bundle` in the run's directory.
     tokenizer:     a folder with the new language's tokenizer; by default one is trained on the texts.
-    vocab_size:    of the tokenizer to be trained.
+    vocab_size:    of the tokenizer to be trained; by default 2,000, or as many as the texts have.
     start:         aligned, tokens begin as the mean of those they translate; warm, the base's weights with new tokens;
                    scratch; given, the encoder of `student`. The plan's own by default.
     student:       a model or a folder with tokenizer/ and text_encoder/ whose encoder is to be the new language's.
@@ -103,7 +103,7 @@ class Localizing:
     pairs: str | None = None
     out: str | None = None
     tokenizer: str | None = None
-    vocab_size: int = 2000
+    vocab_size: int | None = None
     start: str | None = None
     student: str | None = None
     steps: int | None = None

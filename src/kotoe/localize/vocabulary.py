@@ -150,11 +150,13 @@ def train_sentencepiece(
     byte_fallback: bool = True,
     character_coverage: float = 1.0,
     normalization: str = "nmt_nfkc",
+    at_most: bool = False,
     overwrite: bool = False,
 ) -> Tokenizer:
     """Train a SentencePiece model on texts and write it with its configuration into `folder`.
 
     vocab_size:         pieces in all; ids 0 to 3 are <unk>, <s>, </s>, <pad>, then 256 bytes with byte_fallback.
+    at_most:            fewer pieces than vocab_size are well too, where the texts have no more (unigram only).
     model_type:         "unigram" or "bpe".
     byte_fallback:      spell characters outside the vocabulary in bytes instead of as <unk>.
     character_coverage: share of the characters seen that get a piece of their own.
@@ -170,6 +172,7 @@ def train_sentencepiece(
         character_coverage=character_coverage,
         normalization=normalization,
         pad_id=3,
+        at_most=at_most,
     )
     config = {
         "tokenizer_class": "T5Tokenizer",
@@ -239,6 +242,7 @@ def _sentencepiece_model(
     model_type: str = "unigram",
     byte_fallback: bool = False,
     more: int = 0,
+    at_most: bool = False,
 ) -> bytes:
     """The .model file. more: ids that the family adds to the model's pieces."""
     from sentencepiece import SentencePieceTrainer
@@ -271,6 +275,7 @@ def _sentencepiece_model(
             normalization_rule_name=normalization,
             remove_extra_whitespaces=normalization != "identity",
             max_sentence_length=max([4192, *(len(line.encode()) + 1 for line in lines)]),  # longer ones are left out
+            hard_vocab_limit=not at_most,
             pad_id=pad_id,
             num_threads=1,  # the same texts give the same model
             minloglevel=2,
