@@ -19,7 +19,7 @@ LAYERS = [
     {"checkpoints", "builtin", "hub", "numerics"},
     {"generate"},
     {"localize", "data", "evaluate", "safety", "bench"},
-    {"serve"},
+    {"serve", "study"},
     {"cli", "verbs", "console", "__init__", "__main__"},
 ]
 SIBLINGS = 5  # this layer's packages don't see each other, except:

@@ -22,7 +22,7 @@ from kotoe import __version__, console, verbs
 from kotoe.config import Request, from_json, read_json
 from kotoe.console import INTERRUPTED, Common, Values, say
 from kotoe.errors import UserError, nearest, unknown
-from kotoe.localize.settings import Localizing
+from kotoe.localize.settings import Localizing, Studying
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,14 @@ The result is the model with a further conditioner; its UNet and its other langu
     kotoe data pairs --language sw --out sw.tsv
     kotoe localize kotoe-emoji --language sw --pairs sw.tsv --run runs/sw
     kotoe localize path/to/model --language ko --plan swap --student path/to/korean --run runs/ko""",
+    ),
+    "study localization": Verb(
+        parts=(Studying,),
+        positional=None,
+        run=verbs.study,
+        doc="""Measure plans, languages and budgets beside each other on the emoji world. What is done is kept.
+
+    kotoe study localization --out study --languages ja zh ko --plans distil-behind distil-states --budgets 200 600""",
     ),
     "conditioner add": Verb(
         parts=(console.Adding,),

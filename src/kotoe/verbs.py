@@ -40,7 +40,7 @@ from kotoe.console import (
     show_config,
 )
 from kotoe.errors import UserError, nearest, unknown
-from kotoe.localize.settings import Localizing
+from kotoe.localize.settings import Localizing, Studying
 from kotoe.runs import atomic, write_atomic
 
 MOST_THREADS = 1024
@@ -515,6 +515,26 @@ def localize(common: Common, values: Values) -> int:
     with _writing(Path(wanted.run)):
         out = workbench.write(found, wanted, overwrite=wanted.overwrite)
     finish(common, {"out": str(out), **found.report, "config": to_json(wanted)}, [str(out)])
+    return 0
+
+
+def study(common: Common, values: Values) -> int:
+    """Run the cells of a study that are not done yet."""
+    wanted: Studying = part_of(values, Studying)
+    show_config("study localization", to_json(wanted))
+    from kotoe import study as studies
+
+    if common.dry_run:
+        names = [cell.name for cell in studies.cells(wanted)]
+        finish(common, {"dry_run": True, "config": to_json(wanted), "cells": names}, names)
+        return 0
+    try:
+        with redirect_stdout(sys.stderr):
+            document = studies.study(wanted, say=say)
+    except KeyboardInterrupt:
+        say(f"kotoe: interrupted; the same command goes on from {wanted.out}")
+        return INTERRUPTED
+    finish(common, document, list(studies.report(document)))
     return 0
 
 

@@ -145,3 +145,48 @@ class Localizing:
     def begins(self) -> str:
         """Where the encoder starts from."""
         return PLANS[self.plan].starts[0] if self.start is None else self.start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studying:
+    """Which cells to run, and where they are kept.
+
+    out:       the study's folder: cells/, results.json, report.md; the same command goes on.
+    base:      the model whose encoder is the teacher.
+    languages: the new languages, BCP 47 tags.
+    plans:     plans of `kotoe localize`; those that read nothing or need a given student are left out.
+    starts:    where students start from, for the plans that have a choice; each plan's own by default.
+    budgets:   steps of 64 texts.
+    n:         prompts of one object that a cell is evaluated on, and half as many of two.
+    count:     pairs a language.
+    tier:      everyday or all: which objects.
+    seed:      of everything that is drawn.
+    threads:   processor threads; torch's own choice by default.
+    """
+
+    out: str
+    base: str = "kotoe-emoji"
+    languages: tuple[str, ...] = ("ja", "zh", "ko")
+    plans: tuple[str, ...] = ("distil-behind",)
+    starts: tuple[str, ...] = ()
+    budgets: tuple[int, ...] = (600,)
+    n: int = 200
+    count: int = 40_000
+    tier: str = "everyday"
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for plan in self.plans:
+            if plan not in PLANS:
+                raise unknown("plan", plan, PLANS)
+            if "given" in PLANS[plan].starts[:1]:
+                raise UserError(
+                    f"plan {plan} needs a student of its own",
+                    allowed=", ".join(n for n, w in PLANS.items() if w.starts[0] != "given"),
+                )
+        for start in self.starts:
+            if not any(start in PLANS[plan].starts for plan in self.plans):
+                raise unknown("start", start, {s for plan in self.plans for s in PLANS[plan].starts} - {"given"})
+        if not all(budget >= 0 for budget in self.budgets):
+            raise UserError(f"budgets {self.budgets}", allowed="0 (the start itself) or more steps")

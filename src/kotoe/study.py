@@ -1,0 +1,203 @@
+"""`kotoe study localization`: the plans beside each other on the emoji world, one cell a plan, language and budget.
+
+A cell is a run of `localize` and the suite's figures for what came of it; it is done once, kept, and skipped from then
+on, so that a study can be stopped and gone on with, and grown by further languages, plans or budgets. Every cell of a
+language reads the same pairs in the same order. What a cell costs is counted (floating-point operations of a step, by
+torch's counter, times steps) and timed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kotoe import load
+from kotoe.checkpoints import Bundle
+from kotoe.config import dumps, read_json, to_json
+from kotoe.data.captions import caption
+from kotoe.data.emoji import atlas, scene
+from kotoe.data.latents import basis
+from kotoe.data.pairs import TWO, pairs
+from kotoe.evaluate import suites
+from kotoe.localize.localize import localize
+from kotoe.localize.plans import Captions, Reading, Task, Texts, task
+from kotoe.localize.settings import PLANS, Localizing, Studying
+from kotoe.runs import write_atomic
+from kotoe.text import Conditioner
+
+FIGURES = ("r1", "r5", "r1_held_out", "relation", "background")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One measurement. steps 0: what the student draws before it has learnt anything."""
+
+    plan: str
+    start: str
+    language: str
+    steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.plan}-{self.start}-{self.language}-{self.steps}"
+
+
+def cells(wanted: Studying) -> Iterator[Cell]:
+    """The cells, cheap ones first."""
+    for steps in sorted(wanted.budgets):
+        for plan in wanted.plans:
+            starts = [s for s in wanted.starts if s in PLANS[plan].starts] or [PLANS[plan].starts[0]]
+            for start in starts:
+                for language in wanted.languages:
+                    yield Cell(plan=plan, start=start, language=language, steps=steps)
+
+
+def study(wanted: Studying, *, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Run what is not done yet, and write results.json. Gives its document."""
+    if wanted.threads is not None:
+        torch.set_num_threads(wanted.threads)
+    out = Path(wanted.out)
+    bundle = load(wanted.base, dtype="float32")
+    teacher = bundle.default_language
+    alone = bundle.changed(conditioners={teacher: bundle.conditioner()})
+    english = _kept(out / "cells" / f"english-{wanted.n}.json", lambda: _figures(alone, teacher, wanted))
+    todo = list(cells(wanted))
+    for k, cell in enumerate(todo):
+        file = out / "cells" / cell.name / f"result-{wanted.n}.json"
+        if not file.exists():
+            say(f"{k + 1} of {len(todo)}: {cell.name}")
+        found = _kept(file, lambda cell=cell: _measured(alone, cell, wanted, out))  # type: ignore[misc]
+        if cell.steps:
+            r1 = found["figures"]["r1"]["value"]
+            share = r1 / english["figures"]["r1"]["value"]
+            say(f"{cell.name}: R@1 {r1:.1%}, {share:.1%} of English, {found['seconds']:.0f} s")
+    document = {"study": to_json(wanted), "english": english, "cells": _all(out, wanted.n)}
+    write_atomic(out / "results.json", dumps(document, indent=2) + "\n")
+    write_atomic(out / "report.md", "\n".join(report(document)) + "\n")
+    return document
+
+
+def _kept(file: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    if not file.exists():
+        write_atomic(file, dumps(measure(), indent=2) + "\n")
+    found: dict[str, Any] = read_json(file)
+    return found
+
+
+def _all(out: Path, n: int) -> list[dict[str, Any]]:
+    return [read_json(file) for file in sorted((out / "cells").glob(f"*/result-{n}.json"))]
+
+
+def _figures(bundle: Bundle, language: str, wanted: Studying) -> dict[str, Any]:
+    found = suites.evaluate(bundle, languages=(language,), n=wanted.n, tier=wanted.tier, controls=False)
+    figures = found.results["languages"][language]
+    return {"language": language, "figures": {k: figures[k] for k in FIGURES}}
+
+
+def _measured(alone: Bundle, cell: Cell, wanted: Studying, out: Path) -> dict[str, Any]:
+    texts = Texts(**_texts(cell.language, wanted.count, wanted.tier, wanted.seed))
+    channels = alone.vae.spec.latent_channels
+    captions = _captions(cell.language, wanted, channels) if PLANS[cell.plan].reads == "captions" else None
+    asked = Localizing(
+        base=wanted.base,
+        language=cell.language,
+        run=str(out / "cells" / cell.name / "run"),
+        plan=cell.plan,
+        pairs="the world's own",
+        start=cell.start,
+        steps=max(1, cell.steps),
+        batch_size=64,
+        lr=1e-12 if cell.steps == 0 else None,
+        long_prompt="cut",
+        seed=wanted.seed,
+    )
+    found = localize(alone, asked, pairs=texts, captions=captions, progress=False)
+    figures = _figures(found.bundle, cell.language, wanted)
+    student = found.bundle.conditioner(cell.language)
+    each = _flops(asked, alone, student, texts, captions)
+    (Path(asked.run) / "state.pt").unlink()  # the optimizer's: a finished cell is not gone on with
+    return {
+        **to_json(cell),
+        **figures,
+        "texts": 64 * cell.steps,
+        "seconds": found.report["seconds"] if cell.steps else 0.0,
+        "flop": each * cell.steps,
+        "loss": found.report["loss"],
+        "vocab_size": found.report["vocab_size"],
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _flops(asked: Localizing, alone: Bundle, student: Conditioner, texts: Texts, captions: Captions | None) -> int:
+    """Of a mean step, forward, backward and the teacher's: over eight, since one in eight of some plans is longer."""
+    reading = Reading(seed=0, batch=64, dropout=0.05, long_prompt="cut", device=torch.device("cpu"))
+    what: Task = task(asked.plan, alone, student, reading, pairs=texts, captions=captions)
+    student.encoder.requires_grad_(True)
+    with FlopCounterMode(display=False) as counter:
+        for step in range(8):
+            loss, _ = what.loss(what.modules, what.batches(step), torch.Generator().manual_seed(0))
+            loss.backward()
+    student.encoder.requires_grad_(False)
+    student.encoder.zero_grad(set_to_none=True)
+    return int(counter.get_total_flops() / 8)
+
+
+@lru_cache(maxsize=1)
+def _texts(language: str, count: int, tier: str, seed: int) -> dict[str, tuple[str, ...]]:
+    source, target = zip(*pairs(language, count, tier=tier, seed=seed), strict=True)
+    return {"source": source, "target": target}
+
+
+def _captions(language: str, wanted: Studying, channels: int) -> Captions:
+    """The same scenes as the pairs are of, captions and latents."""
+    world = atlas(wanted.tier)
+    shown = [scene(wanted.seed, i, world.glyphs, pairs=TWO) for i in range(wanted.count)]
+    texts = [
+        caption(s, language, random.Random(f"{wanted.seed}:{i}:target"), tier=wanted.tier) for i, s in enumerate(shown)
+    ]
+    return Captions(texts=texts, latents=_latents(wanted.tier, channels, wanted.count, wanted.seed))
+
+
+@lru_cache(maxsize=1)
+def _latents(tier: str, channels: int, count: int, seed: int) -> torch.Tensor:
+    world, base = atlas(tier), basis(tier, channels)
+    shown = [scene(seed, i, world.glyphs, pairs=TWO) for i in range(count)]
+    parts = []
+    for first in range(0, count, 256):
+        rendered = world.render(shown[first : first + 256])
+        parts.append(base.encode(rendered.float() / 127.5 - 1).half())
+    return torch.cat(parts)
+
+
+# --- Report ----------------------------------------------------------------------------------------------------
+
+
+def report(document: dict[str, Any]) -> Iterator[str]:
+    """Markdown: a row a cell, best first within its language."""
+    english = document["english"]["figures"]
+    r1, relation = _percent(english["r1"]), _percent(english["relation"])
+    yield f"English, the teacher: R@1 {r1}, relation of held-out pairs {relation}."
+    yield ""
+    heads = ("language", "plan", "start", "texts", "seconds", "TFLOP", "R@1 %", "of English", "R@5 %", "held out %")
+    yield "| " + " | ".join((*heads, "relation %")) + " |"
+    yield "|" + " --- |" * (len(heads) + 1)
+    ordered = sorted(document["cells"], key=lambda c: (c["language"], c["plan"], c["start"], c["texts"]))
+    for cell in ordered:
+        f = cell["figures"]
+        share = f["r1"]["value"] / english["r1"]["value"]
+        yield (
+            f"| {cell['language']} | {cell['plan']} | {cell['start']} | {cell['texts']:,} | {cell['seconds']:.0f} | "
+            f"{cell['flop'] / 1e12:.1f} | {_percent(f['r1'])} | {share:.3f} | {_percent(f['r5'])} | "
+            f"{_percent(f['r1_held_out'])} | {_percent(f['relation'])} |"
+        )
+
+
+def _percent(score: dict[str, float]) -> str:
+    return f"{100 * score['value']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
