@@ -11,7 +11,20 @@ from collections.abc import Mapping
 from kotoe.data.languages.base import Form, Language, Words, things
 from kotoe.data.languages.phrases import PHRASES
 
-COLOURS = ("white", "black", "red", "orange", "yellow", "green", "light blue", "blue", "purple", "pink", "brown", "grey")
+COLOURS = (
+    "white",
+    "black",
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "light blue",
+    "blue",
+    "purple",
+    "pink",
+    "brown",
+    "grey",
+)
 PLACES = (
     *("centre", "top left", "top", "top right"),
     *("left", "right", "bottom left", "bottom", "bottom right"),
@@ -72,7 +85,7 @@ def _table(block: str) -> Language:
 
 
 def _items(tag: str, line: str, count: int) -> list[Words]:
-    """"a, b / c" as [("a",), ("b", "c")]."""
+    """ "a, b / c" as [("a",), ("b", "c")]."""
     items = [tuple(wording.strip() for wording in item.split("/")) for item in line.split(",")]
     if len(items) != count or not all(wording for words in items for wording in words):
         raise ValueError(f"{tag}: {len(items)} items instead of {count} in {line!r}")
@@ -92,7 +105,9 @@ def _joined(comma: str, pictures: Words, *templates: str) -> Words:
 def _single(comma: str, pictures: Words) -> Mapping[tuple[bool, bool], Words]:
     return {
         (True, False): _joined(comma, pictures, "{x}|{bg}", "{bg}|{x}", "PICTURE|{x}|{bg}", "{x}|PICTURE|{bg}"),
-        (True, True): _joined(comma, pictures, "{x}|{at}|{bg}", "{bg}|{x}|{at}", "{at}|{x}|{bg}", "PICTURE|{x}|{at}|{bg}"),
+        (True, True): _joined(
+            comma, pictures, "{x}|{at}|{bg}", "{bg}|{x}|{at}", "{at}|{x}|{bg}", "PICTURE|{x}|{at}|{bg}"
+        ),
         (False, False): _joined(comma, pictures, "{x}", "PICTURE|{x}", "{x}|PICTURE"),
         (False, True): _joined(comma, pictures, "{x}|{at}", "{at}|{x}", "PICTURE|{x}|{at}"),
     }
