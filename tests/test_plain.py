@@ -24,6 +24,7 @@ from kotoe.errors import UserError
 
 pytestmark = [pytest.mark.needs("cldr"), pytest.mark.needs("unicode-data")]
 
+ROOT = Path(__file__).resolve().parent.parent
 TAGS = tuple(PLAIN)
 SCRIPTS = {  # the first word of their letters' Unicode names; the others are written in Latin
     **dict.fromkeys(("ar", "fa", "ur"), "ARABIC"),
@@ -321,6 +322,18 @@ def test_golden() -> None:
     both = Scene(objects=(CAT, DOG), relation="left_of", background="green")
     assert {tag: (caption(Scene(objects=(CAT,)), tag), caption(small, tag)) for tag in GOLDEN} == GOLDEN
     assert {tag: caption(both, tag) for tag in GOLDEN_PAIR} == GOLDEN_PAIR
+
+
+def test_the_page_of_languages_is_right() -> None:
+    page = (ROOT / "docs/languages.md").read_text("utf-8")
+    rows = [row.strip("| ").split(" | ") for row in re.findall(r"^\|.*\|$", page, re.M)[2:]]
+    small = Scene(objects=(CAT,), size="small", position="top left", background="red")
+    assert {tag: said for tag, _, said in rows} == {tag: caption(small, tag) for tag in TAGS}
+    assert f"in {len(PLAIN)} more" in page
+    assert f"All {len(PLAIN)} languages" in page
+    assert f"({len(OTHER_WORD)} words for colours of the {len(PLAIN) * len(CIRCLES)}," in page
+    for other in ("README.md", "docs/evaluation.md"):
+        assert re.search(rf"\b{len(LANGUAGES)}\b (with captions|languages)", (ROOT / other).read_text("utf-8")), other
 
 
 @pytest.mark.parametrize("tag", TAGS)
