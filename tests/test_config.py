@@ -24,7 +24,7 @@ from kotoe.config import (
     from_json,
     read_json,
 )
-from kotoe.errors import UserError
+from kotoe.errors import UserError, nearest
 
 CONDITIONER = ConditionerRecord(language="ja", tokenizer_sha256="1" * 64, text_encoder_sha256="2" * 64)
 MODEL = ModelRecord(name="m", unet_sha256="3" * 64, vae_sha256="4" * 64, schedule_sha256="5" * 64)
@@ -78,6 +78,13 @@ def test_zero_is_a_value() -> None:
     request = Request(prompt="", seed=0, guidance_scale=0.0, eta=0.0)
     assert request.guidance_scale == 0.0
     assert request.prompt == ("",)
+
+
+def test_the_nearest_begins_alike() -> None:
+    assert nearest("jp", ["pt", "ja", "pl"]) == "ja"
+    assert nearest("tr", ["ur", "tk", "tr", "t"]) == "tr"
+    assert nearest("xyz", ["abc"]) is None
+    assert nearest("a", []) is None
 
 
 def test_unknown_key_names_the_nearest() -> None:

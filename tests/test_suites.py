@@ -91,6 +91,27 @@ def test_the_scenes_of_version_1_do_not_change() -> None:
     assert hashlib.sha256(repr(shown).encode()).hexdigest()[:16] == "4e3b88ac4ecfd745"
 
 
+PROMPTS = {  # over CLDR 41, the release of Debian 12: what CLDR calls a glyph is part of most prompts
+    "en": "739a9f06d1f5008c",
+    "ja": "c5e87f5f3ce87461",
+    "zh": "bcd966cf566c0707",
+    "ko": "856efc6e382dde21",
+}
+
+
+@pytest.mark.parametrize("language", list(PROMPTS))
+def test_the_words_of_version_1_do_not_change(language: str) -> None:
+    """In the languages of kotoe-emoji, on which published figures stand."""
+    assert suites._digest(items(language))[:16] == PROMPTS[language]
+
+
+def test_other_languages_have_the_suite_too(world: emoji.Atlas) -> None:
+    english, swahili = items("en"), items("sw")
+    assert [(i.scene, i.seed, i.held_out) for i in english] == [(i.scene, i.seed, i.held_out) for i in swahili]
+    assert len({i.prompt for i in swahili}) > 595
+    assert {i.language for i in swahili} == {"sw"}
+
+
 # ---- right and wrong ------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from os.path import commonprefix
 
 
 class UserError(Exception):
@@ -26,11 +25,11 @@ class CheckpointError(UserError):
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
-    """The option most like `name`, or None when nothing is close. Of options equally like it, one that begins like it."""
+    """The option most like `name`, None if nothing is close. Of several as like it, one that begins with its letter."""
     found = difflib.get_close_matches(name, list(options), n=20, cutoff=0.5)  # likest first
 
-    def like(option: str) -> tuple[float, int]:
-        return difflib.SequenceMatcher(None, option, name).ratio(), len(commonprefix((option, name)))
+    def like(option: str) -> tuple[float, bool]:
+        return difflib.SequenceMatcher(None, option, name).ratio(), option[:1] == name[:1]
 
     return max(found, key=like, default=None)
 
