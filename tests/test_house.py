@@ -138,7 +138,7 @@ def test_numbers_have_cards() -> None:
     assert uncarded_numbers(README.read_text("utf-8")) == []
 
 
-TWO_WORDS = ("conditioner add", "conditioner remove")
+TWO_WORDS = ("conditioner add", "conditioner remove", "tokenizer train", "tokenizer report")
 
 
 @functools.cache

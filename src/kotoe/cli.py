@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from kotoe import __version__, console, verbs
+from kotoe import __version__, console, verbs, verbs_tokenizer
 from kotoe.config import Request, from_json, read_json
 from kotoe.console import INTERRUPTED, Common, Values, say
 from kotoe.errors import UserError, nearest, unknown
@@ -114,6 +114,26 @@ The UNet is not loaded, nothing is trained: whether width, vocabulary and specia
         doc="""Take a language's tokenizer and text encoder out of a model; everything else stays as it is.
 
     kotoe conditioner remove path/to/model --language ko""",
+    ),
+    "tokenizer train": Verb(
+        parts=(console.TrainingTokenizer,),
+        positional="texts",
+        run=verbs_tokenizer.train,
+        doc="""Train a tokenizer for a new language on its texts, in the layout of the text encoder it is for.
+
+The same texts and options give the same files, which stock transformers opens. What it makes of the texts is said.
+
+    kotoe tokenizer train captions.txt --out tok-ja --family sentencepiece --vocab-size 8000
+    kotoe tokenizer train pairs.tsv --column target --out tok-fr --family clip --vocab-size 16000""",
+    ),
+    "tokenizer report": Verb(
+        parts=(console.Comparing,),
+        positional="texts",
+        run=verbs_tokenizer.report,
+        doc="""Compare tokenizers on texts: tokens per word and character, what they can't spell, what is too long.
+
+    kotoe tokenizer report en=captions.txt ja=pairs.tsv:target --tokenizer clip=path/to/sd15 tok-ja kotoe-emoji:ja
+    kotoe tokenizer report captions.txt --tokenizer tok-ja --limit 77 --out report""",
     ),
     "check": Verb(
         parts=(console.Checking,),

@@ -165,7 +165,8 @@ def _csv(path: Path, columns: list[str]) -> Iterator[Row]:
 
         def lines() -> Iterator[str]:
             nonlocal at
-            for at, line in _lines(file, path):
+            for number, line in _lines(file, path):
+                at = number
                 yield line + "\n"
 
         reader = csv.reader(lines(), strict=True)
@@ -176,9 +177,8 @@ def _csv(path: Path, columns: list[str]) -> Iterator[Row]:
             try:
                 fields = next(reader, None)
             except csv.Error as error:
-                raise UserError(
-                    f"{path}, line {first} is no CSV ({error})", allowed="fields as RFC 4180 has them"
-                ) from (None)
+                given = f"{path}, line {first} is no CSV ({error})"
+                raise UserError(given, allowed="fields as RFC 4180 has them") from None
             if fields is None:
                 return
             if names is None:

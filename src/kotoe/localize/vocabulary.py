@@ -65,7 +65,7 @@ WHY = {  # why a family leaves something not open
     "sentencepiece": "its pad is <pad>, id 3",
 }
 SKIPPED = "\u2585"  # a text with it is left out by SentencePiece's trainer, without a word
-SPM_IDS = {"unk_id": 0, "bos_id": 1, "eos_id": 2}
+SPM_SPECIALS = 3  # <unk> 0, <s> 1, </s> 2
 XLM_MORE = 2  # ids beyond the SentencePiece model's: <pad> among the first four, and <mask> at the end
 BYTES = 256
 
@@ -247,7 +247,7 @@ def _sentencepiece_model(
         raise unknown("model_type", model_type, ("unigram", "bpe"))
     if normalization not in NORMALIZATIONS:
         raise unknown("normalization", normalization, NORMALIZATIONS)
-    specials = len(SPM_IDS) + (pad_id >= 0) + more
+    specials = SPM_SPECIALS + (pad_id >= 0) + more
     least = specials + BYTES * byte_fallback + 1
     if vocab_size < least:
         parts = f"{specials} specials, {'256 bytes, ' * byte_fallback}and a piece"
@@ -271,10 +271,12 @@ def _sentencepiece_model(
             normalization_rule_name=normalization,
             remove_extra_whitespaces=normalization != "identity",
             max_sentence_length=max([4192, *(len(line.encode()) + 1 for line in lines)]),  # longer ones are left out
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
             pad_id=pad_id,
             num_threads=1,  # the same texts give the same model
             minloglevel=2,
-            **SPM_IDS,
         )
     except (RuntimeError, OSError) as error:
         raise _impossible(str(error), vocab_size, len(lines), more) from None
@@ -304,18 +306,17 @@ def _xlm_json(model: bytes) -> bytes:
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
     read = SentencePieceProcessor(model_proto=model)
-    own = [(read.id_to_piece(i), read.get_score(i)) for i in range(len(SPM_IDS), read.get_piece_size())]
+    own = [(read.id_to_piece(i), read.get_score(i)) for i in range(SPM_SPECIALS, read.get_piece_size())]
     specials = ["<s>", "<pad>", "</s>", "<unk>"]
     vocab = [*((piece, 0.0) for piece in specials), *own, ("<mask>", 0.0)]
     backend = Backend(models.Unigram(vocab, unk_id=3, byte_fallback=False))
     (normalizer,) = _fields(model, 3)  # ModelProto.normalizer_spec
     (characters,) = _fields(normalizer, 2)  # NormalizerSpec.precompiled_charsmap
-    space = {"replacement": "▁", "prepend_scheme": "always"}
     backend.normalizer = normalizers.Precompiled(characters)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**space)]
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
     )
-    backend.decoder = decoders.Metaspace(**space)
+    backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
