@@ -184,7 +184,7 @@ class TrainingTokenizer:
     max_tokens:         positions of the text encoder, special tokens included.
     model_type:         sentencepiece: unigram or bpe; unigram by default.
     normalization:      sentencepiece: nmt_nfkc (the default), nfkc, identity, nfkc_cf or nmt_nfkc_cf (cf: case folded);
-                        xlm-roberta: nmt_nfkc or nmt_nfkc_cf.
+                        the other families have their own.
     byte_fallback:      sentencepiece: spell what the vocabulary lacks in bytes (the default) instead of as <unk>.
     character_coverage: share of the characters seen that get a piece of their own, not for clip; 1 by default.
     lower_case:         sentencepiece: as rinna's, off by default; bert: lower case without accents, on by default.

@@ -202,9 +202,12 @@ def _jsonl(path: Path, columns: list[str]) -> Iterator[Row]:
             yield Row(number, tuple(_text(value[column], path, number, column) for column in columns))
 
 
+JSON_TYPES = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list"}
+
+
 def _text(value: Any, path: Path, line: int, column: str) -> str:
     if not isinstance(value, str):
-        said = "null" if value is None else f"a {type(value).__name__}"
+        said = JSON_TYPES.get(type(value), "an object")
         raise UserError(f"{path}, line {line}: {column} is {said}", allowed="a text")
     return value
 

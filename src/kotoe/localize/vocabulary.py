@@ -46,7 +46,7 @@ FAMILIES: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "xlm-roberta": {
         "model_type": ("unigram",),
-        "normalization": ("nmt_nfkc", "nmt_nfkc_cf"),
+        "normalization": ("nmt_nfkc",),
         "byte_fallback": (False,),
         "character_coverage": (1.0,),
         "lower_case": (False,),
@@ -60,7 +60,7 @@ FAMILIES: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 WHY = {  # why a family leaves something not open
     "clip": "CLIPTokenizer always makes NFC and lower case, and reads bytes",
-    "xlm-roberta": "XLMRobertaTokenizer reads unigram pieces, splits at every white space, and spells nothing in bytes",
+    "xlm-roberta": "XLMRobertaTokenizer reads unigram pieces of NFKC text, split at white space, and no bytes",
     "bert": "BertTokenizer has a normalisation of its own, lower-cased or not, and knows no bytes",
     "sentencepiece": "its pad is <pad>, id 3",
 }
@@ -89,7 +89,7 @@ def settled(family: str, **asked: Any) -> dict[str, Any]:
             raise UserError(
                 f"{name} {_said(value)} for the family {family}",
                 allowed=", ".join(map(_said, allowed)) or f"no {name}",
-                hint=WHY[family] if len(allowed) < 2 or family == "xlm-roberta" else "",
+                hint=WHY[family] if len(allowed) < 2 else "",
             )
         choices[name] = value
     return choices
@@ -124,8 +124,8 @@ def train_tokenizer(
     given = [text for text in texts if text.strip()]
     if not given:
         raise UserError("no text to train a tokenizer on", allowed="one text that isn't blank, or more")
-    for name in ("model_type", "byte_fallback", "lower_case"):
-        if len(FAMILIES[family][name]) == 1:
+    for name in ("model_type", "normalization", "byte_fallback", "lower_case"):
+        if len(FAMILIES[family].get(name, ())) == 1:  # settled by the family
             del chosen[name]
     train = {
         "clip": train_clip_bpe,
@@ -191,22 +191,20 @@ def train_xlm_roberta(
     *,
     max_tokens: int = 77,
     character_coverage: float = 1.0,
-    normalization: str = "nmt_nfkc",
     overwrite: bool = False,
 ) -> Tokenizer:
     """Train a SentencePiece unigram model on texts and write it as XLM-RoBERTa's, with tokenizer.json beside it.
 
     vocab_size: ids in all: <s> 0, <pad> 1, </s> 2, <unk> 3, the model's pieces, <mask>.
-    tokenizer.json says the same once more, since stock transformers needs protobuf to read the model itself.
+    tokenizer.json says the same once more, since stock transformers needs protobuf to read the model itself. Its class
+    composes less: what is written in parts (half-width kana with a mark, Hangul in letters) it leaves in parts.
     Raises UserError when the texts don't allow this vocabulary size.
     """
-    if normalization not in FAMILIES["xlm-roberta"]["normalization"]:
-        raise unknown("normalization", normalization, FAMILIES["xlm-roberta"]["normalization"])
     model = _sentencepiece_model(
         [line for line in texts if line.strip()],
         vocab_size,
         character_coverage=character_coverage,
-        normalization=normalization,
+        normalization="nmt_nfkc",
         pad_id=-1,
         more=XLM_MORE,
     )
