@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from kotoe import __version__, console, verbs
+from kotoe import __version__, console, verbs, verbs_tokenizer
 from kotoe.config import Request, from_json, read_json
 from kotoe.console import INTERRUPTED, Common, Values, say
 from kotoe.errors import UserError, nearest, unknown
@@ -146,6 +146,26 @@ It is what the text encoder of a new language is trained on; every language of d
 
     kotoe data pairs --language sw --out sw.tsv
     kotoe data pairs --language sw --out sw-held-out.jsonl --split held-out --count 2000""",
+    ),
+    "tokenizer train": Verb(
+        parts=(console.TrainingTokenizer,),
+        positional="texts",
+        run=verbs_tokenizer.train,
+        doc="""Train a tokenizer for a new language on its texts, in the layout of the text encoder it is for.
+
+The same texts and options give the same files, which stock transformers opens. What it makes of the texts is said.
+
+    kotoe tokenizer train captions.txt --out tok-ja --family sentencepiece --vocab-size 8000
+    kotoe tokenizer train pairs.tsv --column target --out tok-fr --family clip --vocab-size 16000""",
+    ),
+    "tokenizer report": Verb(
+        parts=(console.Comparing,),
+        positional="texts",
+        run=verbs_tokenizer.report,
+        doc="""Compare tokenizers on texts: tokens per word and character, what they can't spell, what is too long.
+
+    kotoe tokenizer report en=captions.txt ja=pairs.tsv:target --tokenizer clip=path/to/sd15 tok-ja kotoe-emoji:ja
+    kotoe tokenizer report captions.txt --tokenizer tok-ja --limit 77 --out report""",
     ),
     "check": Verb(
         parts=(console.Checking,),

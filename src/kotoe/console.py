@@ -194,6 +194,61 @@ class Pairing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingTokenizer:
+    """What to train a tokenizer on, and for which text encoder.
+
+    texts:              files: .txt with a text a line, or .tsv, .csv, .jsonl, .parquet with a column of texts.
+    out:                folder that gets the tokenizer.
+    family:             of the text encoder: clip (byte-level BPE), sentencepiece (rinna's layout: no BOS, a pad of its
+                        own), xlm-roberta, or bert (WordPiece).
+    vocab_size:         ids in all, special tokens included: the rows of the encoder's embedding.
+    column:             of the files that have columns; "target" by default, as in a file of pairs.
+    max_tokens:         positions of the text encoder, special tokens included.
+    model_type:         sentencepiece: unigram or bpe; unigram by default.
+    normalization:      sentencepiece: nmt_nfkc (the default), nfkc, identity, nfkc_cf or nmt_nfkc_cf (cf: case folded);
+                        the other families have their own.
+    byte_fallback:      sentencepiece: spell what the vocabulary lacks in bytes (the default) instead of as <unk>.
+    character_coverage: share of the characters seen that get a piece of their own, not for clip; 1 by default.
+    lower_case:         sentencepiece: as rinna's, off by default; bert: lower case without accents, on by default.
+    pad_token:          clip: <|endoftext|> as in SD 1.x (the default), or ! as in SD 2.x.
+    overwrite:          replace the tokenizer that is in OUT.
+    """
+
+    texts: tuple[str, ...]
+    out: str
+    family: str
+    vocab_size: int
+    column: str | None = None
+    max_tokens: int = 77
+    model_type: str | None = None
+    normalization: str | None = None
+    byte_fallback: bool | None = None
+    character_coverage: float | None = None
+    lower_case: bool | None = None
+    pad_token: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparing:
+    """Which tokenizers to compare on which texts.
+
+    texts:     files, each [NAME=]FILE[:COLUMN]: .txt with a text a line, or .tsv, .csv, .jsonl, .parquet with columns.
+    tokenizer: tokenizers, each [NAME=]PLACE: a folder with a tokenizer's files; a model's name or folder, for those of
+               all its languages; or MODEL:LANGUAGE for one of them.
+    column:    of the files that have columns and name none; "target" by default, as in a file of pairs.
+    limit:     positions of the text encoder, special tokens included; each tokenizer's own by default.
+    out:       folder for report.json, report.md and fertility.png.
+    """
+
+    texts: tuple[str, ...]
+    tokenizer: tuple[str, ...]
+    column: str | None = None
+    limit: int | None = None
+    out: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checking:
     """What to check.
 

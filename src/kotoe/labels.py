@@ -108,6 +108,44 @@ def check_labels(labels: Sequence[str], languages: Sequence[str | None] | None =
         _runs(label, tag)
 
 
+def draw_line(
+    drawing: ImageDraw.ImageDraw,
+    place: tuple[float, float],
+    text: str,
+    language: str | None = None,
+    *,
+    size_px: int = TEXT_PX,
+    ink: tuple[int, int, int] = INK,
+) -> float:
+    """Draw one line whose baseline begins at `place` (x, y), and return its width in pixels.
+
+    A text that some font has whole is drawn in that font alone, so that Pillow's layout engine can join and turn
+    Arabic and Hebrew. Raises UserError naming the characters that no font here has.
+    """
+    x, base = place
+    for face, piece in _line_runs(text, language):
+        font = face.at(size_px)
+        drawing.text((x, base), piece, ink, font, anchor="ls")
+        x += font.getlength(piece)
+    return x - place[0]
+
+
+def line_width(text: str, language: str | None = None, *, size_px: int = TEXT_PX) -> float:
+    """Pixels that `draw_line` takes for a text."""
+    return sum(face.at(size_px).getlength(piece) for face, piece in _line_runs(text, language))
+
+
+def _line_runs(text: str, language: str | None) -> list[Run]:
+    runs = _runs(text, language)
+    if len(runs) > 1:
+        whole = "".join(piece for _, piece in runs)
+        for path in _fonts(os.environ.get(FONT_VARIABLE, "")):
+            for face in _ordered(path, language):
+                if all(face.has(character) for character in whole):
+                    return [(face, whole)]
+    return runs
+
+
 # --- Text to runs and lines -----------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from kotoe.checkpoints.files import Folder
 from kotoe.errors import CheckpointError, UserError, unknown
 from kotoe.runs import write_atomic
 from kotoe.text import Conditioner
+from kotoe.tokenizers import Tokenizer
 
 INDICES = tuple(f"{stem}{v}.safetensors.index.json" for stem in diffusers.WEIGHTS for v in ("", ".fp16", ".bf16"))
 
@@ -125,6 +126,21 @@ def add(
 def languages(folder: str | Path) -> list[str]:
     """The languages of a checkpoint folder, its own first."""
     return list(_own(folder)[1]["languages"])
+
+
+def tokenizers(source: str | Path) -> dict[str, Tokenizer]:
+    """The tokenizer of each language of a checkpoint's name or folder, its own first. No weights are read."""
+    path = builtin.resolve(source)
+    if not path.is_dir() or not (path / "model_index.json").is_file():
+        raise CheckpointError(f"{source} holds no tokenizers", allowed="a folder in diffusers' layout")
+    folder = Folder(path)
+    main, *others = _card(folder)["languages"]
+    found = {}
+    for language, base in {main: "", **{tag: f"conditioners/{tag}/" for tag in others}}.items():
+        config = folder.json(f"{base}text_encoder/config.json")
+        positions = config.get("max_position_embeddings", diffusers.TEXT_DEFAULTS["max_position_embeddings"])
+        found[language] = diffusers.read_tokenizer(folder, f"{base}tokenizer", positions)
+    return found
 
 
 def remove(folder: str | Path, language: str, *, dry_run: bool = False) -> None:

@@ -165,7 +165,8 @@ def _csv(path: Path, columns: list[str]) -> Iterator[Row]:
 
         def lines() -> Iterator[str]:
             nonlocal at
-            for at, line in _lines(file, path):
+            for number, line in _lines(file, path):
+                at = number
                 yield line + "\n"
 
         reader = csv.reader(lines(), strict=True)
@@ -176,9 +177,8 @@ def _csv(path: Path, columns: list[str]) -> Iterator[Row]:
             try:
                 fields = next(reader, None)
             except csv.Error as error:
-                raise UserError(
-                    f"{path}, line {first} is no CSV ({error})", allowed="fields as RFC 4180 has them"
-                ) from (None)
+                given = f"{path}, line {first} is no CSV ({error})"
+                raise UserError(given, allowed="fields as RFC 4180 has them") from None
             if fields is None:
                 return
             if names is None:
@@ -202,9 +202,12 @@ def _jsonl(path: Path, columns: list[str]) -> Iterator[Row]:
             yield Row(number, tuple(_text(value[column], path, number, column) for column in columns))
 
 
+JSON_TYPES = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list"}
+
+
 def _text(value: Any, path: Path, line: int, column: str) -> str:
     if not isinstance(value, str):
-        said = "null" if value is None else f"a {type(value).__name__}"
+        said = JSON_TYPES.get(type(value), "an object")
         raise UserError(f"{path}, line {line}: {column} is {said}", allowed="a text")
     return value
 

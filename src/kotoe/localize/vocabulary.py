@@ -46,7 +46,7 @@ FAMILIES: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "xlm-roberta": {
         "model_type": ("unigram",),
-        "normalization": ("nmt_nfkc", "nmt_nfkc_cf"),
+        "normalization": ("nmt_nfkc",),
         "byte_fallback": (False,),
         "character_coverage": (1.0,),
         "lower_case": (False,),
@@ -60,12 +60,12 @@ FAMILIES: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 WHY = {  # why a family leaves something not open
     "clip": "CLIPTokenizer always makes NFC and lower case, and reads bytes",
-    "xlm-roberta": "XLMRobertaTokenizer reads unigram pieces, splits at every white space, and spells nothing in bytes",
+    "xlm-roberta": "XLMRobertaTokenizer reads unigram pieces of NFKC text, split at white space, and no bytes",
     "bert": "BertTokenizer has a normalisation of its own, lower-cased or not, and knows no bytes",
     "sentencepiece": "its pad is <pad>, id 3",
 }
 SKIPPED = "\u2585"  # a text with it is left out by SentencePiece's trainer, without a word
-SPM_IDS = {"unk_id": 0, "bos_id": 1, "eos_id": 2}
+SPM_SPECIALS = 3  # <unk> 0, <s> 1, </s> 2
 XLM_MORE = 2  # ids beyond the SentencePiece model's: <pad> among the first four, and <mask> at the end
 BYTES = 256
 
@@ -89,7 +89,7 @@ def settled(family: str, **asked: Any) -> dict[str, Any]:
             raise UserError(
                 f"{name} {_said(value)} for the family {family}",
                 allowed=", ".join(map(_said, allowed)) or f"no {name}",
-                hint=WHY[family] if len(allowed) < 2 or family == "xlm-roberta" else "",
+                hint=WHY[family] if len(allowed) < 2 else "",
             )
         choices[name] = value
     return choices
@@ -124,8 +124,8 @@ def train_tokenizer(
     given = [text for text in texts if text.strip()]
     if not given:
         raise UserError("no text to train a tokenizer on", allowed="one text that isn't blank, or more")
-    for name in ("model_type", "byte_fallback", "lower_case"):
-        if len(FAMILIES[family][name]) == 1:
+    for name in ("model_type", "normalization", "byte_fallback", "lower_case"):
+        if len(FAMILIES[family].get(name, ())) == 1:  # settled by the family
             del chosen[name]
     train = {
         "clip": train_clip_bpe,
@@ -194,22 +194,20 @@ def train_xlm_roberta(
     *,
     max_tokens: int = 77,
     character_coverage: float = 1.0,
-    normalization: str = "nmt_nfkc",
     overwrite: bool = False,
 ) -> Tokenizer:
     """Train a SentencePiece unigram model on texts and write it as XLM-RoBERTa's, with tokenizer.json beside it.
 
     vocab_size: ids in all: <s> 0, <pad> 1, </s> 2, <unk> 3, the model's pieces, <mask>.
-    tokenizer.json says the same once more, since stock transformers needs protobuf to read the model itself.
+    tokenizer.json says the same once more, since stock transformers needs protobuf to read the model itself. Its class
+    composes less: what is written in parts (half-width kana with a mark, Hangul in letters) it leaves in parts.
     Raises UserError when the texts don't allow this vocabulary size.
     """
-    if normalization not in FAMILIES["xlm-roberta"]["normalization"]:
-        raise unknown("normalization", normalization, FAMILIES["xlm-roberta"]["normalization"])
     model = _sentencepiece_model(
         [line for line in texts if line.strip()],
         vocab_size,
         character_coverage=character_coverage,
-        normalization=normalization,
+        normalization="nmt_nfkc",
         pad_id=-1,
         more=XLM_MORE,
     )
@@ -251,7 +249,7 @@ def _sentencepiece_model(
         raise unknown("model_type", model_type, ("unigram", "bpe"))
     if normalization not in NORMALIZATIONS:
         raise unknown("normalization", normalization, NORMALIZATIONS)
-    specials = len(SPM_IDS) + (pad_id >= 0) + more
+    specials = SPM_SPECIALS + (pad_id >= 0) + more
     least = specials + BYTES * byte_fallback + 1
     if vocab_size < least:
         parts = f"{specials} specials, {'256 bytes, ' * byte_fallback}and a piece"
@@ -276,10 +274,12 @@ def _sentencepiece_model(
             remove_extra_whitespaces=normalization != "identity",
             max_sentence_length=max([4192, *(len(line.encode()) + 1 for line in lines)]),  # longer ones are left out
             hard_vocab_limit=not at_most,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
             pad_id=pad_id,
             num_threads=1,  # the same texts give the same model
             minloglevel=2,
-            **SPM_IDS,
         )
     except (RuntimeError, OSError) as error:
         raise _impossible(str(error), vocab_size, len(lines), more) from None
@@ -309,18 +309,17 @@ def _xlm_json(model: bytes) -> bytes:
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
     read = SentencePieceProcessor(model_proto=model)
-    own = [(read.id_to_piece(i), read.get_score(i)) for i in range(len(SPM_IDS), read.get_piece_size())]
+    own = [(read.id_to_piece(i), read.get_score(i)) for i in range(SPM_SPECIALS, read.get_piece_size())]
     specials = ["<s>", "<pad>", "</s>", "<unk>"]
     vocab = [*((piece, 0.0) for piece in specials), *own, ("<mask>", 0.0)]
     backend = Backend(models.Unigram(vocab, unk_id=3, byte_fallback=False))
     (normalizer,) = _fields(model, 3)  # ModelProto.normalizer_spec
     (characters,) = _fields(normalizer, 2)  # NormalizerSpec.precompiled_charsmap
-    space = {"replacement": "▁", "prepend_scheme": "always"}
     backend.normalizer = normalizers.Precompiled(characters)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**space)]
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
     )
-    backend.decoder = decoders.Metaspace(**space)
+    backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
