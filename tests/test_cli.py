@@ -191,8 +191,8 @@ def test_unknown_verb(kotoe: Kotoe) -> None:
     done = kotoe("genrate", "a")
     assert done.code == 2
     assert (
-        "unknown verb 'genrate'. Allowed: check, conditioner add, conditioner remove, convert, evaluate, generate, "
-        "inspect, train. Did you mean 'generate'?" in done.err
+        "unknown verb 'genrate'. Allowed: check, conditioner add, conditioner remove, convert, data pairs, evaluate, "
+        "generate, inspect, train. Did you mean 'generate'?" in done.err
     )
 
 

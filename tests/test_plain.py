@@ -356,6 +356,15 @@ def test_every_kind_of_every_glyph_is_well_formed(tag: str) -> None:
                 assert word(index, tag) in text
 
 
+@pytest.mark.parametrize("tag", ["sw", "hi", "ar", "th", "zh-Hant", "id"])
+def test_vocabulary_holds_every_word_and_phrase(tag: str) -> None:
+    """What a tokenizer of the language is trained on."""
+    texts = captions.vocabulary_texts(tag, "all")
+    assert {word(i, tag) for i in range(1580)} <= set(texts)
+    everything = "\n".join(texts)
+    assert [phrase for _, phrase in phrases(PLAIN[tag]) if phrase not in everything] == []
+
+
 Meaning = tuple[object, ...]
 
 

@@ -1,4 +1,5 @@
-"""What a language must tell to describe scenes. One `Language` is one table; adding a language is adding one file.
+"""What a language must tell to describe scenes. One `Language` is one table: a file with a language's own grammar, or a
+block of phrases that needs none (`plain.py`).
 
 In the first entry of every list stands what the fixed evaluation caption says, the rest are other ways of saying it.
 Template fields:

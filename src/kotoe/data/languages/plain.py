@@ -1,7 +1,7 @@
 """Languages that say a scene as a prompt of phrases, each complete in itself: "cat, at the top left, blue background".
 
 Nothing is inflected by what stands beside it, so a table needs no grammar: names come from CLDR in the nominative,
-the phrases round them from `phrases.py`. Adding a language is adding a block there.
+the phrases round them from `phrases.py`. Adding a language is adding a block there, and here its comma if need be.
 """
 
 from __future__ import annotations
@@ -11,24 +11,8 @@ from collections.abc import Mapping
 from kotoe.data.languages.base import Form, Language, Words, things
 from kotoe.data.languages.phrases import PHRASES
 
-COLOURS = (
-    "white",
-    "black",
-    "red",
-    "orange",
-    "yellow",
-    "green",
-    "light blue",
-    "blue",
-    "purple",
-    "pink",
-    "brown",
-    "grey",
-)
-PLACES = (
-    *("centre", "top left", "top", "top right"),
-    *("left", "right", "bottom left", "bottom", "bottom right"),
-)
+COLOURS = tuple("white,black,red,orange,yellow,green,light blue,blue,purple,pink,brown,grey".split(","))
+PLACES = tuple("centre,top left,top,top right,left,right,bottom left,bottom,bottom right".split(","))
 SIZES = ("small", "large")
 SIDES = {"left_of": "left", "right_of": "right", "above": "top", "below": "bottom"}
 COMMAS = {  # what parts phrases; elsewhere a comma and a space
@@ -85,7 +69,7 @@ def _table(block: str) -> Language:
 
 
 def _items(tag: str, line: str, count: int) -> list[Words]:
-    """ "a, b / c" as [("a",), ("b", "c")]."""
+    """The line `a, b / c` as [("a",), ("b", "c")]."""
     items = [tuple(wording.strip() for wording in item.split("/")) for item in line.split(",")]
     if len(items) != count or not all(wording for words in items for wording in words):
         raise ValueError(f"{tag}: {len(items)} items instead of {count} in {line!r}")
