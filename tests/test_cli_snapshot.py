@@ -21,6 +21,9 @@ FROZEN = {
     "train": "recipe run size device seed config dry_run json",
     "conditioner add": "bundle language from_ source_language overwrite config dry_run json",
     "conditioner remove": "bundle language config dry_run json",
+    "tokenizer train": "texts out family vocab_size column max_tokens model_type normalization byte_fallback "
+    "character_coverage lower_case pad_token overwrite config dry_run json",
+    "tokenizer report": "texts tokenizer column limit out config dry_run json",
     "check": "model config dry_run json",
 }
 
