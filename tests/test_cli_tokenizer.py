@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,7 +63,7 @@ def test_train_says_what_it_made(kotoe: Kotoe) -> None:
 
 @pytest.mark.parametrize("family", ["clip", "sentencepiece", "xlm-roberta", "bert"])
 def test_train_document(kotoe: Kotoe, family: str) -> None:
-    size = {"clip": "520", "sentencepiece": "310", "xlm-roberta": "50", "bert": "70"}[family]
+    size = {"clip": "520", "sentencepiece": "292", "xlm-roberta": "38", "bert": "50"}[family]
     code, out, err = train(kotoe, "pairs.tsv", "--out", "tok", "--json", "--max-tokens", "40", family=family, size=size)
     assert code == 0, err
     document = json.loads(out)
@@ -111,21 +112,24 @@ def test_train_overwrites_only_when_asked(kotoe: Kotoe) -> None:
     assert load_tokenizer("tok").kind == "clip-bpe"
 
 
+CLIP = ("--out", "x", "--family", "clip", "--vocab-size", "600")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["ja.txt"], "out is missing. Allowed: texts, out, family, vocab_size are needed"),
-        (["--out", "x", "--family", "clip", "--vocab-size", "600"], "texts is missing"),
-        (["ja.txt", "--out", "x", "--family", "clp", "--vocab-size", "600"], "unknown family 'clp'.*Did you mean 'clip'"),
+        ([*CLIP], "texts is missing"),
+        (["ja.txt", "--out", "x", "--family", "clp", "--vocab-size", "600"], "unknown family .*Did you mean 'clip'"),
         (["ja.txt", "--out", "x", "--family", "clip", "--vocab-size", "9999"], "the texts yield .*Allowed: 514 to"),
         (["ja.txt", "--out", "x", "--family", "clip", "--vocab-size", "100"], "Allowed: 514 or more"),
-        (["ja.txt", "--out", "x", "--family", "bert", "--vocab-size", "many"], "kotoe tokenizer --help lists"),
+        (["ja.txt", "--out", "x", "--family", "bert", "--vocab-size", "many"], "kotoe tokenizer train --help lists"),
         (["ja.txt", "--out", "ja.txt", "--family", "clip", "--vocab-size", "600"], "--out ja.txt is a file"),
-        (["no.txt", "--out", "x", "--family", "clip", "--vocab-size", "600"], "can't read no.txt: No such file"),
-        (["pairs.tsv", "--out", "x", "--family", "clip", "--vocab-size", "600", "--column", "tgt"], "Allowed: source, target"),
-        (["blank.txt", "--out", "x", "--family", "clip", "--vocab-size", "600"], "no text among 2, they are all blank"),
-        (["latin.txt", "--out", "x", "--family", "clip", "--vocab-size", "600"], "latin.txt, line 2 is not UTF-8: byte 4"),
-        (["ja.txt", "--out", "x", "--family", "clip", "--vocab-size", "600", "--no-byte-fallback"], "byte_fallback false"),
+        (["no.txt", *CLIP], "can't read no.txt: No such file"),
+        (["pairs.tsv", *CLIP, "--column", "tgt"], "Allowed: source, target"),
+        (["blank.txt", *CLIP], "no text among 2, they are all blank"),
+        (["latin.txt", *CLIP], "latin.txt, line 2 is not UTF-8: byte 4"),
+        (["ja.txt", *CLIP, "--no-byte-fallback"], "byte_fallback false"),
     ],
 )  # fmt: skip
 def test_train_refuses(kotoe: Kotoe, tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -133,8 +137,6 @@ def test_train_refuses(kotoe: Kotoe, tmp_path: Path, arguments: list[str], messa
     (tmp_path / "latin.txt").write_bytes(b"a\ncaf\xe9\n")
     code, out, err = kotoe("tokenizer", "train", *arguments)
     assert (code, out) == (2, "")
-    import re
-
     assert re.search(message, err), err
     assert not (tmp_path / "x").exists()
 
@@ -192,7 +194,6 @@ def test_report_dry_run(kotoe: Kotoe, model: str, tmp_path: Path) -> None:
         (["--tokenizer", "kotoe-emoji"], "texts is missing"),
         (["ja.txt", "ja.txt", "--tokenizer", "kotoe-emoji"], "two of the name 'ja'.*Give them as NAME=PLACE"),
         (["ja.txt", "--tokenizer", "kotoe-emoji:ja", "kotoe-emoji:ja"], "two of the name 'kotoe-emoji:ja'"),
-        (["x=ja.txt", "--tokenizer", "x=kotoe-emoji:ja"], "'x' names texts and a tokenizer"),
         (["ja.txt", "--tokenizer", "kotoe-emoji:fr"], "language 'fr' is not in this model. Allowed: en, ja, ko, zh"),
         (["ja.txt", "--tokenizer", "kotoe-emojy"], "unknown model 'kotoe-emojy'.*Did you mean 'kotoe-emoji'"),
         (["ja.txt", "--tokenizer", "empty"], "no tokenizer that Kotoe reads; found no file of one"),
@@ -206,8 +207,6 @@ def test_report_dry_run(kotoe: Kotoe, model: str, tmp_path: Path) -> None:
     ],
 )
 def test_report_refuses(kotoe: Kotoe, tmp_path: Path, arguments: list[str], message: str) -> None:
-    import re
-
     (tmp_path / "empty").mkdir()
     code, out, err = kotoe("tokenizer", "report", *arguments)
     assert (code, out) == (2, "")
@@ -233,15 +232,12 @@ def test_folders_are_named_by_their_model(kotoe: Kotoe, model: str) -> None:
         *("tokenizer", "report", "ja.txt", "--json", "--tokenizer", f"{model}/tokenizer", f"{model}/conditioners/ja")
     )
     assert code == 0, err
-    assert list(json.loads(out)["tokenizers"]) == ["tiny", "ja"] or "names texts and a tokenizer" in err
+    assert list(json.loads(out)["tokenizers"]) == ["tiny", "ja"]
 
 
 def test_the_verbs_load_no_torch_for_files_alone(tmp_path: Path) -> None:
     (tmp_path / "ja.txt").write_text("\n".join(LINES["ja"]), "utf-8")
-    code = (
-        "import sys; from kotoe import cli; cli.run(sys.argv[1:]); "
-        "assert not {'torch', 'PIL.ImageDraw'} & set(sys.modules) - {'PIL.ImageDraw'}"
-    )
+    code = "import sys; from kotoe import cli; cli.run(sys.argv[1:]); assert 'torch' not in sys.modules"
     folder = Path(cli.__file__).parent / "models/kotoe-emoji/tokenizer"
     command = [sys.executable, "-c", code, "tokenizer", "report", "ja.txt", "--tokenizer", f"x={folder}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

@@ -280,7 +280,7 @@ def test_the_built_in_tokenizers_cover_their_own_languages(root: Path) -> None:
 def results() -> dict[str, Any]:
     tokenizers = {"own bytes": made("bytes"), "日本語|clip": made("clip")}
     texts = {"ja": corpus([*LINES["ja"], " "]), "العربية": corpus(["قطة حمراء"]), "en": corpus(LINES["en"])}
-    return fertility_report.compare(tokenizers, texts, limit=12, sources={"ja": "pairs.tsv:target"})
+    return fertility_report.compare(tokenizers, texts, limit=12, files={"ja": "pairs.tsv:target"})
 
 
 def test_a_report_holds_every_pair(results: dict[str, Any]) -> None:

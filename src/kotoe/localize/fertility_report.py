@@ -55,23 +55,23 @@ def compare(
     texts: Mapping[str, Corpus],
     *,
     limit: int | None = None,
-    sources: Mapping[str, str] | None = None,
+    places: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Every tokenizer on every set of texts, by their names; JSON-able.
 
-    limit:   positions of the text encoder, special tokens included; each tokenizer's own by default.
-    sources: where a tokenizer or a set of texts came from, by name, to be kept in the report.
+    limit:  positions of the text encoder, special tokens included; each tokenizer's own by default.
+    places: where tokenizers came from, by name, and files: where texts did, to be kept in the report.
     """
     if not tokenizers or not texts:
         raise UserError(f"{len(tokenizers)} tokenizers and {len(texts)} sets of texts", allowed="one of each, or more")
-    known = dict(sources or {})
     return {
         "kotoe": __version__,
         "limit": limit,
-        "texts": {name: {"source": known.get(name), **found.to_json()} for name, found in texts.items()},
+        "texts": {name: {"source": (files or {}).get(name), **found.to_json()} for name, found in texts.items()},
         "tokenizers": {
             name: {
-                "source": known.get(name),
+                "source": (places or {}).get(name),
                 "kind": tokenizer.kind,
                 "vocab_size": tokenizer.vocab_size,
                 "max_tokens": tokenizer.max_tokens,
