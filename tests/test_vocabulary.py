@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,9 @@ def test_case_of_bert(tmp_path: Path) -> None:
     cased = train(tmp_path / "cased", "bert", lower_case=False)
     assert lower.text_ids(["A Red CAT"]) == lower.text_ids(["a red cat"])
     assert cased.text_ids(["A Red CAT"]) != cased.text_ids(["a red cat"])
+    letters = unicodedata.normalize("NFD", "고양이")  # taken off like accents, Hangul falls into its letters
+    assert lower.text_ids(["고양이"]) == lower.text_ids([letters])
+    assert cased.text_ids(["고양이"]) != cased.text_ids([letters])
 
 
 @pytest.mark.parametrize("family", ["sentencepiece", "xlm-roberta", "bert"])
