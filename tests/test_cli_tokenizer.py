@@ -203,7 +203,7 @@ def test_report_dry_run(kotoe: Kotoe, model: str, tmp_path: Path) -> None:
         (["no.txt", "--tokenizer", "kotoe-emoji:ja"], "can't read no.txt"),
         (["ja.txt", "--tokenizer", "kotoe-emoji:ja", "--limit", "1"], "limit 1. Allowed: 2 or more"),
         (["ja.txt", "--tokenizer", "kotoe-emoji:ja", "--out", "ja.txt"], "--out ja.txt is a file"),
-        (["\U0010fffd=ja.txt", "--tokenizer", "kotoe-emoji:ja", "--out", "o"], "no font here has"),
+        (["\U0003fffd=ja.txt", "--tokenizer", "kotoe-emoji:ja", "--out", "o"], "no font here has"),
     ],
 )
 def test_report_refuses(kotoe: Kotoe, tmp_path: Path, arguments: list[str], message: str) -> None:
