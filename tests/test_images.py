@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from kotoe import images, labels
 from kotoe.errors import UserError
@@ -224,6 +225,33 @@ def test_a_label_is_drawn_whole() -> None:
     text = " ".join("".join(t for _, t in line) for line in pieces)
     assert text.replace(" ", "") == "incomprehensibilitiesofaverylonglabelindeed"
     assert len(pieces) > 3
+
+
+@pytest.mark.parametrize("text", ["a cat", "日本語 and 한국어", "العربية 12"])
+def test_a_line_is_as_wide_as_it_says(text: str) -> None:
+    """In any script that some font here has; the others are named, as in a grid."""
+    try:
+        labels.check_labels([text])
+    except UserError as error:
+        with pytest.raises(UserError, match=re.escape(str(error))):
+            labels.line_width(text)
+        return
+    canvas = Image.new("RGB", (500, 60), labels.PAPER)
+    width = labels.draw_line(ImageDraw.Draw(canvas), (20, 40), text, size_px=24)
+    assert width == labels.line_width(text, size_px=24) > 2 * labels.line_width("a", size_px=24)
+    assert _ink(canvas.crop((0, 0, 17, 60))) == _ink(canvas.crop((20 + round(width) + 3, 0, 500, 60))) == 0
+    assert _ink(canvas) > 50
+
+
+def test_a_line_takes_one_font_where_one_has_it_all() -> None:
+    """What is cut into fonts word by word can't be turned: the words of Arabic would stand in the wrong order."""
+    text = "a \u20ac b"
+    assert [piece for _, piece in labels._line_runs(text, None)] == [text]
+    whole = next(f for path in labels._fonts("") for f in labels._ordered(path, None) if all(f.has(c) for c in text))
+    mixed = [(whole, "a"), (labels.Face(whole.path, whole.index + 1), " \u20ac b")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(labels, "_runs", lambda label, language: mixed)
+        assert labels._line_runs(text, None) == [(whole, text)]
 
 
 def test_missing_glyphs_are_named() -> None:

@@ -95,7 +95,7 @@ BAD: dict[str, tuple[str, bytes, list[str], str]] = {
     "columns of a txt": ("x.txt", b"a\n", ["target"], r"no columns \(target asked for\)"),
     "no column asked": ("x.tsv", b"a\tb\n1\t2\n", [], "has columns, and none is asked for"),
     "one column where two are needed": ("x.tsv", b"source\nx\n", ["source", "target"], "no column 'target'.*: source"),
-    "column not there": ("x.tsv", b"source\ttarget\n", ["targt"], "no column 'targt'.*: source, target.*'target'"),
+    "column not there": ("x.tsv", b"source\ttarget\n1\t2\n", ["targt"], "no column 'targt'.*source, target.*'target'"),
     "many columns": ("x.csv", b",".join(b"c%d" % i for i in range(99)) + b"\n", ["z"], "c11, and 87 more"),
     "column twice": ("x.tsv", b"a\ta\n1\t2\n", ["a"], "names the column 'a' twice"),
     "short row": ("x.tsv", b"a\tb\n1\t2\n3\n", ["a"], r"line 3 has 1 fields.*Allowed: 2, as the first line names"),

@@ -153,7 +153,7 @@ It is what the text encoder of a new language is trained on; every language of d
         run=verbs_tokenizer.train,
         doc="""Train a tokenizer for a new language on its texts, in the layout of the text encoder it is for.
 
-The same texts and options give the same files, which stock transformers opens. What it makes of the texts is said.
+The same texts and options give the same files, which stock transformers opens. It then says how they fit.
 
     kotoe tokenizer train captions.txt --out tok-ja --family sentencepiece --vocab-size 8000
     kotoe tokenizer train pairs.tsv --column target --out tok-fr --family clip --vocab-size 16000""",

@@ -208,7 +208,8 @@ class TrainingTokenizer:
     normalization:      sentencepiece: nmt_nfkc (the default), nfkc, identity, nfkc_cf or nmt_nfkc_cf (cf: case folded);
                         the other families have their own.
     byte_fallback:      sentencepiece: spell what the vocabulary lacks in bytes (the default) instead of as <unk>.
-    character_coverage: share of the characters seen that get a piece of their own, not for clip; 1 by default.
+    character_coverage: share of the characters seen that get a piece of their own, not for clip; 1 by default, for
+                        SentencePiece 0.98 or more.
     lower_case:         sentencepiece: as rinna's, off by default; bert: lower case without accents, on by default.
     pad_token:          clip: <|endoftext|> as in SD 1.x (the default), or ! as in SD 2.x.
     overwrite:          replace the tokenizer that is in OUT.

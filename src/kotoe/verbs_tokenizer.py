@@ -86,7 +86,7 @@ def report(common: Common, values: Values) -> int:
     from kotoe.localize import fertility_report
     from kotoe.localize.fertility import corpus
 
-    found, sources = _tokenizers(wanted)
+    found, places = _tokenizers(wanted)
     files: dict[str, tuple[str, str | None]] = {}
     for each in wanted.texts:
         name, rest = _named(each)
@@ -95,19 +95,14 @@ def report(common: Common, values: Values) -> int:
         name = name or (Path(file).stem if column is None else f"{Path(file).stem}:{column}")
         _free(name, files)
         files[name] = file, asked
-    both = found.keys() & files.keys()
-    if both:
-        raise UserError(f"{sorted(both)[0]!r} names texts and a tokenizer", allowed="different names, as NAME=PLACE")
     if wanted.out is not None:
         fertility_report.check(Path(wanted.out), [*found, *files])
-    texts = {}
-    for name, (file, column) in files.items():
-        texts[name] = corpus(_read(file, column))
-        sources[name] = file if column is None else f"{file}:{column}"
+    texts = {name: corpus(_read(file, column)) for name, (file, column) in files.items()}
     if common.dry_run:
         finish(common, {"dry_run": True, "config": config, "tokenizers": list(found), "texts": list(texts)}, [])
         return 0
-    results = fertility_report.compare(found, texts, limit=wanted.limit, sources=sources)
+    said = {name: file if column is None else f"{file}:{column}" for name, (file, column) in files.items()}
+    results = fertility_report.compare(found, texts, limit=wanted.limit, places=places, files=said)
     if wanted.out is not None:
         for path in fertility_report.write(results, Path(wanted.out)).values():
             say(str(path))

@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, BertGenerationTokenizer, BertTokenizer, CLIPTokenizer, XLMRobertaTokenizer
+from sentencepiece import SentencePieceProcessor
+from transformers import (
+    AutoTokenizer,
+    BertGenerationTokenizer,
+    BertTokenizer,
+    CLIPTokenizer,
+    T5Tokenizer,
+    XLMRobertaTokenizer,
+)
 
 from kotoe.localize.vocabulary import NORMALIZATIONS, train_tokenizer
 from kotoe.tokenizers import Tokenizer, load_tokenizer
@@ -99,6 +107,16 @@ def test_what_stock_composes_less() -> None:
         assert ours.text_ids([parts]) == ours.text_ids([whole])
         assert differing(ours, stock, [parts]) == [parts]
         assert differing(ours, stock, [whole]) == []
+
+
+def test_stock_t5_is_no_stand_in() -> None:
+    """The class that rinna's configuration names takes id 2, here </s>, for what it doesn't know."""
+    ours = opened("sentencepiece, nmt_nfkc")[0]
+    model = SentencePieceProcessor(model_proto=ours.files["spiece.model"])
+    vocab = [(model.id_to_piece(i), model.get_score(i)) for i in range(model.get_piece_size())]
+    stock = T5Tokenizer(vocab=vocab, extra_ids=0)
+    assert 2 in stock("☃", add_special_tokens=False).input_ids
+    assert 2 not in ours.text_ids(["☃"])[0]
 
 
 def test_lower_case_is_ours() -> None:

@@ -248,6 +248,20 @@ def _named(tokenizer: Tokenizer, key: str, default: str) -> str:
     return default
 
 
+def _as_read(tokenizer: Tokenizer) -> Callable[[str], str]:
+    """What a piece of text is to a tokenizer that shows the pieces it doesn't know as they were before normalising."""
+    if tokenizer.kind != "wordpiece":
+        return str
+    from tokenizers import normalizers
+
+    config = parse_json(tokenizer.files.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
+    return normalizers.BertNormalizer(  # without accents, Hangul falls into its letters
+        handle_chinese_chars=False,
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    ).normalize_str
+
+
 READERS: Mapping[str, Callable[[Tokenizer], Spelt]] = {
     "clip-bpe": _clip_pieces,
     "wordpiece": _wordpiece_pieces,
@@ -307,6 +321,7 @@ def _counted(
     """(N,) tokens, (N,) characters in pieces, (N,) characters in bytes or <unk>; (V,) how often each id comes."""
     counts, known, lost = (np.zeros(len(texts), dtype=np.int64) for _ in range(3))
     used = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    as_read = _as_read(tokenizer)
     for start in range(0, len(texts), BATCH):
         rows = tokenizer.text_ids(texts[start : start + BATCH])
         lengths = np.array([len(row) for row in rows])
@@ -322,7 +337,7 @@ def _counted(
             for i, piece in zip(rows[k], tokenizer.text_pieces(texts[start + k]), strict=True):
                 if pieces.kinds[i] in (UNKNOWN, ADDED):
                     where = lost if pieces.kinds[i] == UNKNOWN else known
-                    where[start + k] += sum(not c.isspace() and c != SPACE for c in piece)
+                    where[start + k] += sum(not c.isspace() and c != SPACE for c in as_read(piece))
     return counts, known, lost, used
 
 

@@ -44,7 +44,8 @@ MEANING = """Tokens are counted without special tokens. In brackets: 95 % interv
 - **words continued**: words of two tokens or more.
 - **characters, words covered**: spelt in pieces, neither in bytes nor as `<unk>`; of the text as the tokenizer
   normalises it.
-- **`<unk>`, bytes**: shares of all tokens. A byte is also a piece of byte-level BPE that is less than a character.
+- **`<unk>`, bytes**: shares of all tokens. A byte is also a piece of byte-level BPE that is less than a character. Few
+  tokens are no good sign where many of them are `<unk>`: one may stand for a whole word.
 - **median, 95 %, longest**: tokens of a text; half of the texts, and 95 % of them, have no more.
 - **limit**: tokens of text that fit; **over limit**: texts with more.
 - **vocabulary used**: different ids of all that there are."""
@@ -55,23 +56,23 @@ def compare(
     texts: Mapping[str, Corpus],
     *,
     limit: int | None = None,
-    sources: Mapping[str, str] | None = None,
+    places: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Every tokenizer on every set of texts, by their names; JSON-able.
 
-    limit:   positions of the text encoder, special tokens included; each tokenizer's own by default.
-    sources: where a tokenizer or a set of texts came from, by name, to be kept in the report.
+    limit:  positions of the text encoder, special tokens included; each tokenizer's own by default.
+    places: where tokenizers came from, by name, and files: where texts did, to be kept in the report.
     """
     if not tokenizers or not texts:
         raise UserError(f"{len(tokenizers)} tokenizers and {len(texts)} sets of texts", allowed="one of each, or more")
-    known = dict(sources or {})
     return {
         "kotoe": __version__,
         "limit": limit,
-        "texts": {name: {"source": known.get(name), **found.to_json()} for name, found in texts.items()},
+        "texts": {name: {"source": (files or {}).get(name), **found.to_json()} for name, found in texts.items()},
         "tokenizers": {
             name: {
-                "source": known.get(name),
+                "source": (places or {}).get(name),
                 "kind": tokenizer.kind,
                 "vocab_size": tokenizer.vocab_size,
                 "max_tokens": tokenizer.max_tokens,
@@ -197,7 +198,11 @@ TEXT_PX, SMALL_PX, ROW_PX, BAR_PX, HEAD_PX, MARGIN_PX = 22, 18, 40, 22, 52, 28
 BARS_PX, FIGURES_PX = 280, 240  # of each panel: its bars, and the figures to their right
 INK, FAINT, RULE, OVER = (32, 32, 32), (110, 110, 110), (225, 225, 225), (200, 40, 40)
 BARS = ((66, 113, 174), (222, 143, 68), (86, 152, 100), (151, 105, 171), (120, 120, 120), (176, 85, 100))
-PANELS = ("tokens per character", "tokens of a text: median, 95 %, limit", "characters covered")
+PANELS = (
+    "tokens per character",
+    "tokens of a text: median, 95 %, limit",
+    "characters covered; <unk>, bytes of tokens",
+)
 
 
 def picture(results: Mapping[str, Any]) -> Image.Image:
@@ -289,4 +294,6 @@ def _coverage(drawing: Drawing, place: Place, row: Row, colour: Ink) -> None:
         _beside(drawing, place, "no characters", FAINT)
         return
     _bar(drawing, place, found["value"], colour)
-    _beside(drawing, place, f"{100 * found['value']:.1f} %")
+    parts = (("<unk>", row["unknown_rate"]), ("bytes", row["byte_rate"]))  # of tokens: few of them may be no good sign
+    lost = "".join(f", {name} {100 * rate:.1f} %" for name, rate in parts if rate >= 0.0005)
+    _beside(drawing, place, f"{100 * found['value']:.1f} %{lost}")
