@@ -44,6 +44,9 @@ class Drawing:
 
     model:      a model's name, built in or on the hub (owner/name), or its folder.
     out:        folder for the pictures, and beside them the resolved configuration as generate-*.json.
+    translator: for prompts in languages that the model lacks: an mBART-50, M2M100, NLLB or Marian checkpoint, its folder
+                or its name on the hub, that translates them first; what the model reads is never translated.
+    detector:   with --translator: a classifier that tells the language of prompts whose script doesn't.
     replay:     draw a picture of Kotoe's again, from the record inside it; no prompt then.
     grid_image: also write grid.png, all pictures with their prompts; by default when there are several.
     device:     where to compute: cpu, cuda, cuda:N or mps; cpu by default.
@@ -52,10 +55,16 @@ class Drawing:
 
     model: str = builtin.DEFAULT
     out: str = "out"
+    translator: str | None = None
+    detector: str | None = None
     replay: str | None = None
     grid_image: bool | None = None
     device: str | None = None
     low_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if self.detector is not None and self.translator is None:
+            raise UserError(f"detector {self.detector} without a translator", allowed="--detector with --translator")
 
 
 @dataclass(frozen=True, kw_only=True)

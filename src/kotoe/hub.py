@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from kotoe.errors import CheckpointError
@@ -31,9 +32,12 @@ def wanted(files: Iterable[str]) -> list[str]:
     return [name for name in known if not (name.endswith(PICKLED) and str(PurePosixPath(name).parent) in safe)]
 
 
-def fetch(name: str) -> Path:
+def fetch(
+    name: str, *, needed: Sequence[str] = TOP[:1], wanted: Callable[[Sequence[str]], list[str]] = wanted
+) -> Path:
     """The folder of `owner/name`, or `owner/name@revision` (a branch, a tag or a commit), in the hub's cache.
 
+    needed: patterns of files that it must have, a diffusers model's by default. wanted: those of its files to download.
     What the cache holds is used as it is, without asking the hub; else it is downloaded. HF_TOKEN opens gated models.
     Raises CheckpointError when the hub can't be reached or has no such model.
     """
@@ -46,16 +50,15 @@ def fetch(name: str) -> Path:
     repository, revision = found.groups()
     try:
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-        if (folder / TOP[0]).exists():
+        if all(any(folder.glob(pattern)) for pattern in needed):
             return folder
     except LocalEntryNotFoundError:
         pass
     try:
         files = wanted(HfApi().list_repo_files(repository, revision=revision))
-        if TOP[0] not in files:
-            raise CheckpointError(
-                f"{name} on the hub holds no {TOP[0]}", allowed="a repository in diffusers' layout of folders"
-            )
+        for pattern in needed:
+            if not any(fnmatch(file, pattern) for file in files):
+                raise CheckpointError(f"{name} on the hub holds no {pattern}", allowed=f"with {', '.join(needed)}")
         return Path(snapshot_download(repository, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:160]

@@ -59,27 +59,41 @@ def generate(common: Common, values: Values) -> int:
     bundle = _load(drawing.model, request.dtype, drawing.device, drawing.low_memory)
 
     from kotoe.generate import draw, plan, read_prompts, resolve
+    from kotoe.translate import with_translator
+
+    if drawing.translator is not None:
+        bundle = with_translator(bundle, drawing.translator, detector=drawing.detector)
 
     resolved = resolve(bundle, request)
     jobs = plan(bundle, resolved)
-    for job in {job.prompt: job for job in jobs if job.language_source == "unsure"}.values():
-        say(f"the language of {job.prompt!r} is unsure, it is read as {job.language}; --language TAG settles it")
+    translations: list[dict[str, Any]] = []
+    for job in {job.prompt: job for job in jobs}.values():
+        if job.language_source == "unsure":
+            say(f"the language of {job.prompt!r} is unsure, it is read as {job.prompt_language}; --language TAG settles it")
+        if job.translation is not None:
+            said = job.translation
+            translations.append({"given": job.prompt, "translation": to_json(said)})
+            say(f"translated: {job.prompt!r} ({said.source}) is read as {said.prompt!r} ({said.target})")
+            if resolved.negative_prompt:
+                say(f"translated: {resolved.negative_prompt!r} is read as {said.negative_prompt!r}")
     if resolved.punctuation == "kept":
-        for text in dict.fromkeys(job.prompt for job in jobs if bundle.conditioner(job.language).warns_of(job.prompt)):
+        read = [(job.language, job.prompt if job.translation is None else job.translation.prompt) for job in jobs]
+        for text in dict.fromkeys(text for tag, text in read if bundle.conditioner(tag).warns_of(text)):
             say(
                 f"note: {text!r} has full-width punctuation, which gets watermarks from models trained as Taiyi was; "
                 "--punctuation ascii reads it as , and ."
             )
     config = {**to_json(resolved), **to_json(drawing)}
     show_config("generate", config)
-    labels = _labels_wanted(drawing, [job.prompt for job in jobs], [job.language for job in jobs])
+    labels = _labels_wanted(drawing, [job.prompt for job in jobs], [job.prompt_language for job in jobs])
     if common.dry_run:
         read_prompts(bundle, resolved, jobs)  # over the token limit?
-        finish(common, {"dry_run": True, "config": config, "pictures": []}, [])
+        finish(common, {"dry_run": True, "config": config, "pictures": [], "translations": translations}, [])
         return 0
     pictures: list[Any] = []
     entries: list[dict[str, Any]] = []
     document: dict[str, Any] = {"pictures": entries, "config": config, "grid": None, "interrupted": False}
+    document["translations"] = translations
     code = 0
     try:
         with Bar(common, "drawing") as bar:
@@ -146,7 +160,7 @@ def _save_grid(out: Path, pictures: Sequence[Any]) -> Path:
     grid = labelled_grid(
         [picture.image for picture in pictures],
         [record.prompt for record in records],
-        [record.conditioner.language for record in records],
+        [record.prompt_language for record in records],
     )
     path = out / "grid.png"
     with _writing(out), atomic(path) as temp:
@@ -194,7 +208,8 @@ def read_picture_record(path: str) -> Record:
 
 
 def _replay(common: Common, drawing: Drawing, values: Values) -> int:
-    asked = sorted(set(values) - {f.name for f in dataclasses.fields(Drawing)})
+    own = {f.name for f in dataclasses.fields(Drawing)} - {"translator", "detector"}  # a record has its translation
+    asked = sorted(set(values) - own)
     if asked:
         raise UserError(
             f"--replay together with {', '.join(asked)}",
