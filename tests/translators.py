@@ -60,18 +60,19 @@ def _pieces(file: Path) -> list[tuple[str, float]]:
     return [(model.id_to_piece(i), model.get_score(i)) for i in range(model.get_piece_size())]
 
 
-def _fit(model: Any, loss: Callable[[], Tensor], below: float = 0.04) -> Any:
+def _fit(model: Any, loss: Callable[[], Tensor], steps: int = 450) -> Any:
     """Learn the sentences by heart."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=steps)
     model.train()
-    for _ in range(600):
+    for _ in range(steps):
         optimizer.zero_grad()
         value = loss()
         value.backward()
         optimizer.step()
-        if float(value.detach()) < below:
-            return model.eval()
-    raise AssertionError(f"the sentences are not learnt: loss {float(value.detach())}")
+        schedule.step()
+    assert float(value.detach()) < 0.03, "the sentences are not learnt"
+    return model.eval()
 
 
 def _taught(model: Any, tokenizer: Any, pairs: Pairs, codes: dict[str, str], names: tuple[str, str]) -> Any:
@@ -144,9 +145,7 @@ def nllb(folder: Path) -> Path:
 
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    trainer = trainers.BpeTrainer(
-        vocab_size=90, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=90, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], show_progress=False)
     backend.train_from_iterator([text for _, a, _, b in PAIRS for text in (a, b)] * 4, trainer)
     learnt = json.loads(backend.to_str())["model"]
     merges = [tuple(merge) for merge in learnt["merges"]]

@@ -143,6 +143,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         for option in args:
+            if dataclasses.is_dataclass(option):  # its own words say more than "an object or null"
+                return _typed(option, value, where)
             if option is not type(None):
                 try:
                     return _typed(option, value, where)

@@ -32,9 +32,7 @@ def wanted(files: Iterable[str]) -> list[str]:
     return [name for name in known if not (name.endswith(PICKLED) and str(PurePosixPath(name).parent) in safe)]
 
 
-def fetch(
-    name: str, *, needed: Sequence[str] = TOP[:1], wanted: Callable[[Sequence[str]], list[str]] = wanted
-) -> Path:
+def fetch(name: str, *, needed: Sequence[str] = TOP[:1], wanted: Callable[[Sequence[str]], list[str]] = wanted) -> Path:
     """The folder of `owner/name`, or `owner/name@revision` (a branch, a tag or a commit), in the hub's cache.
 
     needed: patterns of files that it must have, a diffusers model's by default. wanted: those of its files to download.

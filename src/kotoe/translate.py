@@ -54,6 +54,7 @@ NETWORKS = {  # tokenizer: its network's model_type and class
     "MarianTokenizer": ("marian", "MarianMTModel"),
 }
 DETECTORS = {"XLMRobertaTokenizer": ("xlm-roberta", "XLMRobertaForSequenceClassification")}
+DERIVED = ("position_ids", "embed_positions.weights")  # tables of positions in older files: no weights
 UNNAMED = (None, "TokenizersBackend", "PreTrainedTokenizer")  # tokenizer classes that say nothing
 NLLB_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 LABEL = re.compile(r"[A-Za-z]{2,3}([_-][A-Za-z]{2,4})*")  # a detector's, after BCP 47
@@ -228,9 +229,17 @@ class _Checkpoint:
                         dtype=torch.float32,
                         output_loading_info=True,
                     )
-                left = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+                left = [
+                    f"{name} ({kind.removesuffix('_keys')})"
+                    for kind, names in report.items()
+                    for name in sorted(map(str, names))
+                    if not (kind == "unexpected_keys" and name.endswith(DERIVED))
+                ]
                 if left:
-                    raise CheckpointError(f"{self.name}: tensors that don't fit its config.json: {left}")
+                    more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+                    raise CheckpointError(
+                        f"{self.name}: tensors that don't fit its config.json: {', '.join(left[:SHOWN])}{more}"
+                    )
                 if len(self.tokenizer) > network.config.vocab_size:
                     raise CheckpointError(
                         f"{self.name}: {len(self.tokenizer)} ids of the tokenizer, {network.config.vocab_size} rows",
@@ -244,7 +253,9 @@ class _Checkpoint:
         marks = set(self.tokenizer.all_special_ids)  # unknown ones included
         plain = self.tokenizer(text, add_special_tokens=False).input_ids
         if marks & set(plain):
-            lost = [c for c in dict.fromkeys(text) if marks & set(self.tokenizer(c, add_special_tokens=False).input_ids)]
+            lost = [
+                c for c in dict.fromkeys(text) if marks & set(self.tokenizer(c, add_special_tokens=False).input_ids)
+            ]
             raise UserError(
                 f"the {self._what} can't read {text!r}: {' '.join(lost) or 'a mark of its own'} is not in its vocabulary",
                 hint="Leave it out, or take another translator",
@@ -392,7 +403,9 @@ class Translator(_Checkpoint):
                 hint="Say it otherwise or more shortly, or take another translator",
             )
         if not said:
-            raise UserError(f"the translation of {text!r} is empty", hint="Say it otherwise, or take another translator")
+            raise UserError(
+                f"the translation of {text!r} is empty", hint="Say it otherwise, or take another translator"
+            )
         return said
 
     def _first_token(self, source: str, target: str) -> int | None:

@@ -69,7 +69,9 @@ def generate(common: Common, values: Values) -> int:
     translations: list[dict[str, Any]] = []
     for job in {job.prompt: job for job in jobs}.values():
         if job.language_source == "unsure":
-            say(f"the language of {job.prompt!r} is unsure, it is read as {job.prompt_language}; --language TAG settles it")
+            say(
+                f"the language of {job.prompt!r} is unsure, it is read as {job.prompt_language}; --language TAG settles it"
+            )
         if job.translation is not None:
             said = job.translation
             translations.append({"given": job.prompt, "translation": to_json(said)})
