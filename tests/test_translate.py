@@ -246,8 +246,8 @@ def test_texts_without_words_stay(translator: Path) -> None:
 def test_what_a_translator_cant_read_is_refused(translator: Path) -> None:
     ours = Translator(translator)
     for text, message in (
-        ("un chat Ω sur 🐱 fond bleu", r"can't read .*: Ω 🐱 is not in its vocabulary"),
-        ("un chat </s> sur fond", r"can't read .*is not in its vocabulary"),
+        ("un chat Ω sur 🐱 fond bleu", r"can't read Ω 🐱 in .*Allowed: what is in its vocabulary"),
+        ("un chat </s> sur fond", r"can't read < / > in"),
         (
             "un chat sur fond bleu " * 5,
             r"a prompt of \d+ tokens for the translator .*Allowed: at most 48.*nothing is cut",
@@ -255,6 +255,9 @@ def test_what_a_translator_cant_read_is_refused(translator: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             ours.translate(text, "fr", "en")
+    ours.tokenizer.add_special_tokens({"additional_special_tokens": ["chat"]})  # a mark whose letters are all known
+    with pytest.raises(UserError, match="can't read chat in 'un chat'"):
+        ours.translate("un chat", "fr", "en")
     with pytest.raises(UserError, match="from fr_XX into itself"):
         ours.translate("sale", "fr", "fr-CA")
 
@@ -377,11 +380,9 @@ def test_a_translator_by_its_name_on_the_hub(translator: Path) -> None:
 
 
 def test_of_a_repository_only_the_translator_is_wanted() -> None:
-    files = ["config.json", "README.md", "pytorch_model.bin", "model.safetensors", "rust_model.ot", "source.spm", "x.py",
-             "sentencepiece.bpe.model", "tokenizer_config.json", "onnx/config.json", "vocab.json"]  # fmt: skip
-    assert translate.wanted(files) == [
-        "config.json", "model.safetensors", "source.spm", "sentencepiece.bpe.model", "tokenizer_config.json", "vocab.json",
-    ]  # fmt: skip
+    ours = ["config.json", "model.safetensors", "source.spm", "sentencepiece.bpe.model", "tokenizer.json", "vocab.json"]
+    others = ["README.md", "pytorch_model.bin", "rust_model.ot", "modeling.py", "onnx/config.json", "onnx/vocab.json"]
+    assert translate.wanted([*others, *ours]) == ours
 
 
 # --- The command line

@@ -71,7 +71,8 @@ def _fit(model: Any, loss: Callable[[], Tensor], steps: int = 450) -> Any:
         value.backward()
         optimizer.step()
         schedule.step()
-    assert float(value.detach()) < 0.03, "the sentences are not learnt"
+    # One text is known in two languages: what it begins with can't be known, and that alone is about 0.02 of a token.
+    assert float(value.detach()) < 0.05, "the sentences are not learnt"
     return model.eval()
 
 

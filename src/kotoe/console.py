@@ -44,8 +44,8 @@ class Drawing:
 
     model:      a model's name, built in or on the hub (owner/name), or its folder.
     out:        folder for the pictures, and beside them the resolved configuration as generate-*.json.
-    translator: for prompts in languages that the model lacks: an mBART-50, M2M100, NLLB or Marian checkpoint, its folder
-                or its name on the hub, that translates them first; what the model reads is never translated.
+    translator: translates prompts in languages that the model lacks, and no others: an mBART-50, M2M100, NLLB or Marian
+                checkpoint, its folder or its name on the hub.
     detector:   with --translator: a classifier that tells the language of prompts whose script doesn't.
     replay:     draw a picture of Kotoe's again, from the record inside it; no prompt then.
     grid_image: also write grid.png, all pictures with their prompts; by default when there are several.

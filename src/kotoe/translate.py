@@ -2,9 +2,9 @@
 
 The main line is a prompt read as it is written, and a language that the model reads is never translated. For the others
 mBART-50, M2M100, NLLB and Marian checkpoints of transformers' do, after mBART before Stable Diffusion in diffusers'
-community pipeline "multilingual_stable_diffusion"; where the script doesn't tell the language (most write Latin letters)
-a language detector may. Both run on the processor, in float32, with the beams and lengths stated here, so that a prompt
-has one translation; the Record keeps it, and a replay needs neither.
+community pipeline "multilingual_stable_diffusion"; where the script doesn't tell the language (Latin letters serve most
+of them) a language detector may. Both run on the processor, in float32, with the beams and lengths stated here, so that
+a prompt has one translation; the Record keeps it, and a replay needs neither.
 
 transformers is an optional package, imported when a translator is first at work: pip install 'kotoe[translate]'.
 """
@@ -256,9 +256,11 @@ class _Checkpoint:
             lost = [
                 c for c in dict.fromkeys(text) if marks & set(self.tokenizer(c, add_special_tokens=False).input_ids)
             ]
+            named = lost or self.tokenizer.convert_ids_to_tokens(sorted(marks & set(plain)))
             raise UserError(
-                f"the {self._what} can't read {text!r}: {' '.join(lost) or 'a mark of its own'} is not in its vocabulary",
-                hint="Leave it out, or take another translator",
+                f"the {self._what} can't read {' '.join(named)} in {text!r}",
+                allowed="what is in its vocabulary",
+                hint=f"Leave it out, or take another {self._what}",
             )
         encoded = self.tokenizer(text, return_tensors="pt").input_ids  # (1, L)
         rows = self.network.config.vocab_size
@@ -388,18 +390,18 @@ class Translator(_Checkpoint):
         with self._lock, torch.random.fork_rng(devices=[]):
             forced = self._first_token(*codes)
             network, tokenizer = self.network, self.tokenizer
-            longest = network.config.max_position_embeddings
-            ids = self.ids(text, longest)
+            room = network.config.max_position_embeddings
+            ids, most = self.ids(text, room), min(MOST_TOKENS, room - 2)
             made = network.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                generation_config=self._settings(forced, min(MOST_TOKENS, longest - 2)),
+                generation_config=self._settings(forced, most),
             )[0]  # (L,)
             begun = 1 if len(made) < 2 or forced is None or int(made[1]) != forced else 2  # its start, and the language
             said = str(tokenizer.decode(made[begun:], skip_special_tokens=True)).strip()
         if int(made[-1]) not in (tokenizer.eos_token_id, tokenizer.pad_token_id):
             raise UserError(
-                f"the translation of {text!r} came to no end within {min(MOST_TOKENS, longest - 2)} tokens ({said[:60]}...)",
+                f"the translation of {text!r} came to no end within {most} tokens ({said[:60]}...)",
                 hint="Say it otherwise or more shortly, or take another translator",
             )
         if not said:
@@ -442,7 +444,7 @@ class Translator(_Checkpoint):
         settings = self._class("GenerationConfig")(
             do_sample=False,
             num_beams=BEAMS,
-            early_stopping=True,
+            early_stopping=False,  # True takes the first five answers that end, and drops a better one that is longer
             length_penalty=1.0,
             max_new_tokens=longest,
             min_length=0,

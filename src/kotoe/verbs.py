@@ -69,9 +69,8 @@ def generate(common: Common, values: Values) -> int:
     translations: list[dict[str, Any]] = []
     for job in {job.prompt: job for job in jobs}.values():
         if job.language_source == "unsure":
-            say(
-                f"the language of {job.prompt!r} is unsure, it is read as {job.prompt_language}; --language TAG settles it"
-            )
+            tag = job.prompt_language
+            say(f"the language of {job.prompt!r} is unsure, it is read as {tag}; --language TAG settles it")
         if job.translation is not None:
             said = job.translation
             translations.append({"given": job.prompt, "translation": to_json(said)})

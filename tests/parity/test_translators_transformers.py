@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,45 +56,62 @@ def said(model: Any, tokenizer: Any, text: str, **more: Any) -> str:
     longest = model.config.max_position_embeddings - 2
     with torch.no_grad():
         made = model.generate(
-            **tokenizer(text, return_tensors="pt"), num_beams=BEAMS, do_sample=False, early_stopping=True,
+            **tokenizer(text, return_tensors="pt"), num_beams=BEAMS, do_sample=False, early_stopping=False,
             max_new_tokens=longest, **more,
         )  # fmt: skip
     return str(tokenizer.batch_decode(made, skip_special_tokens=True)[0]).strip()
 
 
-def by_mbart(folder: Path, source: str, target: str, text: str, forced: bool = True) -> str:
+Call = Callable[[str, str, str], str]  # (source, target, text) to the translation
+
+
+def by_mbart(folder: Path, forced: bool = True) -> Call:
     codes = {"fr": "fr_XX", "it": "it_IT", "th": "th_TH", "en": "en_XX", "ja": "ja_XX"}
     model = transformers.MBartForConditionalGeneration.from_pretrained(folder)
     tokenizer = transformers.MBart50Tokenizer.from_pretrained(folder)
-    tokenizer.src_lang = codes[source]
-    first = {"forced_bos_token_id": tokenizer.lang_code_to_id[codes[target]]} if forced else {}
-    return said(model, tokenizer, text, **first)
+
+    def call(source: str, target: str, text: str) -> str:
+        tokenizer.src_lang = codes[source]
+        first = {"forced_bos_token_id": tokenizer.lang_code_to_id[codes[target]]} if forced else {}
+        return said(model, tokenizer, text, **first)
+
+    return call
 
 
-def by_many_to_one(folder: Path, source: str, target: str, text: str) -> str:
+def by_many_to_one(folder: Path) -> Call:
     """As its model card says: nothing forced, it has learnt to begin with en_XX."""
-    return by_mbart(folder, source, target, text, forced=False)
+    return by_mbart(folder, forced=False)
 
 
-def by_m2m(folder: Path, source: str, target: str, text: str) -> str:
+def by_m2m(folder: Path) -> Call:
     model = transformers.M2M100ForConditionalGeneration.from_pretrained(folder)
     tokenizer = transformers.M2M100Tokenizer.from_pretrained(folder)
-    tokenizer.src_lang = source
-    answer = said(model, tokenizer, text, forced_bos_token_id=tokenizer.get_lang_id(target))
-    return answer.removeprefix(f"__{target}__").strip()  # no special token of this tokenizer, as published it is one
+
+    def call(source: str, target: str, text: str) -> str:
+        tokenizer.src_lang = source
+        answer = said(model, tokenizer, text, forced_bos_token_id=tokenizer.get_lang_id(target))
+        return answer.removeprefix(
+            f"__{target}__"
+        ).strip()  # not among this tokenizer's special tokens, unlike published
+
+    return call
 
 
-def by_nllb(folder: Path, source: str, target: str, text: str) -> str:
+def by_nllb(folder: Path) -> Call:
     codes = {"fr": "fra_Latn", "it": "ita_Latn", "th": "tha_Thai", "en": "eng_Latn", "ja": "jpn_Jpan"}
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, src_lang=codes[source])
-    return said(model, tokenizer, text, forced_bos_token_id=tokenizer.convert_tokens_to_ids(codes[target]))
+
+    def call(source: str, target: str, text: str) -> str:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, src_lang=codes[source])
+        return said(model, tokenizer, text, forced_bos_token_id=tokenizer.convert_tokens_to_ids(codes[target]))
+
+    return call
 
 
-def by_marian(folder: Path, source: str, target: str, text: str) -> str:
-    assert (source, target) == ("fr", "en")
+def by_marian(folder: Path) -> Call:
     model = transformers.MarianMTModel.from_pretrained(folder)
-    return said(model, transformers.MarianTokenizer.from_pretrained(folder), text)
+    tokenizer = transformers.MarianTokenizer.from_pretrained(folder)
+    return lambda source, target, text: said(model, tokenizer, text)
 
 
 CASES: list[tuple[str, Any, Pairs]] = [
@@ -105,16 +124,11 @@ CASES: list[tuple[str, Any, Pairs]] = [
 
 
 def check(translator: Translator, folder: Path, theirs: Any, pairs: Pairs) -> None:
+    call = theirs(folder)
     for source, text, target, meaning in pairs:
-        answer = theirs(folder, source, target, text)
-        try:
-            ours = translator.translate(text, source, target)
-        except UserError as error:
-            assert "came to no end" in str(error)
-            assert not meaning
-            continue
-        assert ours == answer
-        assert not meaning or answer == meaning  # learnt by heart: the fixture is a translator
+        answer = call(source, target, text)
+        assert translator.translate(text, source, target) == answer
+        assert meaning in ("", answer)  # learnt by heart: the fixture is a translator
 
 
 @pytest.mark.parametrize(("name", "theirs", "pairs"), CASES, ids=[case[0] for case in CASES])
@@ -189,8 +203,6 @@ def test_marian_has_one_pair(opus: Path) -> None:
 
 
 def test_marian_of_several_targets_is_refused(opus: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = Path(shutil.copytree(opus, tmp_path / "many"))
     edit(folder / "tokenizer_config.json", target_lang="ROMANCE")
     with pytest.raises(CheckpointError, match=r"translates fr to ROMANCE\. Allowed: Marian models of one pair"):
@@ -229,15 +241,11 @@ def test_detection_is_the_pipelines(classifier: Path, tmp_path: Path) -> None:
 @pytest.mark.needs("protobuf")
 def test_a_sentencepiece_model_alone_is_enough(mbart: Path, tmp_path: Path) -> None:
     """facebook/mbart-large-50-many-to-one-mmt has no tokenizer.json."""
-    import shutil
-
     folder = Path(shutil.copytree(mbart, tmp_path / "spm", ignore=shutil.ignore_patterns("tokenizer.json")))
     check(Translator(folder), mbart, by_mbart, PAIRS)
 
 
 def test_older_files_may_hold_tables_of_positions(m2m: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = Path(shutil.copytree(m2m, tmp_path / "old"))
     tensors = load_file(folder / "model.safetensors")
     tensors["model.encoder.embed_positions.weights"] = torch.zeros(50, 64)
