@@ -79,9 +79,13 @@ def _imports(module: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name
 
 
-def _outside_functions(statement: ast.stmt) -> ast.Module:
-    """The statement, unless it only defines what may be called later: a module that imports then is not light."""
-    return ast.Module([] if isinstance(statement, ast.FunctionDef | ast.ClassDef) else [statement], [])
+def _at_import(statements: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements that run when the module is imported: not what is inside functions."""
+    for statement in statements:
+        if isinstance(statement, ast.ClassDef):
+            yield from _at_import(statement.body)
+        elif not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield statement
 
 
 def complaints(module: str, source: str) -> list[str]:
@@ -89,7 +93,7 @@ def complaints(module: str, source: str) -> list[str]:
     part, found = _part(module), []
     layer = _layer(part)
     tree = ast.parse(source)
-    at_import = {line for statement in tree.body for line, _ in _imports(module, _outside_functions(statement))}
+    at_import = {line for statement in _at_import(tree.body) for line, _ in _imports(module, statement)}
     for line, name in _imports(module, tree):
         top = name.split(".")[0]
         if top in ORACLES and ((module, top) not in OPTIONAL or line in at_import):
@@ -132,6 +136,7 @@ def test_imports_point_down() -> None:
         ("kotoe.generate", "from kotoe import cli"),
         ("kotoe.translate", "import transformers"),
         ("kotoe.translate", "try:\n    import transformers\nexcept ImportError:\n    pass"),
+        ("kotoe.translate", "class A:\n    import transformers"),
         ("kotoe.translate", "def f():\n    import diffusers"),
         ("kotoe.generate", "def f():\n    import transformers"),
         ("kotoe.generate", "from .cli import main"),
@@ -149,7 +154,7 @@ def test_a_wrong_import_is_seen(module: str, source: str) -> None:
         ("kotoe.localize.fit", "from kotoe.evaluate.metrics import mean"),
         ("kotoe.serve.app", "from kotoe.safety import check"),
         ("kotoe.cli", "from kotoe.data import emoji"),
-        ("kotoe.translate", "def f():\n    import transformers"),
+        ("kotoe.translate", "class A:\n    def f(self):\n        import transformers"),
     ],
 )
 def test_a_right_import_is_not(module: str, source: str) -> None:

@@ -139,9 +139,26 @@ def test_a_script_of_one_language_needs_no_detector(undetected: Bundle, bundle: 
         assert (found.translation.source, found.translation.source_code) == ("th", "th_TH")
 
 
-def test_an_unsure_detection_says_so(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsure_detection_decides_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt is read as without a detector, and the record has what it said."""
     monkeypatch.setattr(translate, "SURE", 1.01)
-    assert record(bundle, prompt=FRENCH).language_source == "unsure"
+    found = record(bundle, prompt="sale")
+    assert (found.conditioner.language, found.language_source, found.translation) == ("en", "unsure", None)
+    assert found.detection is not None
+    japanese = with_translator(tiny_bundle("sd2", languages=("ja",)), bundle.translator.name)  # type: ignore[union-attr]
+    assert japanese.translator is not None
+    japanese.translator.detector = bundle.translator.detector  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"Latin script.*\(--language\); '\w+' is unsure"):
+        plan(japanese, resolve(japanese, Request(prompt="sale")))
+
+
+def test_a_model_of_an_unnamed_language_reads_everything(plain: Bundle, translator: Path, classifier: Path) -> None:
+    unnamed = plain.changed(conditioners={"und": plain.conditioner("en")}, default_language="und")
+    unnamed = with_translator(unnamed, translator, detector=classifier)
+    assert record(unnamed, prompt="sale").translation is None
+    assert not used(unnamed)
+    with pytest.raises(UserError, match="language 'und' is not among those of the translator"):
+        plan(unnamed, resolve(unnamed, Request(prompt="sale", language="fr")))
 
 
 def test_without_a_detector_nothing_is_guessed(undetected: Bundle, plain: Bundle) -> None:
@@ -379,6 +396,14 @@ def test_a_translator_by_its_name_on_the_hub(translator: Path) -> None:
         Translator("someone/absent")
 
 
+def test_a_repository_of_pickles_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi
+
+    monkeypatch.setattr(HfApi, "list_repo_files", lambda self, name, revision: ["config.json", "pytorch_model.bin"])
+    with pytest.raises(CheckpointError, match=r"someone/pickled on the hub holds no \*\.safetensors.*save_pretrained"):
+        Translator("someone/pickled")
+
+
 def test_of_a_repository_only_the_translator_is_wanted() -> None:
     ours = ["config.json", "model.safetensors", "source.spm", "sentencepiece.bpe.model", "tokenizer.json", "vocab.json"]
     others = ["README.md", "pytorch_model.bin", "rust_model.ot", "modeling.py", "onnx/config.json", "onnx/vocab.json"]
@@ -412,6 +437,7 @@ def test_the_command_line(
     assert code == 2  # the Japanese of it is no French
     code, out, err = kotoe(capsys, *base, FRENCH, "猫の絵", "--detector", str(classifier), "--negative-prompt", "")
     assert code == 0, err
+    assert "Loading weights" not in err
     assert f"translated: {FRENCH!r} (fr) is read as {ENGLISH!r} (en)" in err
     assert "猫の絵' (" not in err
     document = json.loads(out)

@@ -13,6 +13,7 @@ NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")  # owner/name or owner/n
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "conditioners")
 TOP = ("model_index.json", "kotoe.json")
 PICKLED, SAFE = ".bin", ".safetensors"
+SAFER = "Where you trust its pickle, transformers' from_pretrained and save_pretrained write a folder with safetensors"
 
 
 def wanted(files: Iterable[str]) -> list[str]:
@@ -56,7 +57,11 @@ def fetch(name: str, *, needed: Sequence[str] = TOP[:1], wanted: Callable[[Seque
         files = wanted(HfApi().list_repo_files(repository, revision=revision))
         for pattern in needed:
             if not any(fnmatch(file, pattern) for file in files):
-                raise CheckpointError(f"{name} on the hub holds no {pattern}", allowed=f"with {', '.join(needed)}")
+                raise CheckpointError(
+                    f"{name} on the hub holds no {pattern}",
+                    allowed=f"a repository with {', '.join(needed)}",
+                    hint=SAFER if pattern.endswith(SAFE) else "",
+                )
         return Path(snapshot_download(repository, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:160]

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 BEAMS = 5  # as the configurations of mBART-50 and M2M100 say
 MOST_TOKENS = 256  # of a translation
-SURE = 0.5  # below it the detector holds all other languages together for likelier
+SURE = 0.5  # below it the detector holds all other languages together for likelier, and decides nothing
 SHOWN = 12  # languages listed in an error before "and n more"
 INSTALL = "pip install 'kotoe[translate]'"
 NETWORKS = {  # tokenizer: its network's model_type and class
@@ -135,15 +135,18 @@ def _language(bundle: Bundle, prompt: str) -> tuple[str, Source, DetectionRecord
         sure = of_script(prompt)
         if sure is not None and sure not in map(primary, ours):
             return sure, "detected", None
+        found = None
         if sure is None and translator.detector is not None and has_letters(prompt):
             found = translator.detector.detect(prompt)
-            return found.language, "detected" if found.score >= SURE else "unsure", found
+            if found.score >= SURE:
+                return found.language, "detected", found
         try:
             ordinary = detect(prompt, ours, bundle.default_language)
         except UserError as error:
-            hint = "Say which language it is (--language), or give a detector (--detector)"
+            hint = "Say which language it is (--language)"
+            hint += ", or give a detector (--detector)" if found is None else f"; {found.label!r} is unsure"
             raise UserError(error.given, allowed=error.allowed, hint=hint) from None
-        return ordinary.tag, ordinary.source if sure is not None else "unsure", None
+        return ordinary.tag, ordinary.source if sure is not None else "unsure", found
     ordinary = detect(prompt, ours, bundle.default_language)
     return ordinary.tag, ordinary.source, None
 
@@ -175,7 +178,7 @@ class _Checkpoint:
             raise CheckpointError(
                 f"{self.name} holds no .safetensors file",
                 allowed="weights that can't run code",
-                hint="Where you trust its pickle, transformers' from_pretrained and save_pretrained write one",
+                hint=hub.SAFER,
             )
         if self._folder.has("adapter_config.json"):
             raise CheckpointError(f"{self.name} is an adapter of another checkpoint", allowed="a whole checkpoint")
@@ -275,6 +278,7 @@ class _Checkpoint:
         return encoded
 
     def _class(self, name: str) -> Any:
+        """What transformers calls so."""
         try:
             import transformers
         except ImportError:
@@ -283,6 +287,10 @@ class _Checkpoint:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
+        """Without progress bars, and with CheckpointErrors for whatever goes wrong."""
+        bars = self._class("logging")
+        shown = bars.is_progress_bar_enabled()
+        bars.disable_progress_bar()
         try:
             yield
         except UserError:
@@ -293,6 +301,9 @@ class _Checkpoint:
                 f"{self.name} can't be read as a {self._what} ({type(error).__name__}: {reason})",
                 hint=f"Get its files again; where a package is missing: {INSTALL}",
             ) from None
+        finally:
+            if shown:
+                bars.enable_progress_bar()
 
 
 class Detector(_Checkpoint):
