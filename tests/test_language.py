@@ -115,6 +115,8 @@ def test_covering() -> None:
     assert covering("eng", FOUR) == "en"
     assert covering("zh-TW", FOUR) == "zh"
     assert covering("fr", FOUR) is None
+    assert covering("zh-TW", ("zh-Hans", "en")) is None
+    assert covering("zh", ("zh-Hans", "en")) == "zh-Hans"
     with pytest.raises(UserError, match="ambiguous"):
         covering("zh", ("zh-Hans", "zh-Hant"))
 

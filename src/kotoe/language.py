@@ -106,29 +106,33 @@ def script_of(tag: str) -> str | None:
 
 def covering(asked: str, available: Collection[str]) -> str | None:
     """As `choose`, but None where no available language is `asked`. UserError when it is ambiguous."""
-    if primary(asked) not in map(primary, available):
-        return None
-    return choose(asked, available)
+    return choose(asked, available) if _named(asked, available) else None
 
 
 def choose(asked: str, available: Collection[str]) -> str:
     """The available language that `asked` (BCP 47, any case) names: itself, or the language without its region."""
+    named = _named(asked, available)
+    if len(named) == 1:
+        return named[0]
+    by_lower = {canonical(tag).lower(): tag for tag in available}
+    near = nearest(canonical(asked).lower(), by_lower)
+    raise UserError(
+        f"language {asked!r} is {'ambiguous' if named else 'not in this model'}",
+        allowed=", ".join(sorted(named if named else available)),
+        hint="" if named else f"Did you mean {by_lower[near]!r}? {TRANSLATED}" if near else TRANSLATED,
+    )
+
+
+def _named(asked: str, available: Collection[str]) -> list[str]:
+    """The available languages that `asked` may mean."""
     by_lower = {canonical(tag).lower(): tag for tag in available}
     wanted = canonical(asked).lower()
     parts = wanted.split("-")
     for length in range(len(parts), 0, -1):
         found = by_lower.get("-".join(parts[:length]))
         if found is not None:
-            return found
-    longer = [tag for lower, tag in by_lower.items() if lower.startswith(wanted + "-")]
-    if len(longer) == 1:
-        return longer[0]
-    near = nearest(wanted, by_lower)
-    raise UserError(
-        f"language {asked!r} is {'ambiguous' if longer else 'not in this model'}",
-        allowed=", ".join(sorted(longer if longer else available)),
-        hint="" if longer else f"Did you mean {by_lower[near]!r}? {TRANSLATED}" if near else TRANSLATED,
-    )
+            return [found]
+    return [tag for lower, tag in by_lower.items() if lower.startswith(wanted + "-")]
 
 
 def has_letters(text: str) -> bool:
