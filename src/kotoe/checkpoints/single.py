@@ -246,7 +246,7 @@ def chosen_prediction(found: Contents, asked: str | None, where: str) -> str:
 
 
 def _scale_factor(entry: Entry, where: str) -> float:
-    value = float(entry.read().flatten()[0]) if entry.shape in ((), (1,)) else math.nan
+    value = float(entry.read(None).flatten()[0]) if entry.shape in ((), (1,)) else math.nan
     if not 1e-6 < value < 1e6:
         raise CheckpointError(f"{where}: scale_factor {value}, shape {list(entry.shape)}", allowed="a number above 0")
     return value
@@ -260,7 +260,7 @@ def _schedule(table: Entry | None, prediction: str, where: str) -> ScheduleSpec:
         return plain
     for spec in (plain, zero):
         ours = alphas_cumprod(spec)
-        if table.shape == ours.shape and bool((table.read().double() - ours).abs().max() < ABAR_TOLERANCE):
+        if table.shape == ours.shape and bool((table.read(None).double() - ours).abs().max() < ABAR_TOLERANCE):
             return spec
     raise CheckpointError(
         f"{where}: its table alphas_cumprod {list(table.shape)} is of another noise schedule",
@@ -376,8 +376,8 @@ def _filled(
     expected = {name: tuple(t.shape) for name, t in to_compvis(net.state_dict()).items()}
     hint = "The file is damaged, or of an architecture that Kotoe doesn't read"
     check_shapes(expected, _shapes(found), what, says="the other tensors", hint=hint)
-    ours = from_compvis({name: found[name].read() for name in expected})
-    return fill(net, {name: t.to(device=device, dtype=dtype) for name, t in ours.items()})
+    ours = from_compvis({name: found[name].read(dtype) for name in expected})
+    return fill(net, {name: t.to(device) for name, t in ours.items()})
 
 
 # --- Writing ------------------------------------------------------------------------------------------------
@@ -460,7 +460,7 @@ def _check_said(
     bundle: Bundle, encoder: CLIPText | BertText, tensors: Mapping[str, Tensor], texts: Mapping[str, str]
 ) -> None:
     """Refuse a bundle that reading its file would make another one of."""
-    listed = [Entry(name, tuple(t.shape), "F32", t.detach) for name, t in tensors.items()]
+    listed = [Entry(name, tuple(t.shape), "F32", t.detach().to) for name, t in tensors.items()]
     keep = "Keep this model in diffusers' layout"
     try:
         read = said(contents(listed, texts, bundle.name), bundle.schedule.prediction_type, bundle.name)
