@@ -236,7 +236,7 @@ def test_which_unet_is_asked_for(sources: dict[str, Made], tokenizers: dict[str,
     assert one.hashes == two.hashes == {}  # of the file, they would be the same
     assert one.sha256 != two.sha256
     raw = source[f"{UNET}out.2.bias"]
-    with pytest.raises(UserError, match=r"holds the UNet twice.*ema True or False \(kotoe convert: --ema"):
+    with pytest.raises(UserError, match=r"holds the UNet twice.*ema True or False \(--ema"):
         bias(both, None)
     assert torch.equal(bias(both, False), raw)
     assert torch.equal(bias(both, True), 0.9 * raw)

@@ -391,7 +391,8 @@ def weight_files(folder: Folder, part: str, allow_pickle: bool = False) -> tuple
         raise CheckpointError(
             f"{pickles[0]} is a pickle, which can run any program when it is opened",
             allowed="safetensors",
-            hint="Convert it where it can do no harm, or pass allow_pickle=True, which reads tensors only",
+            hint="Convert it where it can do no harm, or pass allow_pickle=True (--allow-pickle), which reads tensors "
+            "only",
         )
     raise CheckpointError(f"{folder.root.name}/{part} holds no weights", allowed=f"{part}/{WEIGHTS[0]}.safetensors")
 

@@ -168,7 +168,7 @@ def chosen_unet(found: Contents, ema: bool | None, where: str) -> Mapping[str, E
     if ema is None:
         raise UserError(
             f"{where} holds the UNet twice: as trained, and the running average of it (model_ema.*)",
-            allowed="ema True or False (kotoe convert: --ema, --no-ema)",
+            allowed="ema True or False (--ema, --no-ema)",
             hint="The average mostly draws better; training goes on from the other",
         )
     return averages if ema else found.unet
@@ -238,7 +238,7 @@ def chosen_prediction(found: Contents, asked: str | None, where: str) -> str:
     if known is None:
         raise UserError(
             f"{where} doesn't say what its UNet predicts, and Stable Diffusion 2.x has been published with either",
-            allowed="prediction_type epsilon or v_prediction (kotoe convert: --prediction-type)",
+            allowed="prediction_type epsilon or v_prediction (--prediction-type)",
             hint="Models of 512 pixels (2-base, 2-1-base) predict epsilon, those of 768 pixels (2, 2-1) v_prediction; "
             "the wrong one draws noise",
         )
@@ -348,7 +348,7 @@ def _tokenizer(folder: str | Path | None, dims: Mapping[str, Any], where: str) -
     if folder is None:
         raise UserError(
             f"{where} holds weights only: it has no tokenizer",
-            allowed=f"tokenizer=FOLDER (kotoe convert {where} OUT --to diffusers --tokenizer FOLDER), one of {ids} ids",
+            allowed=f"tokenizer=FOLDER (--tokenizer FOLDER), one of {ids} ids",
             hint="The tokenizer/ folder of any checkpoint in diffusers' layout with the same vocabulary is one, "
             "and those of Stable Diffusion's own releases fit all models tuned from them",
         )
