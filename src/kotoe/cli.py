@@ -105,7 +105,8 @@ Nothing is lost or left over in silence: what a format can't hold is refused, an
 
 The UNet is not loaded, nothing is trained: whether width, vocabulary and special tokens fit is checked first.
 
-    kotoe conditioner add path/to/model --language ko --from path/to/korean-model""",
+    kotoe conditioner add path/to/model --language ko --from path/to/korean-model
+    kotoe conditioner add path/to/model --language ko --from path/to/korean-clip --allow-pickle""",
     ),
     "conditioner remove": Verb(
         parts=(console.Removing,),

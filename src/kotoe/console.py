@@ -155,9 +155,11 @@ class Adding:
 
     bundle:          the folder that gets it, in diffusers' layout.
     language:        the language it reads, a BCP 47 tag.
-    from_:           where it comes from: a model's name or folder, or a folder with tokenizer/ and text_encoder/ alone.
+    from_:           where it comes from: a model's name or folder, a folder with tokenizer/ and text_encoder/ alone, or
+                     the repository of a text model (CLIP, BERT, AltDiffusion's XLM-R) with its tokenizer.
     source_language: which of its conditioners, if it has several: the one for that language by default.
     overwrite:       replace the conditioner that the language has.
+    allow_pickle:    read .bin weights too, as tensors only; they are written as safetensors.
     """
 
     bundle: str
@@ -165,6 +167,7 @@ class Adding:
     from_: str
     source_language: str | None = None
     overwrite: bool = False
+    allow_pickle: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

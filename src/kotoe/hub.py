@@ -11,18 +11,21 @@ from kotoe.errors import CheckpointError
 NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")  # owner/name or owner/name@revision
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "conditioners")
 TOP = ("model_index.json", "kotoe.json")
+TEXT_MODEL = "config.json"  # at the top of a repository: a model of one part, see checkpoints/text_models.py
 PICKLED, SAFE = ".bin", ".safetensors"
 
 
 def wanted(files: Iterable[str]) -> list[str]:
     """Those of a repository's files that make up the model: nothing for other frameworks, of weights that are there
     both as safetensors and as pickles the safetensors, and full precision where there are several."""
+    files = list(files)
+    alone = TOP[0] not in files and TEXT_MODEL in files
     known = [
         name
         for name in files
         if name in TOP
         or (
-            name.split("/")[0] in PARTS
+            ("/" not in name if alone else name.split("/")[0] in PARTS)
             and name.endswith((".json", ".txt", ".model", SAFE, PICKLED))
             and not re.search(r"\.(non_ema|fp16|bf16)\.|flax|openvino|onnx", name)
         )
@@ -46,15 +49,16 @@ def fetch(name: str) -> Path:
     repository, revision = found.groups()
     try:
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-        if (folder / TOP[0]).exists():
+        if any((folder / name).exists() for name in (TOP[0], TEXT_MODEL)):
             return folder
     except LocalEntryNotFoundError:
         pass
     try:
         files = wanted(HfApi().list_repo_files(repository, revision=revision))
-        if TOP[0] not in files:
+        if TOP[0] not in files and TEXT_MODEL not in files:
             raise CheckpointError(
-                f"{name} on the hub holds no {TOP[0]}", allowed="a repository in diffusers' layout of folders"
+                f"{name} on the hub holds no {TOP[0]}",
+                allowed="a repository in diffusers' layout of folders, or of a text model for `kotoe conditioner add`",
             )
         return Path(snapshot_download(repository, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError, OSError) as error:

@@ -284,7 +284,9 @@ def add_conditioner(common: Common, values: Values) -> int:
         wanted.from_,
         source_language=wanted.source_language,
         overwrite=wanted.overwrite,
+        allow_pickle=wanted.allow_pickle,
         dry_run=common.dry_run,
+        on_note=lambda note: say(f"note: {note}"),
     )
     _say_languages(common, wanted.bundle, config, f"{wanted.language} is in {place}")
     return 0
