@@ -172,10 +172,15 @@ def entries(path: Path, what: str, allow_pickle: bool = False) -> list[Entry]:
     """Every tensor of a safetensors file, or of a pickle where that is allowed."""
     if path.suffix.lower() != ".safetensors":
         state = read_pickle(path, what, allow_pickle)
-        return [Entry(name, tuple(t.shape), _kind(t), t.to) for name, t in state.items()]
+        return [Entry(name, tuple(t.shape), _kind(t), partial(held, t)) for name, t in state.items()]
     mapped = _Mapped(path, what)  # stays open for as long as the readers below live
     heads = [(name, mapped.file.get_slice(name)) for name in mapped.file.keys()]
     return [Entry(name, tuple(h.get_shape()), h.get_dtype(), partial(mapped.read, name)) for name, h in heads]
+
+
+def held(t: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """What `Entry.read` gives of a tensor that is in memory."""
+    return t.to(dtype)
 
 
 class _Mapped:

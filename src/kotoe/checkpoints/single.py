@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from kotoe.checkpoints.files import (
     entries,
     file_sha256,
     fill,
+    held,
     metadata,
     skeleton,
     weights,
@@ -460,7 +462,7 @@ def _check_said(
     bundle: Bundle, encoder: CLIPText | BertText, tensors: Mapping[str, Tensor], texts: Mapping[str, str]
 ) -> None:
     """Refuse a bundle that reading its file would make another one of."""
-    listed = [Entry(name, tuple(t.shape), "F32", t.detach().to) for name, t in tensors.items()]
+    listed = [Entry(name, tuple(t.shape), "F32", partial(held, t.detach())) for name, t in tensors.items()]
     keep = "Keep this model in diffusers' layout"
     try:
         read = said(contents(listed, texts, bundle.name), bundle.schedule.prediction_type, bundle.name)
