@@ -254,7 +254,7 @@ def korean_clip(folder: Path, *, pickled: bool = False, hidden: int = WIDTH) -> 
     text = {"vocab_size": 600, "hidden_size": hidden, "intermediate_size": 64, "num_hidden_layers": 3}
     picture = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1, "image_size": 32, "patch_size": 16}
     heads = {"num_attention_heads": 4, "hidden_act": "quick_gelu"}
-    model = CLIPModel(CLIPConfig(text_config=text | heads, vision_config=picture | heads, projection_dim=24))
+    model = CLIPModel(CLIPConfig(text_config=text | heads, vision_config=picture | heads, projection_dim=WIDTH))
     _sharp(model, 5).save_pretrained(folder)
     file = folder / "config.json"
     config = json.loads(file.read_text())
