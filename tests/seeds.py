@@ -7,7 +7,9 @@ folder = taiyi(tmp_path)          # and rinna, cool_japan, bingsu, alt_diffusion
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from diffusers.pipelines.deprecated.alt_diffusion.modeling_roberta_series import
 from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer as Backend
 from torch import nn
-from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from kotoe.localize.vocabulary import train_clip_bpe
 from tiny import LINES, seeded
@@ -231,6 +233,41 @@ def bingsu(folder: Path) -> Path:
     _clip(folder, 600, 3, "quick_gelu")
     _drawing_part(folder, 50)
     return _index(folder, {**PNDM, "_diffusers_version": "0.6.0"}, ["transformers", "CLIPTextModel"], "CLIPTokenizer")
+
+
+# What transformers 4 wrote into every text_config beside what differs from the defaults (a part of it).
+OLD_TEXT_CONFIG: dict[str, Any] = dict.fromkeys(
+    ("add_cross_attention", "is_decoder", "do_sample", "torchscript"), False
+)
+OLD_TEXT_CONFIG |= {"pruned_heads": {}, "bad_words_ids": None, "max_length": 20, "min_length": 0, "num_beams": 1}
+OLD_TEXT_CONFIG |= {
+    "temperature": 1.0,
+    "top_k": 50,
+    "tie_word_embeddings": True,
+    "use_bfloat16": False,
+    "_name_or_path": "",
+}
+
+
+def korean_clip(folder: Path, *, pickled: bool = False, hidden: int = WIDTH) -> Path:
+    """Bingsu/clip-vit-large-patch14-ko: a CLIPModel of both halves, tokenizer.json alone beside it."""
+    text = {"vocab_size": 600, "hidden_size": hidden, "intermediate_size": 64, "num_hidden_layers": 3}
+    picture = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1, "image_size": 32, "patch_size": 16}
+    heads = {"num_attention_heads": 4, "hidden_act": "quick_gelu"}
+    model = CLIPModel(CLIPConfig(text_config=text | heads, vision_config=picture | heads, projection_dim=WIDTH))
+    _sharp(model, 5).save_pretrained(folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["text_config"] |= OLD_TEXT_CONFIG
+    _write(file, {**config, "text_config_dict": None, "vision_config_dict": None})
+    if pickled:
+        (folder / "model.safetensors").unlink()
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with TemporaryDirectory() as words:
+        train_clip_bpe([*LINES["ko"], *LINES["en"]], words, 600, max_tokens=77)
+        CLIPTokenizer.from_pretrained(words).save_pretrained(words)
+        shutil.copyfile(f"{words}/tokenizer.json", folder / "tokenizer.json")
+    return folder
 
 
 def alt_diffusion(folder: Path, generation: str = "m9", *, masked: bool = True) -> Path:

@@ -14,14 +14,16 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 FROZEN = {
     "generate": "prompt negative_prompt language translate_to width height steps sampler grid ending guidance_scale "
     "guidance_rescale seed n eta init_image mask strength long_prompt padding punctuation dtype numerics batch_size "
-    "model out translator detector replay grid_image device low_memory config dry_run json",
+    "model out translator detector replay grid_image device low_memory "
+    "tokenizer ema prediction_type allow_pickle config dry_run json",
     "inspect": "model config dry_run json",
-    "convert": "source out to tokenizer ema prediction_type language dtype allow_pickle overwrite config dry_run json",
-    "evaluate": "suite model languages tier n controls batch_size steps out config dry_run json",
+    "convert": "source out to language dtype overwrite tokenizer ema prediction_type allow_pickle config dry_run json",
+    "evaluate": "suite model languages tier n controls batch_size steps out "
+    "tokenizer ema prediction_type allow_pickle config dry_run json",
     "train": "recipe run size device seed config dry_run json",
-    "conditioner add": "bundle language from_ source_language overwrite config dry_run json",
+    "conditioner add": "bundle language from_ source_language overwrite allow_pickle config dry_run json",
     "conditioner remove": "bundle language config dry_run json",
-    "check": "model config dry_run json",
+    "check": "model tokenizer ema prediction_type allow_pickle config dry_run json",
 }
 
 

@@ -46,7 +46,7 @@ class Verb:
 
 VERBS = {
     "generate": Verb(
-        parts=(Request, console.Drawing),
+        parts=(Request, console.Drawing, console.Loading),
         positional="prompt",
         run=verbs.generate,
         doc="""Draw pictures from prompts in any language the model has.
@@ -69,7 +69,7 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
     kotoe inspect path/to/folder --json""",
     ),
     "convert": Verb(
-        parts=(console.Converting,),
+        parts=(console.Converting, console.Loading),
         positional="source out",
         run=verbs.convert,
         doc="""Write a model in another format: a folder in diffusers' layout, a single CompVis file, KerasCV's files.
@@ -81,7 +81,7 @@ Nothing is lost or left over in silence: what a format can't hold is refused, an
     kotoe convert sd15 sd15.safetensors --to compvis --dtype float16""",
     ),
     "evaluate": Verb(
-        parts=(console.Evaluating,),
+        parts=(console.Evaluating, console.Loading),
         positional=None,
         run=verbs.evaluate,
         doc="""Measure what a model draws, per language, each figure with its n and 95 % interval, beside controls.
@@ -105,7 +105,8 @@ Nothing is lost or left over in silence: what a format can't hold is refused, an
 
 The UNet is not loaded, nothing is trained: whether width, vocabulary and special tokens fit is checked first.
 
-    kotoe conditioner add path/to/model --language ko --from path/to/korean-model""",
+    kotoe conditioner add path/to/model --language ko --from path/to/korean-model
+    kotoe conditioner add path/to/model --language ko --from path/to/korean-clip --allow-pickle""",
     ),
     "conditioner remove": Verb(
         parts=(console.Removing,),
@@ -116,7 +117,7 @@ The UNet is not loaded, nothing is trained: whether width, vocabulary and specia
     kotoe conditioner remove path/to/model --language ko""",
     ),
     "check": Verb(
-        parts=(console.Checking,),
+        parts=(console.Checking, console.Loading),
         positional=None,
         run=verbs.check,
         doc="""Test this machine: versions, processor, fonts, and a picture in every language with the time it took.

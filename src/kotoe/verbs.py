@@ -30,6 +30,7 @@ from kotoe.console import (
     Drawing,
     Evaluating,
     Inspecting,
+    Loading,
     Removing,
     Training,
     Values,
@@ -56,7 +57,8 @@ def generate(common: Common, values: Values) -> int:
     if drawing.replay is not None:
         return _replay(common, drawing, values)
     request: Request = part_of({"prompt": [], **values}, Request)
-    bundle = _load(drawing.model, request.dtype, drawing.device, drawing.low_memory)
+    loading: Loading = part_of(values, Loading)
+    bundle = _load(drawing.model, request.dtype, loading, drawing.device, drawing.low_memory)
 
     from kotoe.generate import draw, plan, read_prompts, resolve
     from kotoe.translate import with_translator
@@ -84,7 +86,7 @@ def generate(common: Common, values: Values) -> int:
                 f"note: {text!r} has full-width punctuation, which gets watermarks from models trained as Taiyi was; "
                 "--punctuation ascii reads it as , and ."
             )
-    config = {**to_json(resolved), **to_json(drawing)}
+    config = {**to_json(resolved), **to_json(drawing), **to_json(loading)}
     show_config("generate", config)
     labels = _labels_wanted(drawing, [job.prompt for job in jobs], [job.prompt_language for job in jobs])
     if common.dry_run:
@@ -115,11 +117,12 @@ def generate(common: Common, values: Values) -> int:
     return code
 
 
-def _load(model: str, dtype: Any, device: str | None = None, low_memory: bool = False) -> Any:
+def _load(model: str, dtype: Any, loading: Loading, device: str | None = None, low_memory: bool = False) -> Any:
     """The Bundle of a model. dtype: as `load` takes it, "auto" for its own choice."""
     from kotoe.checkpoints import load
 
-    return load(model, dtype=None if dtype == "auto" else dtype, device=device, low_memory=low_memory)
+    dtype = None if dtype == "auto" else dtype
+    return load(model, dtype=dtype, device=device, low_memory=low_memory, **dataclasses.asdict(loading))
 
 
 def _labels_wanted(drawing: Drawing, prompts: Sequence[str], languages: Sequence[str]) -> bool:
@@ -209,12 +212,13 @@ def read_picture_record(path: str) -> Record:
 
 
 def _replay(common: Common, drawing: Drawing, values: Values) -> int:
-    own = {f.name for f in dataclasses.fields(Drawing)} - {"translator", "detector"}  # a record has its translation
-    asked = sorted(set(values) - own)
+    loading: Loading = part_of(values, Loading)
+    own = {f.name for part in (drawing, loading) for f in dataclasses.fields(part)}
+    asked = sorted(set(values) - own | set(values) & {"translator", "detector"})  # a record has its translation
     if asked:
         raise UserError(
             f"--replay together with {', '.join(asked)}",
-            allowed="--replay with --model, --out, --device and --low-memory",
+            allowed="--replay with --out, --device, --low-memory, and --model with what it needs to be loaded",
             hint="A replay draws the picture as it was; without --replay you can change it",
         )
     assert drawing.replay is not None
@@ -224,7 +228,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
         raise UserError(f"{drawing.replay} was drawn by {name!r}", hint="Say where that model is: --model FOLDER")
     source = drawing.model if "model" in values else name
     dtypes = {"unet": record.dtype, "vae": record.vae_dtype, "text_encoder": record.text_dtype}
-    bundle = _load(source, dtypes, drawing.device, drawing.low_memory or record.low_memory)
+    bundle = _load(source, dtypes, loading, drawing.device, drawing.low_memory or record.low_memory)
 
     import torch
 
@@ -232,7 +236,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     from kotoe.images import differences, open_picture
 
     check_same(bundle, record)
-    show_config("replay", {**to_json(record), **to_json(drawing)})
+    show_config("replay", {**to_json(record), **to_json(drawing), **to_json(loading)})
     for what, then, here in (("torch", record.torch, torch.__version__), ("kotoe", record.kotoe, __version__)):
         if then != here:
             say(f"drawn with {what} {then}, here is {here}: the last bits may differ")
@@ -296,7 +300,9 @@ def add_conditioner(common: Common, values: Values) -> int:
         wanted.from_,
         source_language=wanted.source_language,
         overwrite=wanted.overwrite,
+        allow_pickle=wanted.allow_pickle,
         dry_run=common.dry_run,
+        on_note=lambda note: say(f"note: {note}"),
     )
     _say_languages(common, wanted.bundle, config, f"{wanted.language} is in {place}")
     return 0
@@ -327,29 +333,24 @@ def _say_languages(common: Common, bundle: str, config: Mapping[str, Any], done:
 def convert(common: Common, values: Values) -> int:
     """Read a model in any format and write it in another."""
     wanted: Converting = part_of(values, Converting)
-    show_config("convert", to_json(wanted))
+    loading: Loading = part_of(values, Loading)
+    config = {**to_json(wanted), **to_json(loading)}
+    show_config("convert", config)
     source, out = builtin.resolve(wanted.source), Path(wanted.out)
 
-    from kotoe.checkpoints import FORMATS, load, save
+    from kotoe.checkpoints import FORMATS, save
 
     if wanted.to not in FORMATS:
         raise unknown("format", wanted.to, FORMATS)
     if out.exists() and not wanted.overwrite:
         raise UserError(f"{out} is there already", allowed="a name that isn't taken, or --overwrite")
-    bundle = load(
-        source,
-        dtype="stored",
-        allow_pickle=wanted.allow_pickle,
-        tokenizer=wanted.tokenizer,
-        ema=wanted.ema,
-        prediction_type=wanted.prediction_type,
-    )
+    bundle = _load(str(source), "stored", loading)
     if wanted.language is not None:
         one = {wanted.language: bundle.conditioner(wanted.language)}
         bundle = bundle.changed(conditioners=one, default_language=wanted.language)
     for note in bundle.notes:
         say(f"note: {note}")
-    document = {"out": str(out), "to": wanted.to, "notes": list(bundle.notes), "config": to_json(wanted)}
+    document = {"out": str(out), "to": wanted.to, "notes": list(bundle.notes), "config": config}
     if common.dry_run:
         finish(common, {"dry_run": True, **document}, [])
         return 0
@@ -365,12 +366,14 @@ def convert(common: Common, values: Values) -> int:
 def evaluate(common: Common, values: Values) -> int:
     """Run a suite and print its figures."""
     wanted: Evaluating = part_of(values, Evaluating)
-    show_config("evaluate", to_json(wanted))
+    loading: Loading = part_of(values, Loading)
+    config = {**to_json(wanted), **to_json(loading)}
+    show_config("evaluate", config)
     folder = builtin.resolve(wanted.model)
     if common.dry_run:
-        finish(common, {"dry_run": True, "config": to_json(wanted), "folder": str(folder)}, [])
+        finish(common, {"dry_run": True, "config": config, "folder": str(folder)}, [])
         return 0
-    bundle = _load(wanted.model, "auto")
+    bundle = _load(wanted.model, "auto", loading)
 
     from kotoe.data.languages import LANGUAGES
     from kotoe.evaluate import report, suites
@@ -469,10 +472,12 @@ CHECK_PROMPTS = {
 def check(common: Common, values: Values) -> int:
     """Look at the machine and draw one picture per language."""
     wanted: Checking = part_of(values, Checking)
+    loading: Loading = part_of(values, Loading)
+    config = {**to_json(wanted), **to_json(loading)}
     if common.dry_run:
-        show_config("check", to_json(wanted))
+        show_config("check", config)
         builtin.resolve(wanted.model)
-        finish(common, {"dry_run": True, "config": to_json(wanted)}, [])
+        finish(common, {"dry_run": True, "config": config}, [])
         return 0
     began = time.perf_counter()
     import torch
@@ -501,7 +506,7 @@ def check(common: Common, values: Values) -> int:
             fonts[language] = False
             problems.append(f"labels in {language}: {error}")
     began = time.perf_counter()
-    bundle = _load(wanted.model, "auto")
+    bundle = _load(wanted.model, "auto", loading)
     load_s = time.perf_counter() - began
     drawn = {}
     for language in bundle.languages:

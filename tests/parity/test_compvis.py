@@ -100,7 +100,7 @@ def test_vae_is_what_diffusers_reads(source: Made, monkeypatch: pytest.MonkeyPat
 def test_running_averages_are_those_that_diffusers_reads(source: Made) -> None:
     both = {**source.file, **ema_of(source.file)}
     assert "model_ema.diffusion_modelinput_blocks00weight" in both
-    listed = [Entry(name, tuple(t.shape), "F32", lambda t=t: t) for name, t in both.items()]
+    listed = [Entry(name, tuple(t.shape), "F32", t.to) for name, t in both.items()]
     found = single.contents(listed, {}, "x")
     for ema in (True, False):
         entries = single.chosen_unet(found, ema, "x")

@@ -417,7 +417,8 @@ def words_of(folder: Folder, tokenizer: str | Path | None = None) -> Callable[[i
     if not folder.has("tokenizer"):
         raise UserError(
             f"{folder.root.name}: KerasCV's files hold no vocabulary",
-            allowed="tokenizer=FOLDER with CLIP's vocab.json and merges.txt, or a subfolder tokenizer/",
+            allowed="tokenizer=FOLDER (--tokenizer FOLDER) with CLIP's vocab.json and merges.txt, or a subfolder "
+            "tokenizer/",
             hint="Any folder of Stable Diffusion 1.x or 2.x in diffusers' layout has one",
         )
     return partial(read_tokenizer, folder, "tokenizer")
