@@ -327,6 +327,7 @@ def vae_spec(decoder: Sequence[Layer], encoder: Sequence[Layer], where: str) -> 
             block_out_channels=tuple(_edge(part, 0, 2, -1, where) for part in parts),
             layers_per_block=blocks,
             norm_num_groups=GROUPS,
+            sample_size=UNetSpec().sample_size * 2 ** (len(parts) - 1),  # of the UNet's default picture
         ),
         where,
     )
