@@ -23,6 +23,7 @@ from diffusers import (
     AltDiffusionImg2ImgPipeline,
     AltDiffusionPipeline,
     AutoencoderKL,
+    DiffusionPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -37,7 +38,7 @@ from transformers import BertModel, BertTokenizer, CLIPTextModel, CLIPTokenizer
 
 import seeds
 from kotoe import generate as g
-from kotoe.checkpoints import Bundle, load
+from kotoe.checkpoints import Bundle, load, save
 from kotoe.config import Request
 from kotoe.denoise import inpainted
 from kotoe.rng import ImageNoise, generator
@@ -122,6 +123,13 @@ def encoder_as(**changes: Any) -> Change:
 
 def schedule_as(**changes: Any) -> Change:
     return lambda bundle: bundle.changed(schedule=replace(bundle.schedule, **changes))
+
+
+def change_one_norm(bundle: Bundle) -> Bundle:
+    """One tensor of the UNet doubled."""
+    with torch.no_grad():
+        bundle.unet.conv_norm_out.weight *= 2
+    return bundle
 
 
 def padded_with_eos(bundle: Bundle) -> Bundle:
@@ -222,8 +230,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 # --- The two sides ------------------------------------------------------------------------------------------
 
 
-def theirs(name: str, kind: str, monkeypatch: pytest.MonkeyPatch, **asked: Any) -> Tensor:
-    """The latents of the stock pipeline for words, a picture or a masked picture."""
+def stock(name: str, kind: str) -> Any:
+    """The pipeline for words, a picture or a masked picture, with the scheduler of the system's card."""
     system, path = SYSTEMS[name], folder(name)
     scheduler = json.loads((path / "model_index.json").read_text())["scheduler"][1]
     settings = getattr(diffusers, scheduler).load_config(path / "scheduler")
@@ -233,7 +241,7 @@ def theirs(name: str, kind: str, monkeypatch: pytest.MonkeyPatch, **asked: Any) 
         "picture": AltDiffusionImg2ImgPipeline if system.alt else StableDiffusionImg2ImgPipeline,
         "mask": StableDiffusionInpaintPipeline,
     }
-    pipe = classes[kind](
+    return classes[kind](
         vae=AutoencoderKL.from_pretrained(path / "vae"),
         text_encoder=encoder and encoder.from_pretrained(path / "text_encoder"),
         tokenizer=tokenizer and tokenizer.from_pretrained(path / "tokenizer"),
@@ -243,15 +251,21 @@ def theirs(name: str, kind: str, monkeypatch: pytest.MonkeyPatch, **asked: Any) 
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def theirs(pipe: Any, name: str, path: Path, **asked: Any) -> Tensor:
+    """The latents of a stock pipeline; path: of the folder whose tokenizer and encoder it reads words with."""
+    system = SYSTEMS[name]
     pipe.set_progress_bar_config(disable=True)
     if system.states:
         states = system.states(path, [system.prompt, ""])
         asked |= {"prompt_embeds": states[:1], "negative_prompt_embeds": states[1:]}
     else:
         asked |= {"prompt": system.prompt}
-    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
     options = {"num_inference_steps": system.steps, "guidance_scale": system.scale, "output_type": "latent"}
-    found: Tensor = pipe(generator=[generator(SEED)], **{**options, **asked}).images
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+        found: Tensor = pipe(generator=[generator(SEED)], **{**options, **asked}).images
     return found
 
 
@@ -265,6 +279,16 @@ def ours(name: str, fault: Asked | Change | None = None, **asked: Any) -> Tensor
     with latents_decoded() as ends:
         g.generate(bundle, Request(**{**given, **system.asked, **asked, **(fault if isinstance(fault, dict) else {})}))
     return ends[-1]
+
+
+def masked(files: dict[str, str], mask: str, **asked: Any) -> Asked:
+    """What the stock inpainting pipeline is shown."""
+    return {
+        "image": Image.open(files["photo"]),
+        "mask_image": Image.open(files[mask]),
+        "height": 16,
+        "width": 16,
+    } | asked
 
 
 def unscaled(bundle: Bundle, picture: Tensor) -> Tensor:
@@ -297,10 +321,10 @@ def not_masked(bundle: Bundle, init: Tensor | None, mask: Tensor | None) -> Any:
 def black_is_anew(bundle: Bundle, init: Tensor | None, mask: Tensor | None) -> Any:
     """An inpainting UNet that is given the mask the wrong way round."""
     assert mask is not None
-    return given(bundle, init, 1 - mask)
+    return given_by_us(bundle, init, 1 - mask)
 
 
-given = g._given
+given_by_us = g._given
 
 
 # --- The comparisons ----------------------------------------------------------------------------------------
@@ -309,7 +333,7 @@ given = g._given
 @pytest.mark.parametrize("name", PLAIN)
 def test_from_words(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the card's own sampler, steps and guidance."""
-    expected = theirs(name, "words", monkeypatch)
+    expected = theirs(stock(name, "words"), name, folder(name))
     assert apart(ours(name), expected) < TOLERANCE
     for what, fault in SYSTEMS[name].faults.items():
         assert apart(ours(name, fault), expected) > 10 * TOLERANCE, what
@@ -322,9 +346,8 @@ def test_from_words(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_from_a_picture(name: str, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The stock img2img pipeline, which encodes the picture itself. Strength 0.75, as in rinna's notebook."""
     steps = SYSTEMS[name].steps if name == "rinna" else 20
-    expected = theirs(
-        name, "picture", monkeypatch, image=Image.open(files["photo"]), strength=0.75, num_inference_steps=steps
-    )
+    given = {"image": Image.open(files["photo"]), "strength": 0.75, "num_inference_steps": steps}
+    expected = theirs(stock(name, "picture"), name, folder(name), **given)
     asked: Asked = {"init_image": files["photo"], "strength": 0.75, "steps": steps}
     assert apart(ours(name, **asked), expected) < TOLERANCE
     assert apart(ours(name, **{**asked, "strength": 0.75 - 1 / steps}), expected) > 10 * TOLERANCE  # one step later
@@ -337,20 +360,35 @@ def test_into_a_mask(name: str, files: dict[str, str], monkeypatch: pytest.Monke
     """The stock inpainting pipeline. UNets of 4 channels on a mask of whole latent pixels, of 9 channels on any."""
     nine = SYSTEMS[name].inpaints
     steps, strength, mask = (SYSTEMS[name].steps, 1.0, "odd") if nine else (20, 0.75, "even")
-    expected = theirs(
-        name,
-        "mask",
-        monkeypatch,
-        image=Image.open(files["photo"]),
-        mask_image=Image.open(files[mask]),
-        height=16,
-        width=16,
-        strength=strength,
-        num_inference_steps=steps,
-    )
+    shown = masked(files, mask, strength=strength, num_inference_steps=steps)
+    expected = theirs(stock(name, "mask"), name, folder(name), **shown)
     asked: Asked = {"init_image": files["photo"], "mask": files[mask], "strength": strength, "steps": steps}
     assert apart(ours(name, **asked), expected) < TOLERANCE
     where, faults = ("_given", (black_is_anew, not_masked)) if nine else ("inpainted", (inverted, all_anew))
     for fault in faults:
         monkeypatch.setattr(g, where, fault)
         assert apart(ours(name, **asked), expected) > 10 * TOLERANCE, fault.__name__
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_what_we_write_stock_opens_and_draws(name: str, files: dict[str, str], tmp_path: Path) -> None:
+    """`DiffusionPipeline.from_pretrained` of the folder that Kotoe saved, with the card's scheduler.
+
+    transformers 5 has no tokenizer for rinna's and XLM-RoBERTa's files, and diffusers 0.42 no `from_pretrained` for
+    AltDiffusion: there the text encoder and the rest of the folder are opened, by their own classes, one by one.
+    """
+    system, nine = SYSTEMS[name], SYSTEMS[name].inpaints
+    saved = save(load(folder(name), dtype="float32"), tmp_path / "m")
+    if system.states:
+        opener = StableDiffusionPipeline if system.alt else DiffusionPipeline
+        pipe = opener.from_pretrained(saved, text_encoder=None, tokenizer=None)
+    else:
+        pipe = DiffusionPipeline.from_pretrained(saved)
+        assert (type(pipe.text_encoder), type(pipe).__name__.startswith("StableDiffusion")) == (system.own[0], True)
+    if system.scheduler:
+        pipe.scheduler = getattr(diffusers, system.scheduler).from_config(stock(name, "words").scheduler.config)
+    shown = masked(files, "odd", strength=1.0) if nine else {}
+    expected = theirs(pipe, name, saved, num_inference_steps=4, **shown)
+    asked: Asked = {"steps": 4, **({"init_image": files["photo"], "mask": files["odd"]} if nine else {})}
+    assert apart(ours(name, **asked), expected) < TOLERANCE
+    assert apart(ours(name, change_one_norm, **asked), expected) > 10 * TOLERANCE
