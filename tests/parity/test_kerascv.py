@@ -422,7 +422,10 @@ def test_turns_are_each_others_inverse(turn: str) -> None:
 def test_real_kerascv_reads_and_writes_the_same_files(
     family: str, folders: dict[str, Path], bundles: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A UNet of KerasCV's own layers: the same files load, our files load, and what Keras saves loads here."""
+    """A UNet of KerasCV's own layers: the same files load, our files load, and what Keras saves loads here.
+
+    And a whole run with it in the place of the reference's ends at our latents.
+    """
     if find_spec("keras_cv") is None:
         pytest.skip("keras-cv is not at hand")
     import h5py
@@ -449,6 +452,11 @@ def test_real_kerascv_reads_and_writes_the_same_files(
     latent, embedding, context = (g.standard_normal((1, *i.shape[1:])) for i in model.inputs)
     m = ref.SIZES[family]
     assert distance(ref.unet(m, ref.read(ours / name), latent, embedding, context), theirs) <= TOLERANCE
+    ids = (tokens(family, PROMPT), tokens(family, ""))
+    real = ref.run(folders[family], family, *ids, nhwc(noise()), STEPS, answer=lambda *x: model.predict_on_batch([*x]))
+    assert distance(drawn(bundles[family])[0], real[0]) <= TOLERANCE
+    otherwise(monkeypatch, gelu="exact")  # the fault
+    assert distance(drawn(bundles[family])[0], real[0]) > TOLERANCE
 
 
 def real_unet(m: ref.Tiny) -> Any:
