@@ -345,7 +345,7 @@ def test_from_words(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", [name for name in ONCE if name in PLAIN])
 def test_from_a_picture(name: str, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The stock img2img pipeline, which encodes the picture itself. Strength 0.75, as in rinna's notebook."""
-    steps = SYSTEMS[name].steps if name == "rinna" else 20
+    steps = SYSTEMS[name].steps if name == "rinna" else 10
     given = {"image": Image.open(files["photo"]), "strength": 0.75, "num_inference_steps": steps}
     expected = theirs(stock(name, "picture"), name, folder(name), **given)
     asked: Asked = {"init_image": files["photo"], "strength": 0.75, "steps": steps}
@@ -359,7 +359,7 @@ def test_from_a_picture(name: str, files: dict[str, str], monkeypatch: pytest.Mo
 def test_into_a_mask(name: str, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The stock inpainting pipeline. UNets of 4 channels on a mask of whole latent pixels, of 9 channels on any."""
     nine = SYSTEMS[name].inpaints
-    steps, strength, mask = (SYSTEMS[name].steps, 1.0, "odd") if nine else (20, 0.75, "even")
+    steps, strength, mask = (SYSTEMS[name].steps, 1.0, "odd") if nine else (10, 0.75, "even")
     shown = masked(files, mask, strength=strength, num_inference_steps=steps)
     expected = theirs(stock(name, "mask"), name, folder(name), **shown)
     asked: Asked = {"init_image": files["photo"], "mask": files[mask], "strength": strength, "steps": steps}
