@@ -41,7 +41,8 @@ def wanted(files: Iterable[str]) -> list[str]:
 def fetch(name: str, *, needed: Sequence[str] = MODEL, wanted: Callable[[Sequence[str]], list[str]] = wanted) -> Path:
     """The folder of `owner/name`, or `owner/name@revision` (a branch, a tag or a commit), in the hub's cache.
 
-    needed: patterns of files that it must have, a|b for either; a diffusers or text model's by default. wanted: those of its files to download.
+    needed: patterns of files that it must have, a|b for either; a diffusers or text model's by default.
+    wanted: those of its files to download.
     What the cache holds is used as it is, without asking the hub; else it is downloaded. HF_TOKEN opens gated models.
     Raises CheckpointError when the hub can't be reached or has no such model.
     """
