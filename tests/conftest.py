@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,15 @@ def _emoji_font() -> bool:
     return any(next(folder.rglob("NotoColorEmoji.ttf"), None) for folder in folders if folder.is_dir())
 
 
+def _protobuf() -> bool:
+    return find_spec("google") is not None and find_spec("google.protobuf") is not None
+
+
 # name -> (is it here, what to install). Tests say `@pytest.mark.needs("cldr")`; nothing else may skip.
 NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "emoji-font": (_emoji_font, "fonts-noto-color-emoji"),
     "cldr": (lambda: (UNICODE / "cldr/common/annotations/ja.xml").is_file(), "unicode-cldr-core"),
+    "protobuf": (_protobuf, "protobuf, which the extra kotoe[translate] brings"),
     "unicode-data": (lambda: (UNICODE / "emoji/emoji-test.txt").is_file(), "unicode-data"),
 }
 

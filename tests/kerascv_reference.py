@@ -7,14 +7,13 @@ in which they stand there, and each takes its tensors in the order in which it h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 Array = np.ndarray
 Entry = tuple[str, list[tuple[str, tuple[int, ...]]]]  # kind of layer, (role, shape) of its tensors
@@ -208,8 +207,12 @@ def gelu_tanh(x: Array) -> Array:
 def conv(x: Array, w: Array, b: Array, pad: Any = None, stride: int = 1) -> Array:
     k = w.shape[0]
     pad = ((k // 2, k // 2), (k // 2, k // 2)) if pad is None else pad
-    windows = sliding_window_view(np.pad(x, ((0, 0), *pad, (0, 0))), (k, k), axis=(1, 2))[:, ::stride, ::stride]
-    return np.einsum("bhwcij,ijco->bhwo", windows, w, optimize=True) + b
+    x = np.pad(x, ((0, 0), *pad, (0, 0)))
+    h, v = ((edge - k) // stride + 1 for edge in x.shape[1:3])  # rows and columns of the answer
+    shifted = (
+        x[:, i : i + stride * h : stride, j : j + stride * v : stride][:, :h, :v] @ w[i, j] for i, j in np.ndindex(k, k)
+    )
+    return sum(shifted) + b
 
 
 def group_norm(x: Array, gamma: Array, beta: Array) -> Array:
@@ -332,11 +335,24 @@ def timesteps(steps: int, *, old: bool = False) -> Iterator[int]:
 
 
 def run(
-    folder: Path, family: str, ids: Array, empty: Array, noise: Array, steps: int, scale: float = 7.5, **grid: bool
+    folder: Path,
+    family: str,
+    ids: Array,
+    empty: Array,
+    noise: Array,
+    steps: int,
+    scale: float = 7.5,
+    *,
+    answer: Callable[[Array, Array, Array], Array] | None = None,
+    **grid: bool,
 ) -> tuple[Array, Array]:
-    """Latents (1, h, w, 4) and pixels (1, H, W, 3) of DDIM in KerasCV's loop. ids, empty: (1, L)."""
+    """Latents (1, h, w, 4) and pixels (1, H, W, 3) of DDIM in KerasCV's loop. ids, empty: (1, L).
+
+    answer: another UNet than the reference's, of latent, the timestep's embedding and context.
+    """
     m, (words, net) = SIZES[family], NAMES[family]
     encoder, model = read(folder / words), read(folder / net)
+    answer = answer or (lambda x, embedding, words: unet(m, model, x, embedding, words))
     context, nothing = text(m, encoder, ids), text(m, encoder, empty)
     abar = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
     half, x = m.widths[0] // 2, noise
@@ -345,7 +361,7 @@ def run(
     for t, before in zip(order, [*order[1:], None], strict=True):
         angle = t * frequencies
         embedding = np.concatenate([np.cos(angle), np.sin(angle)])[None]
-        negative, positive = unet(m, model, x, embedding, nothing), unet(m, model, x, embedding, context)
+        negative, positive = (answer(x, embedding, words) for words in (nothing, context))
         eps = negative + scale * (positive - negative)
         now, then = abar[t], 1.0 if before is None else abar[before]
         x = math.sqrt(then) * (x - math.sqrt(1 - now) * eps) / math.sqrt(now) + math.sqrt(1 - then) * eps

@@ -1,13 +1,15 @@
 """Small checkpoints of the systems that Kotoe grew from, as they were published: the same classes, configuration keys,
 files and quirks, random weights, written by the real transformers and diffusers.
 
-folder = taiyi(tmp_path)          # and rinna, cool_japan, bingsu, alt_diffusion(tmp_path, "m18")
+folder = taiyi(tmp_path)          # and rinna, cool_japan, bingsu, stable_diffusion, alt_diffusion(tmp_path, "m18")
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from diffusers.pipelines.deprecated.alt_diffusion.modeling_roberta_series import
 from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer as Backend
 from torch import nn
-from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from kotoe.localize.vocabulary import train_clip_bpe
 from tiny import LINES, seeded
@@ -46,10 +48,11 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _drawing_part(folder: Path, seed: int, *, linear: bool = False) -> None:
+def _drawing_part(folder: Path, seed: int, *, linear: bool = False, inpaints: bool = False) -> None:
     """unet/ and vae/ in the layout of SD 1.x, or of 2.x."""
     unet = UNet2DConditionModel(
         sample_size=8,
+        in_channels=9 if inpaints else 4,
         block_out_channels=(32, 64),
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -207,15 +210,25 @@ def taiyi(folder: Path) -> Path:
     return _index(folder, LMS, ["transformers", "BertModel"], "BertTokenizer")
 
 
-def cool_japan(folder: Path, prediction_type: str = "epsilon") -> Path:
-    """alfredplpl/cool-japan-diffusion-for-learning-2-0: SD 2.x's layout, an odd number of text layers, exact GELU."""
+def stable_diffusion(
+    folder: Path, version: str = "1", *, prediction_type: str = "epsilon", inpaints: bool = False
+) -> Path:
+    """Stable Diffusion itself. "1": v1-4 and v1-5, PNDM. "2": padding with "!", an odd number of text layers, exact
+    GELU, linear layers round the transformers, DDIM. inpaints: the UNet of 9 channels."""
+    two = version == "2"
     words = folder / "tokenizer"
     words.mkdir(parents=True)
-    train_clip_bpe(LINES["en"], words, 560, max_tokens=77, pad_token="!")
-    _clip(folder, 560, 3, "gelu")
-    _drawing_part(folder, 40, linear=True)
+    train_clip_bpe(LINES["en"], words, 560, max_tokens=77, pad_token="!" if two else "<|endoftext|>")
+    _clip(folder, 560, 3, "gelu" if two else "quick_gelu")
+    _drawing_part(folder, 40 if two else 70, linear=two, inpaints=inpaints)
     ddim = {**PNDM, "_class_name": "DDIMScheduler", "_diffusers_version": "0.8.0", "prediction_type": prediction_type}
-    return _index(folder, ddim, ["transformers", "CLIPTextModel"], "CLIPTokenizer")
+    pipeline = "StableDiffusionInpaintPipeline" if inpaints else ""
+    return _index(folder, ddim if two else PNDM, ["transformers", "CLIPTextModel"], "CLIPTokenizer", pipeline)
+
+
+def cool_japan(folder: Path, prediction_type: str = "epsilon") -> Path:
+    """alfredplpl/cool-japan-diffusion-for-learning-2-0, and its siblings that predict v."""
+    return stable_diffusion(folder, "2", prediction_type=prediction_type)
 
 
 def bingsu(folder: Path) -> Path:
@@ -231,6 +244,41 @@ def bingsu(folder: Path) -> Path:
     _clip(folder, 600, 3, "quick_gelu")
     _drawing_part(folder, 50)
     return _index(folder, {**PNDM, "_diffusers_version": "0.6.0"}, ["transformers", "CLIPTextModel"], "CLIPTokenizer")
+
+
+# What transformers 4 wrote into every text_config beside what differs from the defaults (a part of it).
+OLD_TEXT_CONFIG: dict[str, Any] = dict.fromkeys(
+    ("add_cross_attention", "is_decoder", "do_sample", "torchscript"), False
+)
+OLD_TEXT_CONFIG |= {"pruned_heads": {}, "bad_words_ids": None, "max_length": 20, "min_length": 0, "num_beams": 1}
+OLD_TEXT_CONFIG |= {
+    "temperature": 1.0,
+    "top_k": 50,
+    "tie_word_embeddings": True,
+    "use_bfloat16": False,
+    "_name_or_path": "",
+}
+
+
+def korean_clip(folder: Path, *, pickled: bool = False, hidden: int = WIDTH) -> Path:
+    """Bingsu/clip-vit-large-patch14-ko: a CLIPModel of both halves, tokenizer.json alone beside it."""
+    text = {"vocab_size": 600, "hidden_size": hidden, "intermediate_size": 64, "num_hidden_layers": 3}
+    picture = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1, "image_size": 32, "patch_size": 16}
+    heads = {"num_attention_heads": 4, "hidden_act": "quick_gelu"}
+    model = CLIPModel(CLIPConfig(text_config=text | heads, vision_config=picture | heads, projection_dim=WIDTH))
+    _sharp(model, 5).save_pretrained(folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["text_config"] |= OLD_TEXT_CONFIG
+    _write(file, {**config, "text_config_dict": None, "vision_config_dict": None})
+    if pickled:
+        (folder / "model.safetensors").unlink()
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with TemporaryDirectory() as words:
+        train_clip_bpe([*LINES["ko"], *LINES["en"]], words, 600, max_tokens=77)
+        CLIPTokenizer.from_pretrained(words).save_pretrained(words)
+        shutil.copyfile(f"{words}/tokenizer.json", folder / "tokenizer.json")
+    return folder
 
 
 def alt_diffusion(folder: Path, generation: str = "m9", *, masked: bool = True) -> Path:
@@ -257,6 +305,11 @@ def alt_diffusion(folder: Path, generation: str = "m9", *, masked: bool = True) 
         use_attention_mask=masked,
     )
     _sharp(RobertaSeriesModelWithTransformation(config), 7).save_pretrained(folder / "text_encoder")
+    if generation == "m2":  # was published before the others' key was thought of
+        file = folder / "text_encoder" / "config.json"
+        said = json.loads(file.read_text())
+        del said["has_pre_transformation"]
+        _write(file, said)
     _drawing_part(folder, 60, linear=generation == "m18")
     ddim = {**PNDM, "_class_name": "DDIMScheduler"}
     text = ["alt_diffusion", "RobertaSeriesModelWithTransformation"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kotoe.checkpoints import Bundle, conditioner_hashes, load, save
+from kotoe.checkpoints import Bundle, conditioner_hashes, files, load, save
 from kotoe.checkpoints.diffusers import vae_name
 from kotoe.checkpoints.files import check_shapes, choose_dtype, file_sha256, replacing, shapes_of, skeleton
 from kotoe.errors import CheckpointError, UserError
@@ -357,3 +357,62 @@ def test_an_encoder_and_tokenizer_that_disagree_are_not_saved(tmp_path: Path) ->
     with pytest.raises(CheckpointError, match=r"the encoder's \{'pad': 0\} aren't the tokenizer's"):
         save(bundle.changed(conditioners={"en": wrong}), tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+# --- memory -------------------------------------------------------------------------------------------------
+
+PEAK = """\
+import sys
+from pathlib import Path
+import torch
+from kotoe.checkpoints import files
+path, dtype, mapped = Path(sys.argv[1]), getattr(torch, sys.argv[2]), int(sys.argv[3])
+files.MAPPED_BYTES = mapped or files.MAPPED_BYTES
+def peak():
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+expected = {entry.name: entry.shape for entry in files.entries(path, "part")}
+before = peak()
+found = files.read_tensors([path], expected, what="part", dtype=dtype, device=torch.device("cpu"))
+total = sum(int((t == 1).sum()) for t in found.values())  # looks at every page
+size = sum(t.nbytes for t in found.values())
+assert total * dtype.itemsize == size and all(t.dtype == dtype for t in found.values())
+print((peak() - before) / size)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 MiB of float16."""
+    path = tmp_path_factory.mktemp("large") / "model.safetensors"
+    save_file({f"t{i}": torch.ones(2048, 2048, dtype=torch.float16) for i in range(50)}, path)
+    return path
+
+
+def peak_of(path: Path, dtype: str, mapped: int = 0) -> float:
+    """The largest resident set of a child that reads a file, over the tensors' size. mapped: another MAPPED_BYTES."""
+    command = [sys.executable, "-c", PEAK, str(path), dtype, str(mapped)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def test_converting_holds_no_second_copy(large: Path) -> None:
+    assert peak_of(large, "bfloat16") <= 1.25
+    assert peak_of(large, "bfloat16", 2**40) > 1.25  # the fault: a mapping that stays to the end
+    assert peak_of(large, "float32") <= 1.25
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAPPED_BYTES", 1)
+    path = tmp_path / "model.safetensors"
+    stored = {name: torch.randn(4, 4) for name in ("a", "b", "c")}
+    save_file(stored, path)
+    a, b, c = files.entries(path, "unet")
+    assert torch.equal(a.read(torch.bfloat16), stored["a"].bfloat16())
+    assert torch.equal(b.read(torch.bfloat16), stored["b"].bfloat16())  # through a new mapping
+    save_file(stored, path.with_name("other"))
+    path.with_name("other").rename(path)
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        c.read(torch.bfloat16)

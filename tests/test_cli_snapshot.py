@@ -12,14 +12,16 @@ from kotoe import cli
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 FROZEN = {
-    "generate": "prompt negative_prompt language width height steps sampler grid ending guidance_scale "
+    "generate": "prompt negative_prompt language translate_to width height steps sampler grid ending guidance_scale "
     "guidance_rescale seed n eta init_image mask strength long_prompt padding punctuation dtype numerics batch_size "
-    "model out replay grid_image device low_memory config dry_run json",
+    "model out translator detector replay grid_image device low_memory "
+    "tokenizer ema prediction_type allow_pickle config dry_run json",
     "inspect": "model config dry_run json",
-    "convert": "source out to tokenizer ema prediction_type language dtype allow_pickle overwrite config dry_run json",
-    "evaluate": "suite model languages tier n controls batch_size steps out config dry_run json",
+    "convert": "source out to language dtype overwrite tokenizer ema prediction_type allow_pickle config dry_run json",
+    "evaluate": "suite model languages tier n controls batch_size steps out "
+    "tokenizer ema prediction_type allow_pickle config dry_run json",
     "train": "recipe run size device seed config dry_run json",
-    "conditioner add": "bundle language from_ source_language overwrite config dry_run json",
+    "conditioner add": "bundle language from_ source_language overwrite allow_pickle config dry_run json",
     "conditioner remove": "bundle language config dry_run json",
     "data pairs": "language out count tier seed split overwrite config dry_run json",
     "tokenizer train": "texts out family vocab_size column max_tokens model_type normalization byte_fallback "
@@ -28,7 +30,7 @@ FROZEN = {
     "localize": "base language run plan pairs out tokenizer vocab_size start student steps batch_size lr dropout "
     "long_prompt seed device overwrite log_every threads config dry_run json",
     "study localization": "out base languages plans starts budgets n count tier seed threads config dry_run json",
-    "check": "model config dry_run json",
+    "check": "model tokenizer ema prediction_type allow_pickle config dry_run json",
 }
 
 

@@ -236,7 +236,7 @@ def test_which_unet_is_asked_for(sources: dict[str, Made], tokenizers: dict[str,
     assert one.hashes == two.hashes == {}  # of the file, they would be the same
     assert one.sha256 != two.sha256
     raw = source[f"{UNET}out.2.bias"]
-    with pytest.raises(UserError, match=r"holds the UNet twice.*ema True or False \(kotoe convert: --ema"):
+    with pytest.raises(UserError, match=r"holds the UNet twice.*ema True or False \(--ema"):
         bias(both, None)
     assert torch.equal(bias(both, False), raw)
     assert torch.equal(bias(both, True), 0.9 * raw)
@@ -414,7 +414,7 @@ def test_a_fault_is_named(fault: str, sources: dict[str, Made], tokenizers: dict
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_any_one_tensor_the_specs_are_the_same_or_an_error(family: str, sources: dict[str, Made]) -> None:
     """So that the missing one is named, rather than a smaller network built without it."""
-    listed = [Entry(name, tuple(t.shape), "F32", lambda t=t: t) for name, t in sources[family].file.items()]
+    listed = [Entry(name, tuple(t.shape), "F32", t.to) for name, t in sources[family].file.items()]
     whole = single.said(single.contents(listed, {}, "m"), "epsilon", "m")
     unused = {f"{OPENCLIP}{name}" for name in single.contents(listed, {}, "m").unused}
     errors = []

@@ -7,18 +7,20 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import seeds
 from kotoe import cli
-from kotoe.checkpoints import conditioner_hashes, load, save
+from kotoe.checkpoints import Bundle, conditioner_hashes, load, save
 from kotoe.checkpoints.conditioners import add, remove, swap
 from kotoe.config import Request
 from kotoe.errors import CheckpointError, UserError
 from kotoe.generate import generate
-from tiny import edit, saved_tiny, tiny_bundle, tiny_conditioner
+from tiny import apart, edit, latents_decoded, saved_tiny, tiny_bundle, tiny_conditioner
 
 LINES = {"en": "a red cat", "ja": "青い背景に猫", "zh": "绿树左边的两只狗", "ko": "파란 배경의 고양이"}
 
@@ -60,6 +62,45 @@ def test_four_languages_in_one_batch_are_four_pictures_alone() -> None:
     for prompt, picture in zip(prompts, together, strict=True):
         (alone,) = generate(bundle, Request(prompt=prompt, language=picture.record.conditioner.language, seed=3))
         assert alone.image.tobytes() == picture.image.tobytes()
+
+
+def test_four_systems_texts_read_by_one_unet(tmp_path: Path) -> None:
+    """Stable Diffusion with rinna's, Taiyi's and Bingsu's text sides beside its own: four prompts in one go are the
+    pictures of four runs, to the bit by default, and to rounding where they share a batch."""
+    ours = seeds.stable_diffusion(tmp_path / "en")
+    sources = {"ja": seeds.rinna, "zh": seeds.taiyi, "ko": seeds.bingsu}
+    for language, make in sources.items():
+        before = contents(ours)
+        add(ours, language, make(tmp_path / language))
+        assert {k: v for k, v in contents(ours).items() if k in before} == before, language
+    bundle = load(ours, dtype="float32")
+    assert [bundle.conditioner(x).tokenizer.kind for x in bundle.languages] == [
+        "clip-bpe", "sentencepiece", "wordpiece", "clip-bpe",
+    ]  # fmt: skip
+    prompts, options = tuple(LINES.values()), {"steps": 3, "seed": 3}
+
+    def drawn(bundle: Bundle, prompt: str | tuple[str, ...], **changes: Any) -> list[Tensor]:
+        with latents_decoded() as ends:
+            pictures = generate(bundle, Request(prompt=prompt, **options, **changes))
+        said = [p.record.conditioner.language for p in pictures]
+        assert said == [changes.get("language", language) for language, line in LINES.items() if line in prompt]
+        return ends
+
+    together, batched = drawn(bundle, prompts), drawn(bundle, prompts, batch_size=4)
+    for k, (language, prompt) in enumerate(LINES.items()):
+        (alone,) = drawn(bundle, prompt)
+        assert torch.equal(together[k], alone), language
+        assert apart(batched[k], alone) < 1e-5, language
+        others = {"zh": "ja", "ja": "ko"}.get(language, "zh")  # the fault: read by another of the four
+        assert apart(drawn(bundle, prompt, language=others)[0], alone) > 1e-3, language
+    remove(ours, "zh")  # the one in the middle
+    kept = load(ours, dtype="float32")
+    assert kept.languages == ("en", "ja", "ko")
+    assert torch.equal(drawn(kept, LINES["ko"])[0], together[3])
+    networks = [(bundle.unet, kept.unet), (bundle.vae, kept.vae)]
+    networks += [(bundle.conditioner(x).encoder, kept.conditioner(x).encoder) for x in kept.languages]
+    for one, other in networks:
+        assert all(torch.equal(t, other.state_dict()[name]) for name, t in one.state_dict().items())
 
 
 def test_texts_of_512_and_77_tokens_are_drawn_side_by_side(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from kotoe.checkpoints import load, save
 from kotoe.checkpoints.files import file_sha256
 from kotoe.checkpoints.inspect import describe
 from singles import Made, ema_of, made, words, written
-from tiny import tiny_bundle
+from tiny import tiny_bundle, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,80 @@ def test_other_verbs_say_what_to_do(source: Made, tmp_path: Path, capsys: pytest
     path = written(source.file, tmp_path / "m.safetensors", prediction_type="epsilon")
     code, _, err = run(capsys, "generate", "a cat", "--model", path, "--out", tmp_path / "out")
     assert code == 2
-    assert "kotoe convert m.safetensors OUT --to diffusers --tokenizer FOLDER" in err
+    assert "Allowed: tokenizer=FOLDER (--tokenizer FOLDER)" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_every_verb_takes_what_a_file_leaves_open(
+    source: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """generate, its saved configuration, check and evaluate load a pickled file of two UNets and an open prediction."""
+    monkeypatch.chdir(tmp_path)
+    averages = {k: t + 0.01 if t.ndim else t for k, t in ema_of(source.file).items()}
+    torch.save({"state_dict": {**source.file, **averages}}, "m.ckpt")
+    words(tmp_path / "words", "sd2")
+    draw = ["generate", "a cat", "--model", "m.ckpt", "--steps", "2", "--width", "32", "--height", "32", "--json"]
+    options: list[object] = []
+    for message, *more in (
+        (r"is a pickle", "--allow-pickle"),
+        (r"(--ema, --no-ema)", "--ema"),
+        (r"(--prediction-type)", "--prediction-type", "epsilon"),
+        (r"(--tokenizer FOLDER)", "--tokenizer", "words"),
+    ):
+        code, out, err = run(capsys, *draw, *options)
+        assert (code, out) == (2, "")
+        assert message in err
+        options += more
+    code, out, err = run(capsys, *draw, *options)
+    assert code == 0, err
+    (picture,) = json.loads(out)["pictures"]
+    (saved,) = Path("out").glob("generate-*.json")
+    code, out, err = run(capsys, "generate", "--config", saved, "--out", "again", "--json")
+    assert code == 0, err
+    assert Path(json.loads(out)["pictures"][0]["path"]).name == Path(picture["path"]).name
+
+    replay = ["generate", "--replay", picture["path"], "--model", "m.ckpt", "--out", "replayed", "--json"]
+    code, out, err = run(capsys, *replay, *options)
+    assert code == 0, err
+    assert json.loads(out)["identical"] is True
+    tiny_tokenizer("en", "<|endoftext|>").save(_new(tmp_path / "others"))  # the same vocabulary, padded otherwise
+    for given, other, part in (
+        ("--ema", "--no-ema", "UNet"),
+        ("epsilon", "v_prediction", "noise schedule"),
+        ("words", "others", "tokenizer of en"),
+    ):
+        code, out, err = run(capsys, *replay, *(other if x == given else x for x in options))
+        assert (code, out) == (2, ""), given
+        assert f"the {part} of m is another one than drew the picture" in err
+
+    code, out, err = run(capsys, "check", "--model", "m.ckpt", *options, "--json")
+    assert code == 0, err
+    assert json.loads(out)["model"]["name"] == "m"
+    code, _, err = run(capsys, "evaluate", "--model", "m.ckpt", *options, "--languages", "ja")
+    assert code == 2
+    assert "ja" in err.splitlines()[-1]  # loaded, and it has no Japanese
+    assert "pickle" not in err.splitlines()[-1]
+
+
+def _new(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("verb", ["generate", "check", "evaluate"])
+def test_options_that_do_not_apply_are_errors(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    folder = save(tiny_bundle(), tmp_path / "m")
+    prompt = ["a cat", "--out", tmp_path / "out"] if verb == "generate" else []
+    for option, message in (
+        (["--tokenizer", folder], f"tokenizer {folder} for the folder {folder}"),
+        (["--no-ema"], f"ema False for the folder {folder}"),
+        (["--prediction-type", "epsilon"], f"prediction_type epsilon for the folder {folder}"),
+    ):
+        code, out, err = run(capsys, verb, *prompt, "--model", folder, *option)
+        assert (code, out) == (2, "")
+        assert message in err
 
 
 def test_inspect_shows_a_file(source: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import seeds
 from kotoe import builtin, hub
 from kotoe.checkpoints import load
+from kotoe.checkpoints.conditioners import add
 from kotoe.errors import CheckpointError, UserError
 from tiny import saved_tiny
 
@@ -85,3 +87,19 @@ def test_of_a_repository_only_the_model_is_wanted() -> None:
         "tokenizer/vocab.txt",
         "conditioners/ja/tokenizer/spiece.model",
     ]
+
+
+def test_a_text_models_own_repository(tmp_path: Path) -> None:
+    """Not in diffusers' layout: the files at its top, for `kotoe conditioner add`."""
+    published = "README.md config.json flax_model.msgpack tokenizer.json tokenizer_config.json onnx/model.json".split()
+    weights = ["model.safetensors", "pytorch_model.bin", "model.fp16.safetensors"]
+    wanted = hub.wanted(iter([*published, *weights]))
+    assert wanted == ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
+    assert "pytorch_model.bin" in hub.wanted([*published, "pytorch_model.bin"])
+    assert hub.wanted(["model_index.json", "config.json", "model.safetensors"]) == ["model_index.json"]
+    ours = saved_tiny(tmp_path / "m")
+    cached("someone/korean-clip", seeds.korean_clip(tmp_path / "clip"))
+    add(ours, "ko", "someone/korean-clip")
+    assert load(ours).languages == ("en", "ko")
+    with pytest.raises(CheckpointError, match="holds no model_index.json"):
+        load("someone/korean-clip")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kotoe.errors import UserError
-from kotoe.language import choose, detect
+from kotoe.language import canonical, choose, covering, detect, has_letters, of_script, primary, script_of
 
 FOUR = ("en", "ja", "zh", "ko")
 
@@ -93,3 +93,44 @@ def test_choose_refuses_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"'zh' is ambiguous\. Allowed: zh-Hans, zh-Hant"):
         choose("zh", ("zh-Hans", "zh-Hant"))
     assert choose("zh", ("zh-Hans", "en")) == "zh-Hans"
+
+
+@pytest.mark.parametrize(
+    ("asked", "tag"),
+    [("FR", "fr"), ("fra", "fr"), ("zh_hant_tw", "zh-Hant-TW"), ("por-br", "pt-BR"), ("no", "nb"), ("frr", "frr"),
+     ("arb", "ar"), ("swh", "sw"), ("en-Latn-GB", "en-Latn-GB")],
+)  # fmt: skip
+def test_canonical(asked: str, tag: str) -> None:
+    assert canonical(asked) == tag
+
+
+def test_parts_of_a_tag() -> None:
+    assert primary("ZHO_hant") == "zh"
+    assert [script_of(t) for t in ("zh", "zh-TW", "zh_CN", "zh-Hant-CN", "sr-Latn", "pt-BR")] == [
+        None, "Hant", "Hans", "Hant", "Latn", None,
+    ]  # fmt: skip
+
+
+def test_covering() -> None:
+    assert covering("eng", FOUR) == "en"
+    assert covering("zh-TW", FOUR) == "zh"
+    assert covering("fr", FOUR) is None
+    assert covering("zh-TW", ("zh-Hans", "en")) is None
+    assert covering("zh", ("zh-Hans", "en")) == "zh-Hans"
+    with pytest.raises(UserError, match="ambiguous"):
+        covering("zh", ("zh-Hans", "zh-Hant"))
+
+
+@pytest.mark.parametrize(
+    ("text", "tag"),
+    [("แมว", "th"), ("ネコ", "ja"), ("고양이", "ko"), ("γάτα", "el"), ("蓝色背景上的猫", "zh"), ("図書館", "ja"),
+     ("a cat", None), ("un café", None), ("кошка", None), ("猫", None), ("", None), ("a sign saying こんにちは", None)],
+)  # fmt: skip
+def test_a_script_that_tells_the_language(text: str, tag: str | None) -> None:
+    """Whatever languages a model has: Latin and Cyrillic never do, Han characters sometimes."""
+    assert of_script(text) == tag
+
+
+def test_letters() -> None:
+    assert has_letters("a 1")
+    assert not has_letters("1 🐱 !")

@@ -325,7 +325,7 @@ def test_golden() -> None:
 
 
 def test_the_page_of_languages_is_right() -> None:
-    page = (ROOT / "docs/languages.md").read_text("utf-8")
+    page = (ROOT / "docs/world.md").read_text("utf-8")
     rows = [row.strip("| ").split(" | ") for row in re.findall(r"^\|.*\|$", page, re.M)[2:]]
     small = Scene(objects=(CAT,), size="small", position="top left", background="red")
     assert {tag: said for tag, _, said in rows} == {tag: caption(small, tag) for tag in TAGS}

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from kotoe.checkpoints import Bundle, Defaults
 from kotoe.localize.vocabulary import train_clip_bpe, train_sentencepiece
@@ -136,3 +140,39 @@ def edit(path: Path, **changes: object) -> None:
     """Set keys of a JSON file; "gone" removes one."""
     value = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({k: v for k, v in value.items() if v != "gone"}))
+
+
+@contextmanager
+def latents_decoded() -> Iterator[list[Tensor]]:
+    """Within it, the latents (1, C, h, w) of unit variance that an autoencoder is given to decode, one per picture."""
+    seen: list[Tensor] = []
+    decode = VAE.decode
+
+    def watched(vae: VAE, z: Tensor) -> Tensor:
+        seen.append(z)
+        return decode(vae, z)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VAE, "decode", watched)
+        yield seen
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """Largest difference relative to the largest value."""
+    assert a.shape == b.shape
+    return float((a - b).abs().max().detach() / b.abs().max().detach())
+
+
+def pictures(folder: Path) -> dict[str, str]:
+    """Files of 16 x 16 pixels: a photo; a mask "odd" whose edges lie between latent pixels, with greys on both sides of
+    a half; and a mask "even" of whole latent pixels."""
+    photo, odd, even = Image.new("RGB", (16, 16)), Image.new("L", (16, 16), 0), Image.new("L", (16, 16), 0)
+    photo.putdata([(x * 16, y * 16, 99) for y in range(16) for x in range(16)])
+    odd.paste(255, (5, 3, 12, 12))
+    odd.paste(120, (0, 13, 16, 16))
+    odd.paste(136, (13, 0, 16, 6))
+    even.paste(255, (4, 6, 12, 14))
+    made = {"photo": photo, "odd": odd, "even": even}
+    for name, picture in made.items():
+        picture.save(folder / f"{name}.png")
+    return {name: str(folder / f"{name}.png") for name in made}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from kotoe import __version__, console, verbs, verbs_tokenizer
+from kotoe import __version__, console, verbs, verbs_tokenizer, verbs_training
 from kotoe.config import Request, from_json, read_json
 from kotoe.console import INTERRUPTED, Common, Values, say
 from kotoe.errors import UserError, nearest, unknown
@@ -47,7 +47,7 @@ class Verb:
 
 VERBS = {
     "generate": Verb(
-        parts=(Request, console.Drawing),
+        parts=(Request, console.Drawing, console.Loading),
         positional="prompt",
         run=verbs.generate,
         doc="""Draw pictures from prompts in any language the model has.
@@ -70,7 +70,7 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
     kotoe inspect path/to/folder --json""",
     ),
     "convert": Verb(
-        parts=(console.Converting,),
+        parts=(console.Converting, console.Loading),
         positional="source out",
         run=verbs.convert,
         doc="""Write a model in another format: a folder in diffusers' layout, a single CompVis file, KerasCV's files.
@@ -82,7 +82,7 @@ Nothing is lost or left over in silence: what a format can't hold is refused, an
     kotoe convert sd15 sd15.safetensors --to compvis --dtype float16""",
     ),
     "evaluate": Verb(
-        parts=(console.Evaluating,),
+        parts=(console.Evaluating, console.Loading),
         positional=None,
         run=verbs.evaluate,
         doc="""Measure what a model draws, per language, each figure with its n and 95 % interval, beside controls.
@@ -93,7 +93,7 @@ Nothing is lost or left over in silence: what a format can't hold is refused, an
     "train": Verb(
         parts=(console.Training,),
         positional="recipe",
-        run=verbs.train,
+        run=verbs_training.train,
         doc="""Run a recipe. The same command resumes it; Ctrl-C saves first.
 
     kotoe train recipes/emoji_base.py --run runs/base --size cpu""",
@@ -101,7 +101,7 @@ Nothing is lost or left over in silence: what a format can't hold is refused, an
     "localize": Verb(
         parts=(Localizing,),
         positional="base",
-        run=verbs.localize,
+        run=verbs_training.localize,
         doc="""Teach a model that exists a language, most often from parallel text alone. The same command resumes it.
 
 The result is the model with a further conditioner; its UNet and its other languages stay the same to the bit.
@@ -113,7 +113,7 @@ The result is the model with a further conditioner; its UNet and its other langu
     "study localization": Verb(
         parts=(Studying,),
         positional=None,
-        run=verbs.study,
+        run=verbs_training.study,
         doc="""Measure plans, languages and budgets beside each other on the emoji world. What is done is kept.
 
     kotoe study localization --out study --languages ja zh ko --plans distil-behind distil-states --budgets 200 600""",
@@ -126,7 +126,8 @@ The result is the model with a further conditioner; its UNet and its other langu
 
 The UNet is not loaded, nothing is trained: whether width, vocabulary and special tokens fit is checked first.
 
-    kotoe conditioner add path/to/model --language ko --from path/to/korean-model""",
+    kotoe conditioner add path/to/model --language ko --from path/to/korean-model
+    kotoe conditioner add path/to/model --language ko --from path/to/korean-clip --allow-pickle""",
     ),
     "conditioner remove": Verb(
         parts=(console.Removing,),
@@ -139,10 +140,10 @@ The UNet is not loaded, nothing is trained: whether width, vocabulary and specia
     "data pairs": Verb(
         parts=(console.Pairing,),
         positional=None,
-        run=verbs.write_pairs,
+        run=verbs_training.write_pairs,
         doc="""Write parallel text: what English and another language say of the same scenes of the emoji world.
 
-It is what the text encoder of a new language is trained on; every language of docs/languages.md has captions.
+It is what the text encoder of a new language is trained on; every language of docs/world.md has captions.
 
     kotoe data pairs --language sw --out sw.tsv
     kotoe data pairs --language sw --out sw-held-out.jsonl --split held-out --count 2000""",
@@ -168,7 +169,7 @@ The same texts and options give the same files, which stock transformers opens. 
     kotoe tokenizer report captions.txt --tokenizer tok-ja --limit 77 --out report""",
     ),
     "check": Verb(
-        parts=(console.Checking,),
+        parts=(console.Checking, console.Loading),
         positional=None,
         run=verbs.check,
         doc="""Test this machine: versions, processor, fonts, and a picture in every language with the time it took.

@@ -143,6 +143,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         for option in args:
+            if dataclasses.is_dataclass(option):  # its own words say more than "an object or null"
+                return _typed(option, value, where)
             if option is not type(None):
                 try:
                     return _typed(option, value, where)
@@ -197,6 +199,8 @@ class Request:
     prompt:          what to draw, in any language the model has; one text or several.
     negative_prompt: what to keep out, in the language of the prompt.
     language:        BCP 47 tag of the prompts (en, ja, zh, ko, ...); None: detected for each prompt.
+    translate_to:    with a translator: the model's language that prompts in none of its languages are translated into;
+                     English, or its first one, when not given.
     width:           pixels; a multiple of the model's latent pixel.
     height:          the same.
     steps:           denoising steps, 1 or more.
@@ -226,6 +230,7 @@ class Request:
     prompt: Sequence[str]  # stored as a tuple
     negative_prompt: str = ""
     language: str | None = None
+    translate_to: str | None = None
     width: int | None = None
     height: int | None = None
     steps: int | None = None
@@ -341,6 +346,45 @@ class ConditionerRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DetectionRecord:
+    """What a language detector said of a prompt: its label, the BCP 47 tag of that, and its probability, 0 to 1."""
+
+    detector: str
+    detector_sha256: str
+    label: str
+    language: str
+    score: float
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not 0.0 <= self.score <= 1.0:
+            raise UserError(f"DetectionRecord: score {self.score}", allowed="0.0 to 1.0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslationRecord:
+    """What was read instead of the prompt and the negative prompt, and the translator that wrote it.
+
+    source, target: BCP 47 tags; source_code, target_code: the translator's own. translator_sha256: of all its files.
+    """
+
+    translator: str
+    translator_sha256: str
+    source: str
+    target: str
+    source_code: str
+    target_code: str
+    beams: int
+    prompt: str
+    negative_prompt: str
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for text in (self.prompt, self.negative_prompt):
+            _check_text(text)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelRecord:
     """Which networks drew: the sha256 of their files (of their tensors where there are none) and of the schedule."""
 
@@ -354,6 +398,8 @@ class ModelRecord:
 class Record:
     """What was done for one picture: enough to draw it again. Embedded in the picture.
 
+    prompt and negative_prompt are as given; `translation` has what was read instead, where the model lacks their
+    language. detection: what a language detector said, where it was asked.
     dtype is the UNet's. tokens: prompt tokens read, without start, end and padding. batch: (index, size), and threads:
     arithmetic may round differently for other numbers of pictures at once or of threads, so a replay uses the same.
     """
@@ -365,6 +411,8 @@ class Record:
     language_source: Literal["asked", "detected", "unsure"]
     prompt: str
     negative_prompt: str
+    translation: TranslationRecord | None = None
+    detection: DetectionRecord | None = None
     width: int
     height: int
     steps: int
@@ -400,9 +448,26 @@ class Record:
         index, size = self.batch
         if not 0 <= index < size:
             raise UserError(f"Record: batch {self.batch}", allowed="(index, size) with index below size")
+        if self.translation is not None and self.translation.target != self.conditioner.language:
+            raise UserError(
+                f"Record: a translation into {self.translation.target}, read as {self.conditioner.language}",
+                allowed="one language",
+            )
+
+    @property
+    def prompt_language(self) -> str:
+        """BCP 47 tag of the prompt as it was given."""
+        return self.conditioner.language if self.translation is None else self.translation.source
 
     def request(self) -> Request:
-        """The Request for this picture. Its dtype is the loaded model's (see `dtype` here)."""
-        theirs = {"prompt", "language", "n", "dtype", "batch_size"}
+        """The Request for this picture. Its dtype is the loaded model's (see `dtype` here), and it would be translated
+        anew where the picture's was (`replay` reads the recorded translation)."""
+        theirs = {"prompt", "language", "translate_to", "n", "dtype", "batch_size"}
         same = {f.name: getattr(self, f.name) for f in dataclasses.fields(Request) if f.name not in theirs}
-        return Request(prompt=(self.prompt,), language=self.conditioner.language, batch_size=self.batch[1], **same)
+        return Request(
+            prompt=(self.prompt,),
+            language=self.prompt_language,
+            translate_to=None if self.translation is None else self.translation.target,
+            batch_size=self.batch[1],
+            **same,
+        )

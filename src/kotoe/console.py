@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kotoe import builtin
@@ -42,8 +44,11 @@ class Common:
 class Drawing:
     """Where from and where to.
 
-    model:      a model's name, built in or on the hub (owner/name), or its folder.
+    model:      a model's name, built in or on the hub (owner/name), its folder, or a single file.
     out:        folder for the pictures, and beside them the resolved configuration as generate-*.json.
+    translator: translates prompts in languages that the model lacks, and no others: an mBART-50, M2M100, NLLB or Marian
+                checkpoint, its folder or its name on the hub.
+    detector:   with --translator: a classifier that tells the language of prompts whose script doesn't.
     replay:     draw a picture of Kotoe's again, from the record inside it; no prompt then.
     grid_image: also write grid.png, all pictures with their prompts; by default when there are several.
     device:     where to compute: cpu, cuda, cuda:N or mps; cpu by default.
@@ -52,10 +57,32 @@ class Drawing:
 
     model: str = builtin.DEFAULT
     out: str = "out"
+    translator: str | None = None
+    detector: str | None = None
     replay: str | None = None
     grid_image: bool | None = None
     device: str | None = None
     low_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if self.detector is not None and self.translator is None:
+            raise UserError(f"detector {self.detector} without a translator", allowed="--detector with --translator")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """What a model's files may not say themselves. An option that doesn't apply to the files given is an error.
+
+    tokenizer:       for a single file or KerasCV's: a folder with its text encoder's tokenizer, or a whole checkpoint.
+    ema:             for a single file that holds two UNets: the running average, or the one as trained.
+    prediction_type: for a single file of SD 2.x: epsilon (512 pixels) or v_prediction (768 pixels).
+    allow_pickle:    read .ckpt and .bin files too, as tensors only.
+    """
+
+    tokenizer: str | None = None
+    ema: bool | None = None
+    prediction_type: str | None = None
+    allow_pickle: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,28 +99,20 @@ class Inspecting:
 class Converting:
     """What to write in another format.
 
-    source:          a model's name, a folder in diffusers' layout or of KerasCV's files, or a single file.
-    out:             where to: a folder for diffusers and kerascv, a name ending in .safetensors for compvis.
-    to:              diffusers, a folder; compvis, a single file of one language, without its tokenizer; or kerascv, a
-                     folder of HDF5 files of one language.
-    tokenizer:       for a single file or KerasCV's: a folder with its text encoder's tokenizer, or a whole checkpoint.
-    ema:             for a single file that holds two UNets: the running average, or the one as trained.
-    prediction_type: for a single file of SD 2.x: epsilon (512 pixels) or v_prediction (768 pixels).
-    language:        keep the conditioner of this language only.
-    dtype:           of the weights written: float32, bfloat16 or float16; each tensor's own by default.
-    allow_pickle:    read .ckpt and .bin files too, as tensors only.
-    overwrite:       replace what is at OUT, if it is a checkpoint.
+    source:    a model's name, a folder in diffusers' layout or of KerasCV's files, or a single file.
+    out:       where to: a folder for diffusers and kerascv, a name ending in .safetensors for compvis.
+    to:        diffusers, a folder; compvis, a single file of one language, without its tokenizer; or kerascv, a
+               folder of HDF5 files of one language.
+    language:  keep the conditioner of this language only.
+    dtype:     of the weights written: float32, bfloat16 or float16; each tensor's own by default.
+    overwrite: replace what is at OUT, if it is a checkpoint.
     """
 
     source: str
     out: str
     to: str
-    tokenizer: str | None = None
-    ema: bool | None = None
-    prediction_type: str | None = None
     language: str | None = None
     dtype: str | None = None
-    allow_pickle: bool = False
     overwrite: bool = False
 
 
@@ -102,7 +121,7 @@ class Evaluating:
     """What to measure.
 
     suite:      emoji: fixed prompts and seeds, the drawn objects looked up by a matcher that has learned nothing.
-    model:      a model's name, built in or on the hub (owner/name), or its folder.
+    model:      a model's name, built in or on the hub (owner/name), its folder, or a single file.
     languages:  BCP 47 tags; all that the model and the suite share by default.
     tier:       everyday, all or flags: which objects.
     n:          prompts of one object per language, and half as many of two; all of the suite's by default.
@@ -147,9 +166,11 @@ class Adding:
 
     bundle:          the folder that gets it, in diffusers' layout.
     language:        the language it reads, a BCP 47 tag.
-    from_:           where it comes from: a model's name or folder, or a folder with tokenizer/ and text_encoder/ alone.
+    from_:           where it comes from: a model's name or folder, a folder with tokenizer/ and text_encoder/ alone, or
+                     the repository of a text model (CLIP, BERT, AltDiffusion's XLM-R) with its tokenizer.
     source_language: which of its conditioners, if it has several: the one for that language by default.
     overwrite:       replace the conditioner that the language has.
+    allow_pickle:    read .bin weights too, as tensors only; they are written as safetensors.
     """
 
     bundle: str
@@ -157,6 +178,7 @@ class Adding:
     from_: str
     source_language: str | None = None
     overwrite: bool = False
+    allow_pickle: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +275,7 @@ class Comparing:
 class Checking:
     """What to check.
 
-    model: a model's name, built in or on the hub (owner/name), or its folder.
+    model: a model's name, built in or on the hub (owner/name), its folder, or a single file.
     """
 
     model: str = builtin.DEFAULT
@@ -319,3 +341,22 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+
+# --- Models and files ------------------------------------------------------------------------------
+
+
+def bundle_of(model: str, dtype: Any, loading: Loading, device: str | None = None, low_memory: bool = False) -> Any:
+    """The Bundle of a model. dtype: as `load` takes it, "auto" for its own choice."""
+    from kotoe.checkpoints import load
+
+    dtype = None if dtype == "auto" else dtype
+    return load(model, dtype=dtype, device=device, low_memory=low_memory, **dataclasses.asdict(loading))
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"can't write in {out}: {error.strerror or error}", allowed="a writable folder") from error

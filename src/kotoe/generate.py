@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
 
 import torch
@@ -29,19 +29,22 @@ from kotoe.config import (
     ETA_SAMPLERS,
     LEGACY_SAMPLERS,
     ConditionerRecord,
+    DetectionRecord,
     Ending,
     ModelRecord,
     Record,
     Request,
+    TranslationRecord,
     dumps,
 )
 from kotoe.denoise import Denoiser, begin, beside, denoiser, guided, inpainted
 from kotoe.errors import UserError
-from kotoe.language import ASCII_MARKS, Detected, Source, choose, detect
+from kotoe.language import ASCII_MARKS, Source
 from kotoe.numerics import NUMERICS, check_numerics, with_numerics
 from kotoe.rng import ImageNoise
 from kotoe.samplers import Step, along
 from kotoe.schedule import Walk, input_scale, sigma_to_t, told_timesteps, walk
+from kotoe.translate import source_language, target_language, understood
 from kotoe.unet import KV, TimeTable, UNet
 
 
@@ -76,14 +79,29 @@ class Resolved(Request):
     batch_size: int
 
 
+Reading = tuple[str, str | TranslationRecord]  # which conditioner reads, and what: a prompt as given, or a translation
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One picture to draw."""
+    """One picture to draw: the prompt as given, the conditioner that reads it, and the words it reads, if others."""
 
     prompt: str
     language: str
     language_source: Source
     seed: int
+    translation: TranslationRecord | None = None
+    detection: DetectionRecord | None = None
+
+    @property
+    def prompt_language(self) -> str:
+        """BCP 47 tag of the prompt as given."""
+        return self.language if self.translation is None else self.translation.source
+
+    @property
+    def reading(self) -> Reading:
+        """What is read for this picture."""
+        return self.language, self.prompt if self.translation is None else self.translation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,17 +144,19 @@ def draw(
             if on_step is not None:
                 on_step(Progress(done=offset + (step.i + 1) * size, total=total, step=step))
 
-        yield from _draw_batch(bundle, request, batch, [reads[job.language, job.prompt] for job in batch], report)
+        yield from _draw_batch(bundle, request, batch, [reads[job.reading] for job in batch], report)
         done += len(batch) * steps_run(request)
 
 
 def replay(bundle: Bundle, record: Record, *, on_step: OnStep | None = None) -> Picture:
     """The picture of a record again: the same bits on the same machine with the same versions.
 
+    A recorded translation is read as it is: no translator is needed.
     Raises UserError naming the part when the bundle, the picture it started from or the mask isn't the record's.
     """
     check_same(bundle, record)
-    request = resolve(bundle, record.request())
+    asked = replace(record.request(), language=record.conditioner.language, translate_to=None)
+    request = resolve(bundle, asked)
     bundle = with_numerics(bundle, request.numerics)
     index, size = record.batch
     job = Job(
@@ -144,8 +164,10 @@ def replay(bundle: Bundle, record: Record, *, on_step: OnStep | None = None) -> 
         language=record.conditioner.language,
         language_source=record.language_source,
         seed=record.seed,
+        translation=record.translation,
+        detection=record.detection,
     )
-    read = read_prompts(bundle, request, [job])[job.language, job.prompt]
+    read = read_prompts(bundle, request, [job])[job.reading]
     total = steps_run(request)
 
     def report(step: Step) -> None:
@@ -161,7 +183,7 @@ def replay(bundle: Bundle, record: Record, *, on_step: OnStep | None = None) -> 
 def resolve(bundle: Bundle, request: Request) -> Resolved:
     """The request with every default filled in, checked against what the model can do.
 
-    `language` stays None where it is to be detected, prompt by prompt.
+    `language` stays None where it is to be detected, prompt by prompt, and `translate_to` without a translator.
     """
     how = NUMERICS[request.numerics]
     grid = how.grid or bundle.defaults.grid or bundle.schedule.timestep_spacing
@@ -187,7 +209,8 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
         )
     given = {f.name: getattr(request, f.name) for f in fields(Request)}
     chosen = {
-        "language": None if request.language is None else choose(request.language, bundle.languages),
+        "language": None if request.language is None else source_language(bundle, request.language),
+        "translate_to": target_language(bundle, request),
         "width": width,
         "height": height,
         "steps": bundle.defaults.steps if request.steps is None else request.steps,
@@ -227,17 +250,20 @@ def steps_run(request: Resolved) -> int:
 
 
 def plan(bundle: Bundle, request: Request) -> list[Job]:
-    """One Job per picture, prompt by prompt, with the language of each prompt."""
+    """One Job per picture, prompt by prompt, with the language of each prompt, and its translation if there must be."""
     jobs = []
     for prompt in request.prompt:
-        if request.language is None:
-            found = detect(prompt, bundle.languages, bundle.default_language)
-        else:
-            found = Detected(tag=choose(request.language, bundle.languages), source="asked")
-        jobs += [
-            Job(prompt=prompt, language=found.tag, language_source=found.source, seed=request.seed + k)
-            for k in range(request.n)
-        ]
+        found = understood(bundle, request, prompt)
+        for k in range(request.n):
+            job = Job(
+                prompt=prompt,
+                language=found.language,
+                language_source=found.source,
+                seed=request.seed + k,
+                translation=found.translation,
+                detection=found.detection,
+            )
+            jobs.append(job)
     return jobs
 
 
@@ -281,21 +307,25 @@ def _dtype(module: torch.nn.Module) -> str:
 
 
 @torch.inference_mode()
-def read_prompts(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> dict[tuple[str, str], Read]:
-    """Every distinct (language, prompt), encoded once, with the negative prompt read in the same language.
+def read_prompts(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> dict[Reading, Read]:
+    """Every distinct (language, prompt or translation), encoded once, with the negative prompt in the same language.
 
     With long_prompt "chunk" a prompt and its negative get as many windows as the longer of the two needs: the prompts
     beside it don't change it.
     """
     guided = is_guided(request)
-    reads = {}
-    for language, prompt in dict.fromkeys((job.language, job.prompt) for job in jobs):
+    reads: dict[Reading, Read] = {}
+    for language, given in dict.fromkeys(job.reading for job in jobs):
+        if isinstance(given, TranslationRecord):
+            prompt, negative = given.prompt, given.negative_prompt
+        else:
+            prompt, negative = given, request.negative_prompt
         said = prompt.translate(ASCII_MARKS) if request.punctuation == "ascii" else prompt
-        texts = [said, request.negative_prompt] if guided else [said]
+        texts = [said, negative] if guided else [said]
         conditioner = bundle.conditioner(language)
         with bundle.at_work(conditioner.encoder):
             context = conditioner.encode(texts, long_prompt=request.long_prompt, padding=request.padding)
-        reads[language, prompt] = Read(
+        reads[language, given] = Read(
             positive=context.states[:1],
             negative=context.states[1:] if guided else None,
             tokens=context.tokens.counts[0],
@@ -303,9 +333,9 @@ def read_prompts(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> dict
     return reads
 
 
-def _batches(jobs: Sequence[Job], reads: dict[tuple[str, str], Read], size: int) -> Iterator[list[Job]]:
+def _batches(jobs: Sequence[Job], reads: Mapping[Reading, Read], size: int) -> Iterator[list[Job]]:
     """Consecutive jobs, at most `size` together, with contexts of one length."""
-    for _, group in groupby(jobs, key=lambda job: reads[job.language, job.prompt].positive.shape[1]):
+    for _, group in groupby(jobs, key=lambda job: reads[job.reading].positive.shape[1]):
         same = list(group)
         for first in range(0, len(same), size):
             yield same[first : first + size]
@@ -506,6 +536,8 @@ def _record(
         conditioner=conditioner_record(bundle, job.language),
         language_source=job.language_source,
         prompt=job.prompt,
+        translation=job.translation,
+        detection=job.detection,
         seed=job.seed,
         init_image_sha256=None if request.init_image is None else images.file_sha256(request.init_image),
         mask_sha256=None if request.mask is None else images.file_sha256(request.mask),

@@ -48,6 +48,20 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "THAI": ("th",),
     "TIBETAN": ("bo",),
 }
+# ISO 639-3 for 639-1, where a translator of two hundred languages (NLLB) knows the language by the former: of a group
+# of languages (Arabic, Malay, ...) the member that stands for it there.
+_THREE = """
+af afr ak aka am amh ar arb as asm ay ayr az azj ba bak be bel bg bul bm bam bn ben bo bod bs bos ca cat cs ces cy cym
+da dan de deu dz dzo ee ewe el ell en eng eo epo es spa et est eu eus fa pes fi fin fj fij fo fao fr fra ga gle gd gla
+gl glg gn grn gu guj ha hau he heb hi hin hr hrv ht hat hu hun hy hye id ind ig ibo is isl it ita ja jpn jv jav ka kat
+kg kon ki kik kk kaz km khm kn kan ko kor ks kas ku kmr ky kir lb ltz lg lug li lim ln lin lo lao lt lit lv lvs mg plt
+mi mri mk mkd ml mal mn khk mr mar ms zsm mt mlt my mya nb nob ne npi nl nld nn nno ny nya oc oci om gaz or ory pa pan
+pl pol ps pbt pt por qu quy rn run ro ron ru rus rw kin sa san sc srd sd snd sg sag si sin sk slk sl slv sm smo sn sna
+so som sq als sr srp ss ssw st sot su sun sv swe sw swh ta tam te tel tg tgk th tha ti tir tk tuk tl tgl tn tsn tr tur
+ts tso tt tat tw twi ug uig uk ukr ur urd uz uzn vi vie wo wol xh xho yi ydd yo yor zh zho zu zul
+""".split()
+SAME = {**dict(zip(_THREE[1::2], _THREE[::2])), "no": "nb", "fil": "tl", "cmn": "zh", "iw": "he", "in": "id"}
+CHINESE = {"CN": "Hans", "SG": "Hans", "TW": "Hant", "HK": "Hant", "MO": "Hant"}  # the script that a region writes
 UNDETERMINED = "und"  # BCP 47's word for a language that nobody has named
 HAN = ("zh", "ja", "yue")
 NOT_LATIN = {tag for tags in (*SCRIPTS.values(), HAN) for tag in tags}
@@ -55,6 +69,8 @@ JAPANESE = ("HIRAGANA", "KATAKANA")
 WEIGHT = {"CJK": 3, "HANGUL": 3, "HIRAGANA": 2, "KATAKANA": 2}  # a Han character says as much as 3 letters
 SURE_HAN = 6  # this many Han characters without kana are hardly Japanese
 MIXED = 0.3  # a second script with this share of the text makes the first doubtful
+
+TRANSLATED = "With --translator a prompt in another language is translated first"
 
 Source = Literal["asked", "detected", "unsure"]
 
@@ -67,24 +83,68 @@ class Detected:
     source: Source
 
 
+def canonical(asked: str) -> str:
+    """A tag as BCP 47 writes it: fr of FRA, zh-Hant-TW of zh_hant_tw, pt-BR of por-br."""
+    head, *rest = asked.replace("_", "-").split("-")
+    head = SAME.get(head.lower(), head.lower())
+    return "-".join([head, *(p.title() if len(p) == 4 else p.upper() if len(p) == 2 else p.lower() for p in rest)])
+
+
+def primary(tag: str) -> str:
+    """The language of a tag without script and region: zh of zh-Hant-TW."""
+    return canonical(tag).split("-")[0]
+
+
+def script_of(tag: str) -> str | None:
+    """The script that a tag names (Latn, Hant, ...), or that is written in its region, where Chinese has two."""
+    head, *rest = canonical(tag).split("-")
+    named = [part for part in rest if len(part) == 4 and part.isalpha()]
+    if head == "zh" and not named:
+        named = [CHINESE[part] for part in rest if part in CHINESE]
+    return named[0] if named else None
+
+
+def covering(asked: str, available: Collection[str]) -> str | None:
+    """As `choose`, but None where no available language is `asked`. UserError when it is ambiguous."""
+    return choose(asked, available) if _named(asked, available) else None
+
+
 def choose(asked: str, available: Collection[str]) -> str:
     """The available language that `asked` (BCP 47, any case) names: itself, or the language without its region."""
-    by_lower = {tag.lower().replace("_", "-"): tag for tag in available}
-    wanted = asked.lower().replace("_", "-")
+    named = _named(asked, available)
+    if len(named) == 1:
+        return named[0]
+    by_lower = {canonical(tag).lower(): tag for tag in available}
+    near = nearest(canonical(asked).lower(), by_lower)
+    raise UserError(
+        f"language {asked!r} is {'ambiguous' if named else 'not in this model'}",
+        allowed=", ".join(sorted(named if named else available)),
+        hint="" if named else f"Did you mean {by_lower[near]!r}? {TRANSLATED}" if near else TRANSLATED,
+    )
+
+
+def _named(asked: str, available: Collection[str]) -> list[str]:
+    """The available languages that `asked` may mean."""
+    by_lower = {canonical(tag).lower(): tag for tag in available}
+    wanted = canonical(asked).lower()
     parts = wanted.split("-")
     for length in range(len(parts), 0, -1):
         found = by_lower.get("-".join(parts[:length]))
         if found is not None:
-            return found
-    longer = [tag for lower, tag in by_lower.items() if lower.startswith(wanted + "-")]
-    if len(longer) == 1:
-        return longer[0]
-    near = nearest(wanted, by_lower)
-    raise UserError(
-        f"language {asked!r} is {'ambiguous' if longer else 'not in this model'}",
-        allowed=", ".join(sorted(longer if longer else available)),
-        hint=f"Did you mean {by_lower[near]!r}?" if near and not longer else "",
-    )
+            return [found]
+    return [tag for lower, tag in by_lower.items() if lower.startswith(wanted + "-")]
+
+
+def has_letters(text: str) -> bool:
+    """Whether there is a letter of a script known here: something to tell a language by."""
+    return bool(_scripts(text))
+
+
+def of_script(text: str) -> str | None:
+    """The language of a text where its script leaves no choice among all languages known here: th, ja, ko, ..."""
+    everyone = [tag for tags in (*SCRIPTS.values(), ("zh", "en", "fr")) for tag in tags]
+    found = detect(text, everyone)
+    return found.tag if found.source == "detected" else None
 
 
 def detect(text: str, available: Collection[str], default: str | None = None) -> Detected:
@@ -149,7 +209,7 @@ def _no_language(script: str, available: Collection[str]) -> UserError:
     return UserError(
         f"the prompt is in {script} script, and this model has no language written in it",
         allowed=", ".join(sorted(available)),
-        hint="Write the prompt in one of these, or name the one to read it as with --language",
+        hint=f"Write the prompt in one of these, or name the one to read it as with --language. {TRANSLATED}",
     )
 
 

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
-import inspect as inspection
 import json
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +28,17 @@ from kotoe.console import (
     Drawing,
     Evaluating,
     Inspecting,
-    Pairing,
+    Loading,
     Removing,
-    Training,
     Values,
+    bundle_of,
     finish,
     part_of,
     say,
     show_config,
+    writing,
 )
-from kotoe.errors import UserError, nearest, unknown
-from kotoe.localize.settings import Localizing, Studying
+from kotoe.errors import UserError, unknown
 from kotoe.runs import atomic, write_atomic
 
 MOST_THREADS = 1024
@@ -58,30 +56,46 @@ def generate(common: Common, values: Values) -> int:
     if drawing.replay is not None:
         return _replay(common, drawing, values)
     request: Request = part_of({"prompt": [], **values}, Request)
-    bundle = _load(drawing.model, request.dtype, drawing.device, drawing.low_memory)
+    loading: Loading = part_of(values, Loading)
+    bundle = bundle_of(drawing.model, request.dtype, loading, drawing.device, drawing.low_memory)
 
     from kotoe.generate import draw, plan, read_prompts, resolve
+    from kotoe.translate import with_translator
+
+    if drawing.translator is not None:
+        bundle = with_translator(bundle, drawing.translator, detector=drawing.detector)
 
     resolved = resolve(bundle, request)
     jobs = plan(bundle, resolved)
-    for job in {job.prompt: job for job in jobs if job.language_source == "unsure"}.values():
-        say(f"the language of {job.prompt!r} is unsure, it is read as {job.language}; --language TAG settles it")
+    translations: list[dict[str, Any]] = []
+    for job in {job.prompt: job for job in jobs}.values():
+        if job.language_source == "unsure":
+            tag = job.prompt_language
+            say(f"the language of {job.prompt!r} is unsure, it is read as {tag}; --language TAG settles it")
+        if job.translation is not None:
+            said = job.translation
+            translations.append({"given": job.prompt, "translation": to_json(said)})
+            say(f"translated: {job.prompt!r} ({said.source}) is read as {said.prompt!r} ({said.target})")
+            if resolved.negative_prompt:
+                say(f"translated: {resolved.negative_prompt!r} is read as {said.negative_prompt!r}")
     if resolved.punctuation == "kept":
-        for text in dict.fromkeys(job.prompt for job in jobs if bundle.conditioner(job.language).warns_of(job.prompt)):
+        read = [(job.language, job.prompt if job.translation is None else job.translation.prompt) for job in jobs]
+        for text in dict.fromkeys(text for tag, text in read if bundle.conditioner(tag).warns_of(text)):
             say(
                 f"note: {text!r} has full-width punctuation, which gets watermarks from models trained as Taiyi was; "
                 "--punctuation ascii reads it as , and ."
             )
-    config = {**to_json(resolved), **to_json(drawing)}
+    config = {**to_json(resolved), **to_json(drawing), **to_json(loading)}
     show_config("generate", config)
-    labels = _labels_wanted(drawing, [job.prompt for job in jobs], [job.language for job in jobs])
+    labels = _labels_wanted(drawing, [job.prompt for job in jobs], [job.prompt_language for job in jobs])
     if common.dry_run:
         read_prompts(bundle, resolved, jobs)  # over the token limit?
-        finish(common, {"dry_run": True, "config": config, "pictures": []}, [])
+        finish(common, {"dry_run": True, "config": config, "pictures": [], "translations": translations}, [])
         return 0
     pictures: list[Any] = []
     entries: list[dict[str, Any]] = []
     document: dict[str, Any] = {"pictures": entries, "config": config, "grid": None, "interrupted": False}
+    document["translations"] = translations
     code = 0
     try:
         with Bar(common, "drawing") as bar:
@@ -102,13 +116,6 @@ def generate(common: Common, values: Values) -> int:
     return code
 
 
-def _load(model: str, dtype: Any, device: str | None = None, low_memory: bool = False) -> Any:
-    """The Bundle of a model. dtype: as `load` takes it, "auto" for its own choice."""
-    from kotoe.checkpoints import load
-
-    return load(model, dtype=None if dtype == "auto" else dtype, device=device, low_memory=low_memory)
-
-
 def _labels_wanted(drawing: Drawing, prompts: Sequence[str], languages: Sequence[str]) -> bool:
     """Whether to write a grid. Asked for, missing glyphs are an error; by default they are said, and no grid drawn."""
     if drawing.grid_image is False or (drawing.grid_image is None and len(prompts) < 2):
@@ -127,7 +134,7 @@ def _labels_wanted(drawing: Drawing, prompts: Sequence[str], languages: Sequence
 
 def _save_config(out: Path, config: Mapping[str, Any]) -> Path:
     text = dumps({k: v for k, v in config.items() if v is not None}, indent=2) + "\n"
-    with _writing(out):
+    with writing(out):
         return write_atomic(out / f"generate-{_short_hash(text)}.json", text)
 
 
@@ -136,7 +143,7 @@ def _save_picture(out: Path, picture: Any, suffix: str) -> Path:
 
     record = dumps(picture.record)
     path = out / f"{picture_name(picture.record)}{suffix}.png"
-    with _writing(out), atomic(path) as temp:
+    with writing(out), atomic(path) as temp:
         save_png(picture.image, temp, record)
     return path
 
@@ -148,20 +155,12 @@ def _save_grid(out: Path, pictures: Sequence[Any]) -> Path:
     grid = labelled_grid(
         [picture.image for picture in pictures],
         [record.prompt for record in records],
-        [record.conditioner.language for record in records],
+        [record.prompt_language for record in records],
     )
     path = out / "grid.png"
-    with _writing(out), atomic(path) as temp:
+    with writing(out), atomic(path) as temp:
         grid.save(temp, format="PNG")
     return path
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"can't write in {out}: {error.strerror or error}", allowed="a writable folder") from error
 
 
 def picture_name(record: Record) -> str:
@@ -196,11 +195,13 @@ def read_picture_record(path: str) -> Record:
 
 
 def _replay(common: Common, drawing: Drawing, values: Values) -> int:
-    asked = sorted(set(values) - {f.name for f in dataclasses.fields(Drawing)})
+    loading: Loading = part_of(values, Loading)
+    own = {f.name for part in (drawing, loading) for f in dataclasses.fields(part)}
+    asked = sorted(set(values) - own | set(values) & {"translator", "detector"})  # a record has its translation
     if asked:
         raise UserError(
             f"--replay together with {', '.join(asked)}",
-            allowed="--replay with --model, --out, --device and --low-memory",
+            allowed="--replay with --out, --device, --low-memory, and --model with what it needs to be loaded",
             hint="A replay draws the picture as it was; without --replay you can change it",
         )
     assert drawing.replay is not None
@@ -210,7 +211,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
         raise UserError(f"{drawing.replay} was drawn by {name!r}", hint="Say where that model is: --model FOLDER")
     source = drawing.model if "model" in values else name
     dtypes = {"unet": record.dtype, "vae": record.vae_dtype, "text_encoder": record.text_dtype}
-    bundle = _load(source, dtypes, drawing.device, drawing.low_memory or record.low_memory)
+    bundle = bundle_of(source, dtypes, loading, drawing.device, drawing.low_memory or record.low_memory)
 
     import torch
 
@@ -218,7 +219,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     from kotoe.images import differences, open_picture
 
     check_same(bundle, record)
-    show_config("replay", {**to_json(record), **to_json(drawing)})
+    show_config("replay", {**to_json(record), **to_json(drawing), **to_json(loading)})
     for what, then, here in (("torch", record.torch, torch.__version__), ("kotoe", record.kotoe, __version__)):
         if then != here:
             say(f"drawn with {what} {then}, here is {here}: the last bits may differ")
@@ -282,7 +283,9 @@ def add_conditioner(common: Common, values: Values) -> int:
         wanted.from_,
         source_language=wanted.source_language,
         overwrite=wanted.overwrite,
+        allow_pickle=wanted.allow_pickle,
         dry_run=common.dry_run,
+        on_note=lambda note: say(f"note: {note}"),
     )
     _say_languages(common, wanted.bundle, config, f"{wanted.language} is in {place}")
     return 0
@@ -313,33 +316,28 @@ def _say_languages(common: Common, bundle: str, config: Mapping[str, Any], done:
 def convert(common: Common, values: Values) -> int:
     """Read a model in any format and write it in another."""
     wanted: Converting = part_of(values, Converting)
-    show_config("convert", to_json(wanted))
+    loading: Loading = part_of(values, Loading)
+    config = {**to_json(wanted), **to_json(loading)}
+    show_config("convert", config)
     source, out = builtin.resolve(wanted.source), Path(wanted.out)
 
-    from kotoe.checkpoints import FORMATS, load, save
+    from kotoe.checkpoints import FORMATS, save
 
     if wanted.to not in FORMATS:
         raise unknown("format", wanted.to, FORMATS)
     if out.exists() and not wanted.overwrite:
         raise UserError(f"{out} is there already", allowed="a name that isn't taken, or --overwrite")
-    bundle = load(
-        source,
-        dtype="stored",
-        allow_pickle=wanted.allow_pickle,
-        tokenizer=wanted.tokenizer,
-        ema=wanted.ema,
-        prediction_type=wanted.prediction_type,
-    )
+    bundle = bundle_of(str(source), "stored", loading)
     if wanted.language is not None:
         one = {wanted.language: bundle.conditioner(wanted.language)}
         bundle = bundle.changed(conditioners=one, default_language=wanted.language)
     for note in bundle.notes:
         say(f"note: {note}")
-    document = {"out": str(out), "to": wanted.to, "notes": list(bundle.notes), "config": to_json(wanted)}
+    document = {"out": str(out), "to": wanted.to, "notes": list(bundle.notes), "config": config}
     if common.dry_run:
         finish(common, {"dry_run": True, **document}, [])
         return 0
-    with _writing(out.parent):
+    with writing(out.parent):
         save(bundle, out, to=wanted.to, dtype=wanted.dtype, overwrite=wanted.overwrite)
     finish(common, document, [str(out)])
     return 0
@@ -351,12 +349,14 @@ def convert(common: Common, values: Values) -> int:
 def evaluate(common: Common, values: Values) -> int:
     """Run a suite and print its figures."""
     wanted: Evaluating = part_of(values, Evaluating)
-    show_config("evaluate", to_json(wanted))
+    loading: Loading = part_of(values, Loading)
+    config = {**to_json(wanted), **to_json(loading)}
+    show_config("evaluate", config)
     folder = builtin.resolve(wanted.model)
     if common.dry_run:
-        finish(common, {"dry_run": True, "config": to_json(wanted), "folder": str(folder)}, [])
+        finish(common, {"dry_run": True, "config": config, "folder": str(folder)}, [])
         return 0
-    bundle = _load(wanted.model, "auto")
+    bundle = bundle_of(wanted.model, "auto", loading)
 
     from kotoe.data.languages import LANGUAGES
     from kotoe.evaluate import report, suites
@@ -383,161 +383,6 @@ def evaluate(common: Common, values: Values) -> int:
     return 0
 
 
-# --- data -----------------------------------------------------------------------------------------
-
-
-def write_pairs(common: Common, values: Values) -> int:
-    """Write parallel text of the emoji world."""
-    wanted: Pairing = part_of(values, Pairing)
-    config, out = to_json(wanted), Path(wanted.out)
-    show_config("data pairs", config)
-    if out.suffix not in (".tsv", ".jsonl"):
-        raise UserError(f"--out {out}", allowed="a name that ends in .tsv or .jsonl")
-    if out.is_dir() or (out.exists() and not wanted.overwrite):
-        raise UserError(f"{out} is there already", allowed="a name that isn't taken, or --overwrite of a file")
-
-    from kotoe.data.pairs import pairs
-
-    rows = pairs(wanted.language, wanted.count, tier=wanted.tier, seed=wanted.seed, split=wanted.split)
-    document = {"out": str(out), "config": config}
-    if common.dry_run:
-        finish(common, {"dry_run": True, **document}, [])
-        return 0
-    with _writing(out.parent), atomic(out) as temp, temp.open("w", encoding="utf-8", newline="\n") as file:
-        if out.suffix == ".tsv":
-            file.write("source\ttarget\n")
-        with Bar(common, "writing") as bar:
-            for done, (source, target) in enumerate(rows, 1):
-                both = {"source": source, "target": target}
-                file.write((dumps(both) if out.suffix == ".jsonl" else "\t".join(both.values())) + "\n")
-                bar(done, wanted.count)
-    finish(common, document, [str(out)])
-    return 0
-
-
-# --- train ----------------------------------------------------------------------------------------
-
-
-def train(common: Common, values: Values) -> int:
-    """Run a recipe's main."""
-    wanted: Training = part_of(values, Training)
-    path = Path(wanted.recipe)
-    if path.suffix != ".py" or not path.is_file():
-        there = sorted(str(p) for p in Path("recipes").glob("*.py"))
-        near = nearest(wanted.recipe, there)
-        raise UserError(
-            f"no recipe at {wanted.recipe}",
-            allowed=", ".join(there) if there else "a Python file with main(run, size=..., device=..., seed=...)",
-            hint=f"Did you mean {near}?" if near else "",
-        )
-    show_config("train", to_json(wanted))
-    recipe = _recipe(path)
-    sizes = getattr(recipe, "SIZES", None)
-    if sizes is not None and wanted.size not in sizes:
-        raise unknown(f"size of {path.name}", wanted.size, sizes)
-    asked = {"size": wanted.size, "device": wanted.device, "seed": wanted.seed}
-    taken = inspection.signature(recipe.main).parameters
-    for name in asked.keys() & values.keys():
-        if name not in taken:
-            raise UserError(f"{path.name} takes no {name}", allowed=", ".join(taken))
-    passed = {k: v for k, v in asked.items() if k in taken and v is not None}
-    if common.dry_run:
-        about = (recipe.__doc__ or "").strip()
-        say(about)
-        sizes_here = None if sizes is None else {k: repr(v) for k, v in sizes.items()}
-        finish(common, {"dry_run": True, "config": to_json(wanted), "about": about, "sizes": sizes_here}, [])
-        return 0
-    try:
-        with redirect_stdout(sys.stderr):
-            recipe.main(wanted.run, **passed)
-    except KeyboardInterrupt:
-        say(f"kotoe: interrupted; the same command goes on from {wanted.run}")
-        return INTERRUPTED
-    finish(common, {"run": wanted.run, "config": to_json(wanted)}, [wanted.run])
-    return 0
-
-
-def _recipe(path: Path) -> Any:
-    """The module in a recipe's file. Its neighbours can be imported by name, as when it is run itself."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{path} is no Python file (line {error.lineno}: {error.msg})") from error
-    if not callable(getattr(module, "main", None)):
-        raise UserError(f"{path} has no main", allowed="main(run, *, size=..., device=..., seed=...)")
-    return module
-
-
-# --- localize -------------------------------------------------------------------------------------
-
-
-def localize(common: Common, values: Values) -> int:
-    """Teach a model a language."""
-    wanted: Localizing = part_of(values, Localizing)
-    show_config("localize", to_json(wanted))
-    if wanted.threads is not None:
-        import torch
-
-        torch.set_num_threads(wanted.threads)
-    from kotoe.data.texts import read_columns
-    from kotoe.localize import localize as workbench
-    from kotoe.localize.plans import Texts
-
-    pairs = None
-    if wanted.pairs is not None:
-        rows = [row.texts for row in read_columns(wanted.pairs, ("source", "target"))]
-        empty = sum(not source.strip() or not target.strip() for source, target in rows)
-        if empty:
-            raise UserError(
-                f"{wanted.pairs}: {empty} of {len(rows)} pairs have nothing on one side",
-                allowed="a text in both columns of every row",
-            )
-        pairs = Texts(source=[source for source, _ in rows], target=[target for _, target in rows])
-    bundle = _load(wanted.base, "float32", wanted.device)
-    if common.dry_run:
-        cost = workbench.forecast(bundle, wanted, pairs=pairs)
-        plain = [f"{key}: {value}" for key, value in cost.items()]
-        finish(common, {"dry_run": True, "config": to_json(wanted), "forecast": cost}, plain)
-        return 0
-    try:
-        found = workbench.localize(
-            bundle, wanted, pairs=pairs, progress=not common.json, on_finding=lambda finding: say(str(finding))
-        )
-    except KeyboardInterrupt:
-        say(f"kotoe: interrupted; the same command goes on from {wanted.run}")
-        return INTERRUPTED
-    with _writing(Path(wanted.run)):
-        out = workbench.write(found, wanted, overwrite=wanted.overwrite)
-    finish(common, {"out": str(out), **found.report, "config": to_json(wanted)}, [str(out)])
-    return 0
-
-
-def study(common: Common, values: Values) -> int:
-    """Run the cells of a study that are not done yet."""
-    wanted: Studying = part_of(values, Studying)
-    show_config("study localization", to_json(wanted))
-    from kotoe import study as studies
-
-    if common.dry_run:
-        names = [cell.name for cell in studies.cells(wanted)]
-        finish(common, {"dry_run": True, "config": to_json(wanted), "cells": names}, names)
-        return 0
-    try:
-        with redirect_stdout(sys.stderr):
-            document = studies.study(wanted, say=say)
-    except KeyboardInterrupt:
-        say(f"kotoe: interrupted; the same command goes on from {wanted.out}")
-        return INTERRUPTED
-    finish(common, document, list(studies.report(document)))
-    return 0
-
-
 # --- check ----------------------------------------------------------------------------------------
 
 CHECK_PROMPTS = {
@@ -551,10 +396,12 @@ CHECK_PROMPTS = {
 def check(common: Common, values: Values) -> int:
     """Look at the machine and draw one picture per language."""
     wanted: Checking = part_of(values, Checking)
+    loading: Loading = part_of(values, Loading)
+    config = {**to_json(wanted), **to_json(loading)}
     if common.dry_run:
-        show_config("check", to_json(wanted))
+        show_config("check", config)
         builtin.resolve(wanted.model)
-        finish(common, {"dry_run": True, "config": to_json(wanted)}, [])
+        finish(common, {"dry_run": True, "config": config}, [])
         return 0
     began = time.perf_counter()
     import torch
@@ -583,7 +430,7 @@ def check(common: Common, values: Values) -> int:
             fonts[language] = False
             problems.append(f"labels in {language}: {error}")
     began = time.perf_counter()
-    bundle = _load(wanted.model, "auto")
+    bundle = bundle_of(wanted.model, "auto", loading)
     load_s = time.perf_counter() - began
     drawn = {}
     for language in bundle.languages:

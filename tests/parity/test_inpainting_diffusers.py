@@ -23,7 +23,8 @@ from kotoe.config import Request
 from kotoe.denoise import beside, inpainted
 from kotoe.errors import CheckpointError, UserError
 from kotoe.rng import ImageNoise, generator
-from tiny import tiny_bundle
+from tiny import apart, latents_decoded, tiny_bundle
+from tiny import pictures as written
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -48,16 +49,7 @@ def folder_of(path: Path, family: str, sampler: str, *, inpaints: bool) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> dict[str, str]:
-    """A picture, a mask whose edges lie between latent pixels, with greys on both sides of a half, and an even one."""
-    photo, odd, even = Image.new("RGB", (16, 16)), Image.new("L", (16, 16), 0), Image.new("L", (16, 16), 0)
-    photo.putdata([(x * 16, y * 16, 99) for y in range(16) for x in range(16)])
-    odd.paste(255, (5, 3, 12, 12))
-    odd.paste(120, (0, 13, 16, 16))
-    odd.paste(136, (13, 0, 16, 6))
-    even.paste(255, (4, 6, 12, 14))
-    for name, picture in {"photo": photo, "odd": odd, "even": even}.items():
-        picture.save(tmp_path / f"{name}.png")
-    return {name: str(tmp_path / f"{name}.png") for name in ("photo", "odd", "even")}
+    return written(tmp_path)
 
 
 def ours(bundle: Bundle, pictures: dict[str, str], mask: str, late: tuple[int, int] = (0, 1), **changes: Any) -> Tensor:
@@ -66,15 +58,7 @@ def ours(bundle: Bundle, pictures: dict[str, str], mask: str, late: tuple[int, i
     late: how many of the generator's draws diffusers has spent on posteriors before the starting noise, and in all.
     """
     asked = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "language": "en", "seed": SEED, "steps": STEPS}
-    ends: list[Tensor] = []
-    decode = type(bundle.vae).decode
-
-    def seen(vae: Any, z: Tensor) -> Tensor:
-        ends.append(z)
-        return decode(vae, z)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(bundle.vae), "decode", seen)
+    with pytest.MonkeyPatch.context() as patch, latents_decoded() as ends:
         real = ImageNoise._draw
         patch.setattr(ImageNoise, "_draw", lambda self, number: real(self, number + late[number > 0]))
         files = {"init_image": pictures["photo"], "mask": pictures[mask], "guidance_scale": SCALE}
@@ -99,12 +83,6 @@ def theirs(folder: Path, pictures: dict[str, str], mask: str, **changes: Any) ->
     }
     found: Tensor = pipe(**{**asked, **changes}).images
     return found
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    """Largest difference relative to the largest value."""
-    assert a.shape == b.shape
-    return float((a - b).abs().max() / b.abs().max())
 
 
 def swapped(model: Any, mask: Tensor, masked: Tensor) -> Any:

@@ -27,14 +27,14 @@ from kotoe.generate import replay
 from kotoe.images import to_tensor
 from kotoe.rng import generator
 from kotoe.schedule import sigma_to_t, walk
-from tiny import edit, saved_tiny
+from seeds import BETAS
+from tiny import apart, edit, latents_decoded, pictures, saved_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 TOLERANCE = 5e-5  # of the largest latent, where 1e-3 is promised; measured: 4e-7 to 5e-6
 PROMPT, NEGATIVE, SEED, SCALE = "a red cat on a dog!", "an owl", 7, 3.0
 
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 OLD = {**BETAS, "trained_betas": None}
 SD1 = {**OLD, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "clip_sample": False}
 DPM = {**SD1, "prediction_type": "epsilon", "algorithm_type": "dpmsolver++", "solver_order": 2}
@@ -76,24 +76,13 @@ def folder_of(original: Path, name: str) -> Path:
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
-    picture = Image.new("RGB", (16, 16))
-    picture.putdata([(x * 16, y * 16, 99) for y in range(16) for x in range(16)])
-    picture.save(tmp_path / "photo.png")
-    return tmp_path / "photo.png"
+    return Path(pictures(tmp_path)["photo"])
 
 
 def ours(bundle: Bundle, **changes: Any) -> Tensor:
     """The latents (1, C, h, w) of unit variance that Kotoe hands to the autoencoder."""
     asked = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "language": "en", "seed": SEED, "guidance_scale": SCALE}
-    ends: list[Tensor] = []
-    decode = type(bundle.vae).decode
-
-    def seen(vae: Any, z: Tensor) -> Tensor:
-        ends.append(z)
-        return decode(vae, z)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(bundle.vae), "decode", seen)
+    with latents_decoded() as ends:
         g.generate(bundle, Request(**{**asked, **changes}))
     return ends[-1]
 
@@ -110,12 +99,6 @@ def theirs(pipe: Any, **asked: Any) -> Tensor:
         **asked,
     ).images
     return found
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    """Largest difference relative to the largest value."""
-    assert a.shape == b.shape
-    return float((a - b).abs().max() / b.abs().max())
 
 
 @pytest.mark.parametrize("steps", [20, 30])

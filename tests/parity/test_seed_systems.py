@@ -1,7 +1,7 @@
 """The systems that Kotoe grew from, at small size: each drawn by its own software and by Kotoe, to the same latents.
 
-The checkpoints are written by the real diffusers and transformers (tests/seeds.py). The stock side is called as the
-cards call it, with their samplers.
+The checkpoints are written by the real diffusers and transformers (tests/seeds.py). Here is what is each system's own,
+in few steps; whole runs with the cards' settings are in test_seed_runs.py.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ from kotoe.checkpoints import Bundle, load, save
 from kotoe.config import Request
 from kotoe.errors import CheckpointError
 from kotoe.rng import ImageNoise
-from kotoe.samplers import Step
-from kotoe.schedule import input_scale
-from tiny import seeded
+from tiny import apart, latents_decoded, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -51,23 +49,12 @@ def folder(make: Callable[..., Path], *arguments: Any) -> Path:
     return make(Path(mkdtemp()) / "model", *arguments)
 
 
-def apart(a: Tensor, b: Tensor) -> float:
-    """Largest difference relative to the largest value."""
-    assert a.shape == b.shape
-    return float((a - b).abs().max().detach() / b.abs().max().detach())
-
-
-def scaled(step: Step) -> Tensor:
-    return step.x * float(input_scale(torch.tensor(step.sigma)))
-
-
 def ours(bundle: Bundle, prompt: str, **changes: Any) -> Tensor:
-    """The latents (1, C, h, w) that `generate` ends with, of unit variance as the UNet sees them."""
-    steps: list[Tensor] = []
+    """The latents (1, C, h, w) that Kotoe decodes."""
     given = {"prompt": prompt, "language": bundle.default_language, "seed": SEED, "steps": STEPS}
-    request = Request(**{**given, "guidance_scale": SCALE, **changes})
-    g.generate(bundle, request, on_step=lambda progress: steps.append(scaled(progress.step)))
-    return steps[-1]
+    with latents_decoded() as ends:
+        g.generate(bundle, Request(**{**given, "guidance_scale": SCALE, **changes}))
+    return ends[-1]
 
 
 def theirs(pipe: Any, prompt: str | None, **changes: Any) -> Tensor:
@@ -203,7 +190,7 @@ def test_taiyi_single_file(tmp_path: Path) -> None:
     kept = {name: t for name, t in singles.made("sd1").file.items() if not name.startswith(singles.CLIP)}
     text = singles.under(singles.CLIP, {**stock.state_dict(), "embeddings.position_ids": torch.arange(512)[None]})
     words = folder(seeds.taiyi) / "tokenizer"
-    file = singles.written({**kept, **text}, tmp_path / "taiyi.safetensors")
+    file = singles.written({**kept, **text}, tmp_path / "taiyi.safetensors", resolution="16x16")
     bundle = load(file, tokenizer=words, dtype="float32")
     lines = ["蓝色背景上的猫", ""]
     ids = BertTokenizer.from_pretrained(words)(
@@ -260,7 +247,7 @@ def test_bingsu_tokenizer_json_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("masked", [True, False], ids=["mask-on", "mask-off"])
-@pytest.mark.parametrize("generation", ["m9", "m18"])
+@pytest.mark.parametrize("generation", ["m2", "m9", "m18"])
 def test_alt_diffusion(generation: str, masked: bool, tmp_path: Path) -> None:
     path = seeds.alt_diffusion(tmp_path / "m", generation, masked=masked)
     bundle = load(path, dtype="float32")

@@ -26,7 +26,7 @@ from kotoe import generate as g
 from kotoe.checkpoints import Bundle, load, save
 from kotoe.config import Request
 from kotoe.rng import ImageNoise
-from tiny import POSITIONS, tiny_bundle, tiny_tokenizer
+from tiny import POSITIONS, apart, tiny_bundle, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -69,12 +69,6 @@ def stock_latents(pipe: StableDiffusionPipeline, prompt: str = PROMPT) -> Tensor
 
 def stock(folder: Path) -> StableDiffusionPipeline:
     return StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    """Largest difference relative to the largest value."""
-    assert a.shape == b.shape
-    return float((a - b).abs().max() / b.abs().max())
 
 
 def with_schedule(family: str, **changes: Any) -> Bundle:

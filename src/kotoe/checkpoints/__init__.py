@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -37,6 +37,9 @@ from kotoe.text import CLIPText, Conditioner
 from kotoe.tokenizers import parse_json
 from kotoe.unet import UNet
 from kotoe.vae import VAE
+
+if TYPE_CHECKING:
+    from kotoe.translate import Translator
 
 FORMAT = 1
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")  # BCP 47, and safe as a folder's name
@@ -81,6 +84,7 @@ class Bundle:
     folder:       where it was loaded from, or None for a single file and one made or changed in memory.
     hashes:       sha256 of the files of "unet" and "vae", computed when asked for; empty where there are none.
     notes:        what the folder holds that is not used, or is read as diffusers' pipeline reads it.
+    translator:   for prompts in languages without a conditioner (see translate.py), or None.
     works_on:     with low memory the device on which each part works in its turn, waiting on the host until then;
                   None: each part works where it is.
     """
@@ -97,6 +101,7 @@ class Bundle:
     hashes: Mapping[str, str] = field(default_factory=dict)
     defaults: Defaults = field(default_factory=Defaults)
     notes: tuple[str, ...] = ()
+    translator: Translator | None = None
     works_on: torch.device | None = None
     _turn: Any = field(default_factory=threading.RLock, repr=False)  # of one thread at a time, with low memory
 

@@ -6,15 +6,16 @@ import json
 import os
 import secrets
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from kotoe import __version__, builtin
-from kotoe.checkpoints import FORMAT, LANGUAGE, Bundle, Conditioners, _card, _write_encoder, diffusers
-from kotoe.checkpoints.files import Folder
+from kotoe.checkpoints import FORMAT, LANGUAGE, Bundle, Conditioners, _card, _write_encoder, diffusers, text_models
+from kotoe.checkpoints.files import Folder, choose_dtype
 from kotoe.errors import CheckpointError, UserError, unknown
 from kotoe.runs import write_atomic
 from kotoe.text import Conditioner
@@ -36,12 +37,50 @@ def swap(bundle: Bundle, language: str, conditioner: Conditioner) -> Bundle:
     return replace(bundle, conditioners=Conditioners({**kept, language: lambda: conditioner}), folder=None)
 
 
-def read(source: str | Path, language: str, *, source_language: str | None = None) -> Conditioner:
-    """A conditioner alone, in float32: of a checkpoint's name or folder, or of a folder with tokenizer/ and
-    text_encoder/. source_language: which of a checkpoint's; None: the one for `language`, or the only one."""
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A conditioner read from somewhere.
+
+    where: the text encoder's place, for messages. notes: what the files hold that is not read.
+    files: its config.json and weights where another folder can hold them as they are; none for pickles, and for a text
+           model's own repository.
+    """
+
+    conditioner: Conditioner
+    where: str
+    notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+
+
+def read(
+    source: str | Path,
+    language: str,
+    *,
+    source_language: str | None = None,
+    dtype: str | torch.dtype | None = "stored",
+    allow_pickle: bool = False,
+) -> Source:
+    """The conditioner for a language in a source, on the CPU. See `add`; dtype as in `kotoe.load`.
+
+    Whether it fits a UNet isn't known here: `swap` and `add` check that.
+    """
+    cpu = torch.device("cpu")
+    kind = choose_dtype(dtype, cpu)
     theirs = Folder(builtin.resolve(source))
+    if text_models.is_text_model(theirs):
+        if source_language is not None:
+            raise UserError(f"source language {source_language} of a repository of one text model", allowed="none")
+        found, where, notes = text_models.read(theirs, language, kind, cpu, allow_pickle)
+        return Source(conditioner=found, where=where, notes=notes)
     base = _base(theirs, source_language, language)
-    return diffusers.read_conditioner(theirs, base, language, torch.float32, torch.device("cpu"))
+    found = diffusers.read_conditioner(theirs, base, language, kind, cpu, allow_pickle)
+    part = f"{base}text_encoder"
+    weights = diffusers.weight_files(theirs, part, allow_pickle)
+    files: tuple[Path, ...] = ()
+    if all(file.suffix == ".safetensors" for file in weights):
+        index = [theirs.path(f"{part}/{name}") for name in INDICES if theirs.has(f"{part}/{name}")]
+        files = (theirs.path(f"{part}/config.json"), *weights, *index)
+    return Source(conditioner=found, where=f"{theirs.root.name}/{part}", files=files)
 
 
 def write(conditioner: Conditioner, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
@@ -69,14 +108,22 @@ def add(
     *,
     source_language: str | None = None,
     overwrite: bool = False,
+    allow_pickle: bool = False,
     dry_run: bool = False,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Path:
-    """Put a conditioner beside the others of a checkpoint folder, its files byte for byte; all of it or nothing.
+    """Put a conditioner beside the others of a checkpoint folder; all of it or nothing.
 
-    source:          a checkpoint's name or folder, or a folder with tokenizer/ and text_encoder/ alone.
+    From a checkpoint its files are copied byte for byte. Of a text model's own repository the text encoder alone is
+    written, and of pickles their tensors, both as safetensors in the dtype they are in.
+
+    source:          a checkpoint's name or folder, a folder with tokenizer/ and text_encoder/ alone, or the repository
+                     of a text model as transformers writes it, with its tokenizer (see text_models.py).
     source_language: which of the source's conditioners; None: the one for `language`, or the only one.
     overwrite:       replace the conditioner that the language has. The folder's own (its first language's) stays.
+    allow_pickle:    read .bin weights too, as tensors only.
     dry_run:         check everything, write nothing.
+    on_note:         called with a sentence for everything in the source that is left out.
     Returns conditioners/<language>. Raises a UserError when it doesn't fit, or the language is taken.
     """
     if not LANGUAGE.fullmatch(language):
@@ -88,26 +135,26 @@ def add(
         raise UserError(f"{language} is the language of {ours.root.name}'s own text encoder", allowed="another tag")
     if taken is not None and not overwrite:
         raise UserError(f"{ours.root.name} has a conditioner for {taken}", hint="Pass --overwrite to replace it")
-    theirs = Folder(builtin.resolve(source))
-    base = _base(theirs, source_language, language)
     width = diffusers.unet_spec(ours.json("unet/config.json")).cross_attention_dim
-    found = diffusers.read_conditioner(theirs, base, language, torch.float32, torch.device("cpu"))
-    diffusers.check_fits(found, width, f"{theirs.root.name}/{base}text_encoder")
+    found = read(source, language, source_language=source_language, allow_pickle=allow_pickle)
+    diffusers.check_fits(found.conditioner, width, found.where)
+    for note in found.notes:
+        on_note(note)
 
     place = ours.root / "conditioners" / (language if taken is None else taken)
     if dry_run:
         return place
     tag = f"{os.getpid()}-{secrets.token_hex(4)}"
     new, old = (place.with_name(f".{place.name}.{word}-{tag}") for word in ("new", "old"))
-    part = f"{base}text_encoder"
     try:
         (new / "tokenizer").mkdir(parents=True)
-        (new / "text_encoder").mkdir()
-        found.tokenizer.save(new / "tokenizer")
-        weights = diffusers.weight_files(theirs, part)
-        index = [theirs.path(f"{part}/{name}") for name in INDICES if theirs.has(f"{part}/{name}")]
-        for file in (theirs.path(f"{part}/config.json"), *weights, *index):
-            shutil.copyfile(file, new / "text_encoder" / file.name)
+        found.conditioner.tokenizer.save(new / "tokenizer")
+        if found.files:
+            (new / "text_encoder").mkdir()
+            for file in found.files:
+                shutil.copyfile(file, new / "text_encoder" / file.name)
+        else:
+            _write_encoder(new / "text_encoder", found.conditioner.encoder, None)
         if place.exists():
             place.rename(old)
         new.rename(place)

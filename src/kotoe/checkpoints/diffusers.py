@@ -373,8 +373,10 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def weight_files(folder: Folder, part: str, allow_pickle: bool = False) -> tuple[Path, ...]:
-    """The files that hold a part's tensors: one safetensors file (any precision), its shards, or an allowed pickle."""
-    stems = [f"{part}/{stem}{variant}" for stem in WEIGHTS for variant in ("", ".fp16", ".bf16")]
+    """The files that hold a part's tensors ("": of the folder itself): one safetensors file (any precision), its
+    shards, or an allowed pickle."""
+    base = f"{part}/" if part else ""
+    stems = [f"{base}{stem}{variant}" for stem in WEIGHTS for variant in ("", ".fp16", ".bf16")]
     for stem in stems:
         if folder.has(f"{stem}.safetensors"):
             return (folder.path(f"{stem}.safetensors"),)
@@ -382,18 +384,20 @@ def weight_files(folder: Folder, part: str, allow_pickle: bool = False) -> tuple
             table = folder.json(f"{stem}.safetensors.index.json").get("weight_map")
             if not isinstance(table, dict) or not all(isinstance(v, str) and "/" not in v for v in table.values()):
                 raise CheckpointError(f"{stem}.safetensors.index.json: weight_map isn't a table of tensor to file name")
-            return tuple(folder.path(f"{part}/{name}") for name in sorted(set(table.values())))
+            return tuple(folder.path(base + name) for name in sorted(set(table.values())))
     names = [f"pytorch_model{s}" for s in PICKLES] + [f"{stem}{s}" for stem in WEIGHTS for s in PICKLES]
-    pickles = [f"{part}/{name}" for name in names if folder.has(f"{part}/{name}")]
+    pickles = [base + name for name in names if folder.has(base + name)]
     if pickles and allow_pickle:
         return (folder.path(pickles[0]),)
     if pickles:
         raise CheckpointError(
             f"{pickles[0]} is a pickle, which can run any program when it is opened",
             allowed="safetensors",
-            hint="Convert it where it can do no harm, or pass allow_pickle=True, which reads tensors only",
+            hint="Convert it where it can do no harm, or pass allow_pickle=True (--allow-pickle), which reads tensors "
+            "only",
         )
-    raise CheckpointError(f"{folder.root.name}/{part} holds no weights", allowed=f"{part}/{WEIGHTS[0]}.safetensors")
+    allowed = f"{base}{WEIGHTS[0] if part else WEIGHTS[1]}.safetensors"
+    raise CheckpointError(f"{folder.root.name}/{part} holds no weights", allowed=allowed)
 
 
 def read_unet(folder: Folder, dtype: torch.dtype | None, device: torch.device, allow_pickle: bool = False) -> UNet:

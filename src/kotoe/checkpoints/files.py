@@ -29,6 +29,7 @@ LARGEST_CONFIG_BYTES = 2 * 2**20
 LARGEST_TOKENIZER_BYTES = 64 * 2**20
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SHOWN = 8  # names listed in an error before "and n more"
+MAPPED_BYTES = 64 * 2**20  # of a file, converted before its mapping is dropped: see `_Mapped`
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -125,12 +126,15 @@ def fill(module: M, tensors: Mapping[str, Tensor]) -> M:
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a file, not read yet. kind: as safetensors names dtypes (F32, F16, BF16, I64, ...)."""
+    """A tensor of a file, not read yet. kind: as safetensors names dtypes (F32, F16, BF16, I64, ...).
+
+    read: the tensor in a dtype; None: that of the file.
+    """
 
     name: str
     shape: tuple[int, ...]
     kind: str
-    read: Callable[[], Tensor]
+    read: Callable[[torch.dtype | None], Tensor]
 
 
 def read_tensors(
@@ -143,7 +147,8 @@ def read_tensors(
     rename: Callable[[str], str | None] = lambda name: name,
     allow_pickle: bool = False,
 ) -> dict[str, Tensor]:
-    """Exactly the expected tensors, from safetensors files (memory-mapped: tensors of the right dtype aren't copied).
+    """Exactly the expected tensors, from safetensors files (memory-mapped: tensors of the right dtype aren't copied,
+    and of the others there are never two copies).
 
     dtype:  None for that of the file.
     rename: a file's tensor name to ours, or None for one that is left out on purpose.
@@ -159,17 +164,46 @@ def read_tensors(
                 raise CheckpointError(f"{what}: {found[ours].name} and {entry.name} are both {ours}")
             found[ours] = entry
     check_shapes(expected, {ours: entry.shape for ours, entry in found.items()}, what)
-    return {name: found[name].read().to(device=device, dtype=dtype) for name in expected}
+    # Taken out one by one: what a pickle held is let go as soon as it is converted.
+    return {name: found.pop(name).read(dtype).to(device) for name in expected}
 
 
 def entries(path: Path, what: str, allow_pickle: bool = False) -> list[Entry]:
     """Every tensor of a safetensors file, or of a pickle where that is allowed."""
     if path.suffix.lower() != ".safetensors":
         state = read_pickle(path, what, allow_pickle)
-        return [Entry(name, tuple(t.shape), _kind(t), t.detach) for name, t in state.items()]
-    file = _opened(path, what)  # stays open for as long as the readers below live
-    heads = [(name, file.get_slice(name)) for name in file.keys()]
-    return [Entry(name, tuple(h.get_shape()), h.get_dtype(), partial(file.get_tensor, name)) for name, h in heads]
+        return [Entry(name, tuple(t.shape), _kind(t), partial(held, t)) for name, t in state.items()]
+    mapped = _Mapped(path, what)  # stays open for as long as the readers below live
+    heads = [(name, mapped.file.get_slice(name)) for name in mapped.file.keys()]
+    return [Entry(name, tuple(h.get_shape()), h.get_dtype(), partial(mapped.read, name)) for name, h in heads]
+
+
+def held(t: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """What `Entry.read` gives of a tensor that is in memory."""
+    return t.to(dtype)
+
+
+class _Mapped:
+    """A safetensors file mapped into memory, mapped anew after every MAPPED_BYTES of it that were converted.
+
+    The pages of a mapping that were looked at count as the process's own memory for as long as the mapping lives:
+    without this a whole file would lie beside the tensors converted from it.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path, self.what = path, what
+        self.file, self.stamp, self.spent = _opened(path, what), _stamp(path), 0
+
+    def read(self, name: str, dtype: torch.dtype | None) -> Tensor:
+        """A tensor in a dtype (None: its own, then it is a view of the mapping)."""
+        if self.spent >= MAPPED_BYTES:
+            if _stamp(self.path) != self.stamp:
+                raise CheckpointError(f"{self.what}: {self.path} changed while it was read", hint="Load it again")
+            self.file, self.spent = _opened(self.path, self.what), 0
+        stored: Tensor = self.file.get_tensor(name)
+        if dtype not in (None, stored.dtype):
+            self.spent += stored.nbytes
+        return stored.to(dtype)
 
 
 def metadata(path: Path, what: str) -> dict[str, str]:

@@ -327,6 +327,7 @@ def vae_spec(decoder: Sequence[Layer], encoder: Sequence[Layer], where: str) -> 
             block_out_channels=tuple(_edge(part, 0, 2, -1, where) for part in parts),
             layers_per_block=blocks,
             norm_num_groups=GROUPS,
+            sample_size=UNetSpec().sample_size * 2 ** (len(parts) - 1),  # of the UNet's default picture
         ),
         where,
     )
@@ -417,7 +418,8 @@ def words_of(folder: Folder, tokenizer: str | Path | None = None) -> Callable[[i
     if not folder.has("tokenizer"):
         raise UserError(
             f"{folder.root.name}: KerasCV's files hold no vocabulary",
-            allowed="tokenizer=FOLDER with CLIP's vocab.json and merges.txt, or a subfolder tokenizer/",
+            allowed="tokenizer=FOLDER (--tokenizer FOLDER) with CLIP's vocab.json and merges.txt, or a subfolder "
+            "tokenizer/",
             hint="Any folder of Stable Diffusion 1.x or 2.x in diffusers' layout has one",
         )
     return partial(read_tokenizer, folder, "tokenizer")
@@ -527,11 +529,12 @@ def save_kerascv(bundle: Bundle, folder: str | Path, *, language: str | None = N
 
 def _representable(bundle: Bundle, conditioner: Conditioner, encoder: CLIPText) -> None:
     u, v, t, s = bundle.unet.spec, bundle.vae.spec, encoder.spec, bundle.schedule
+    family = "sd2" if u.use_linear_projection else "sd1"  # KerasCV has no inpainting UNets
     plain = replace(s, sampler=SCHEDULE.sampler, timestep_spacing=SCHEDULE.timestep_spacing)
     plain = replace(plain, steps_offset=SCHEDULE.steps_offset, set_alpha_to_one=SCHEDULE.set_alpha_to_one)
     by_rule = heads(u.block_out_channels, u.use_linear_projection, bundle.name)
     for what, given, allowed in (
-        ("the family", bundle.family, "sd2" if u.use_linear_projection else "sd1"),
+        ("the family", bundle.family, family),
         ("the UNet's number of heads", u.num_heads, by_rule),
         ("the UNet's groups", u.norm_num_groups, GROUPS),
         ("the UNet's gelu", u.gelu, "exact"),
@@ -540,7 +543,7 @@ def _representable(bundle: Bundle, conditioner: Conditioner, encoder: CLIPText) 
         ("the VAE's norm_eps", v.norm_eps, 1e-6),
         ("the VAE's scaling factor", v.scaling_factor, VAESpec().scaling_factor),
         ("the text encoder's number of heads", t.num_heads * HEAD_WIDTH, t.hidden_size),
-        ("the text encoder's activation", t.hidden_act, ACTS[bundle.family]),
+        ("the text encoder's activation", t.hidden_act, ACTS[family]),
         ("the text encoder's norm eps", t.layer_norm_eps, TextSpec().layer_norm_eps),
         ("the kind of tokenizer", conditioner.tokenizer.kind, "clip-bpe"),
         ("the noise schedule", plain, SCHEDULE),

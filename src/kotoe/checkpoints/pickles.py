@@ -39,7 +39,8 @@ def read_pickle(path: Path, what: str, allow_pickle: bool) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{where} is a pickle, which can run any program when it is opened",
             allowed="safetensors",
-            hint="Convert it where it can do no harm, or pass allow_pickle=True, which reads tensors only",
+            hint="Convert it where it can do no harm, or pass allow_pickle=True (--allow-pickle), which reads tensors "
+            "only",
         )
     size = path.stat().st_size
     with path.open("rb") as file:

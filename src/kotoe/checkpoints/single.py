@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from kotoe.checkpoints.files import (
     entries,
     file_sha256,
     fill,
+    held,
     metadata,
     skeleton,
     weights,
@@ -168,7 +170,7 @@ def chosen_unet(found: Contents, ema: bool | None, where: str) -> Mapping[str, E
     if ema is None:
         raise UserError(
             f"{where} holds the UNet twice: as trained, and the running average of it (model_ema.*)",
-            allowed="ema True or False (kotoe convert: --ema, --no-ema)",
+            allowed="ema True or False (--ema, --no-ema)",
             hint="The average mostly draws better; training goes on from the other",
         )
     return averages if ema else found.unet
@@ -238,7 +240,7 @@ def chosen_prediction(found: Contents, asked: str | None, where: str) -> str:
     if known is None:
         raise UserError(
             f"{where} doesn't say what its UNet predicts, and Stable Diffusion 2.x has been published with either",
-            allowed="prediction_type epsilon or v_prediction (kotoe convert: --prediction-type)",
+            allowed="prediction_type epsilon or v_prediction (--prediction-type)",
             hint="Models of 512 pixels (2-base, 2-1-base) predict epsilon, those of 768 pixels (2, 2-1) v_prediction; "
             "the wrong one draws noise",
         )
@@ -246,7 +248,7 @@ def chosen_prediction(found: Contents, asked: str | None, where: str) -> str:
 
 
 def _scale_factor(entry: Entry, where: str) -> float:
-    value = float(entry.read().flatten()[0]) if entry.shape in ((), (1,)) else math.nan
+    value = float(entry.read(None).flatten()[0]) if entry.shape in ((), (1,)) else math.nan
     if not 1e-6 < value < 1e6:
         raise CheckpointError(f"{where}: scale_factor {value}, shape {list(entry.shape)}", allowed="a number above 0")
     return value
@@ -260,7 +262,7 @@ def _schedule(table: Entry | None, prediction: str, where: str) -> ScheduleSpec:
         return plain
     for spec in (plain, zero):
         ours = alphas_cumprod(spec)
-        if table.shape == ours.shape and bool((table.read().double() - ours).abs().max() < ABAR_TOLERANCE):
+        if table.shape == ours.shape and bool((table.read(None).double() - ours).abs().max() < ABAR_TOLERANCE):
             return spec
     raise CheckpointError(
         f"{where}: its table alphas_cumprod {list(table.shape)} is of another noise schedule",
@@ -348,7 +350,7 @@ def _tokenizer(folder: str | Path | None, dims: Mapping[str, Any], where: str) -
     if folder is None:
         raise UserError(
             f"{where} holds weights only: it has no tokenizer",
-            allowed=f"tokenizer=FOLDER (kotoe convert {where} OUT --to diffusers --tokenizer FOLDER), one of {ids} ids",
+            allowed=f"tokenizer=FOLDER (--tokenizer FOLDER), one of {ids} ids",
             hint="The tokenizer/ folder of any checkpoint in diffusers' layout with the same vocabulary is one, "
             "and those of Stable Diffusion's own releases fit all models tuned from them",
         )
@@ -376,8 +378,8 @@ def _filled(
     expected = {name: tuple(t.shape) for name, t in to_compvis(net.state_dict()).items()}
     hint = "The file is damaged, or of an architecture that Kotoe doesn't read"
     check_shapes(expected, _shapes(found), what, says="the other tensors", hint=hint)
-    ours = from_compvis({name: found[name].read() for name in expected})
-    return fill(net, {name: t.to(device=device, dtype=dtype) for name, t in ours.items()})
+    ours = from_compvis({name: found[name].read(dtype) for name in expected})
+    return fill(net, {name: t.to(device) for name, t in ours.items()})
 
 
 # --- Writing ------------------------------------------------------------------------------------------------
@@ -460,7 +462,7 @@ def _check_said(
     bundle: Bundle, encoder: CLIPText | BertText, tensors: Mapping[str, Tensor], texts: Mapping[str, str]
 ) -> None:
     """Refuse a bundle that reading its file would make another one of."""
-    listed = [Entry(name, tuple(t.shape), "F32", t.detach) for name, t in tensors.items()]
+    listed = [Entry(name, tuple(t.shape), "F32", partial(held, t.detach())) for name, t in tensors.items()]
     keep = "Keep this model in diffusers' layout"
     try:
         read = said(contents(listed, texts, bundle.name), bundle.schedule.prediction_type, bundle.name)

@@ -158,7 +158,7 @@ def _tokenizer(
     bundle: Bundle, wanted: Localizing, run: Run, pairs: Texts | None, captions: Captions | None
 ) -> Tokenizer:
     if wanted.student is not None:
-        return conditioners.read(wanted.student, wanted.language).tokenizer
+        return conditioners.read(wanted.student, wanted.language).conditioner.tokenizer
     if wanted.tokenizer is not None:
         return load_tokenizer(wanted.tokenizer)
     folder = run.path("tokenizer")
@@ -174,7 +174,7 @@ def _tokenizer(
 
 def _encoder(bundle: Bundle, wanted: Localizing, tokenizer: Tokenizer, pairs: Texts | None) -> CLIPText | BertText:
     if wanted.student is not None:
-        return conditioners.read(wanted.student, wanted.language).encoder
+        return conditioners.read(wanted.student, wanted.language, dtype="float32").conditioner.encoder
     teacher = bundle.conditioner()
     encoder = clip(teacher, "a new encoder")
     return new_student(encoder, tokenizer, wanted.begins, seed=wanted.seed, other=teacher.tokenizer, pairs=pairs)

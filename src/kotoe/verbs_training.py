@@ -1,0 +1,184 @@
+"""What the verbs that teach a model do: data, train, localize, study. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect as inspection
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from kotoe.config import dumps, to_json
+from kotoe.console import (
+    INTERRUPTED,
+    Bar,
+    Common,
+    Loading,
+    Pairing,
+    Training,
+    Values,
+    bundle_of,
+    finish,
+    part_of,
+    say,
+    show_config,
+    writing,
+)
+from kotoe.errors import UserError, nearest, unknown
+from kotoe.localize.settings import Localizing, Studying
+from kotoe.runs import atomic
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def write_pairs(common: Common, values: Values) -> int:
+    """Write parallel text of the emoji world."""
+    wanted: Pairing = part_of(values, Pairing)
+    config, out = to_json(wanted), Path(wanted.out)
+    show_config("data pairs", config)
+    if out.suffix not in (".tsv", ".jsonl"):
+        raise UserError(f"--out {out}", allowed="a name that ends in .tsv or .jsonl")
+    if out.is_dir() or (out.exists() and not wanted.overwrite):
+        raise UserError(f"{out} is there already", allowed="a name that isn't taken, or --overwrite of a file")
+
+    from kotoe.data.pairs import pairs
+
+    rows = pairs(wanted.language, wanted.count, tier=wanted.tier, seed=wanted.seed, split=wanted.split)
+    document = {"out": str(out), "config": config}
+    if common.dry_run:
+        finish(common, {"dry_run": True, **document}, [])
+        return 0
+    with writing(out.parent), atomic(out) as temp, temp.open("w", encoding="utf-8", newline="\n") as file:
+        if out.suffix == ".tsv":
+            file.write("source\ttarget\n")
+        with Bar(common, "writing") as bar:
+            for done, (source, target) in enumerate(rows, 1):
+                both = {"source": source, "target": target}
+                file.write((dumps(both) if out.suffix == ".jsonl" else "\t".join(both.values())) + "\n")
+                bar(done, wanted.count)
+    finish(common, document, [str(out)])
+    return 0
+
+
+# --- train ----------------------------------------------------------------------------------------
+
+
+def train(common: Common, values: Values) -> int:
+    """Run a recipe's main."""
+    wanted: Training = part_of(values, Training)
+    path = Path(wanted.recipe)
+    if path.suffix != ".py" or not path.is_file():
+        there = sorted(str(p) for p in Path("recipes").glob("*.py"))
+        near = nearest(wanted.recipe, there)
+        raise UserError(
+            f"no recipe at {wanted.recipe}",
+            allowed=", ".join(there) if there else "a Python file with main(run, size=..., device=..., seed=...)",
+            hint=f"Did you mean {near}?" if near else "",
+        )
+    show_config("train", to_json(wanted))
+    recipe = _recipe(path)
+    sizes = getattr(recipe, "SIZES", None)
+    if sizes is not None and wanted.size not in sizes:
+        raise unknown(f"size of {path.name}", wanted.size, sizes)
+    asked = {"size": wanted.size, "device": wanted.device, "seed": wanted.seed}
+    taken = inspection.signature(recipe.main).parameters
+    for name in asked.keys() & values.keys():
+        if name not in taken:
+            raise UserError(f"{path.name} takes no {name}", allowed=", ".join(taken))
+    passed = {k: v for k, v in asked.items() if k in taken and v is not None}
+    if common.dry_run:
+        about = (recipe.__doc__ or "").strip()
+        say(about)
+        sizes_here = None if sizes is None else {k: repr(v) for k, v in sizes.items()}
+        finish(common, {"dry_run": True, "config": to_json(wanted), "about": about, "sizes": sizes_here}, [])
+        return 0
+    try:
+        with redirect_stdout(sys.stderr):
+            recipe.main(wanted.run, **passed)
+    except KeyboardInterrupt:
+        say(f"kotoe: interrupted; the same command goes on from {wanted.run}")
+        return INTERRUPTED
+    finish(common, {"run": wanted.run, "config": to_json(wanted)}, [wanted.run])
+    return 0
+
+
+def _recipe(path: Path) -> Any:
+    """The module in a recipe's file. Its neighbours can be imported by name, as when it is run itself."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{path} is no Python file (line {error.lineno}: {error.msg})") from error
+    if not callable(getattr(module, "main", None)):
+        raise UserError(f"{path} has no main", allowed="main(run, *, size=..., device=..., seed=...)")
+    return module
+
+
+# --- localize -------------------------------------------------------------------------------------
+
+
+def localize(common: Common, values: Values) -> int:
+    """Teach a model a language."""
+    wanted: Localizing = part_of(values, Localizing)
+    show_config("localize", to_json(wanted))
+    if wanted.threads is not None:
+        import torch
+
+        torch.set_num_threads(wanted.threads)
+    from kotoe.data.texts import read_columns
+    from kotoe.localize import localize as workbench
+    from kotoe.localize.plans import Texts
+
+    pairs = None
+    if wanted.pairs is not None:
+        rows = [row.texts for row in read_columns(wanted.pairs, ("source", "target"))]
+        empty = sum(not source.strip() or not target.strip() for source, target in rows)
+        if empty:
+            raise UserError(
+                f"{wanted.pairs}: {empty} of {len(rows)} pairs have nothing on one side",
+                allowed="a text in both columns of every row",
+            )
+        pairs = Texts(source=[source for source, _ in rows], target=[target for _, target in rows])
+    bundle = bundle_of(wanted.base, "float32", Loading(), wanted.device)
+    if common.dry_run:
+        cost = workbench.forecast(bundle, wanted, pairs=pairs)
+        plain = [f"{key}: {value}" for key, value in cost.items()]
+        finish(common, {"dry_run": True, "config": to_json(wanted), "forecast": cost}, plain)
+        return 0
+    try:
+        found = workbench.localize(
+            bundle, wanted, pairs=pairs, progress=not common.json, on_finding=lambda finding: say(str(finding))
+        )
+    except KeyboardInterrupt:
+        say(f"kotoe: interrupted; the same command goes on from {wanted.run}")
+        return INTERRUPTED
+    with writing(Path(wanted.run)):
+        out = workbench.write(found, wanted, overwrite=wanted.overwrite)
+    finish(common, {"out": str(out), **found.report, "config": to_json(wanted)}, [str(out)])
+    return 0
+
+
+def study(common: Common, values: Values) -> int:
+    """Run the cells of a study that are not done yet."""
+    wanted: Studying = part_of(values, Studying)
+    show_config("study localization", to_json(wanted))
+    from kotoe import study as studies
+
+    if common.dry_run:
+        names = [cell.name for cell in studies.cells(wanted)]
+        finish(common, {"dry_run": True, "config": to_json(wanted), "cells": names}, names)
+        return 0
+    try:
+        with redirect_stdout(sys.stderr):
+            document = studies.study(wanted, say=say)
+    except KeyboardInterrupt:
+        say(f"kotoe: interrupted; the same command goes on from {wanted.out}")
+        return INTERRUPTED
+    finish(common, document, list(studies.report(document)))
+    return 0
