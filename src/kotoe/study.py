@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kotoe import load
-from kotoe.checkpoints import Bundle
+from kotoe.checkpoints import Bundle, load
 from kotoe.config import dumps, read_json, to_json
 from kotoe.data.captions import caption
 from kotoe.data.emoji import atlas, scene
