@@ -192,7 +192,7 @@ def test_unknown_verb(kotoe: Kotoe) -> None:
     assert done.code == 2
     assert (
         "unknown verb 'genrate'. Allowed: check, conditioner add, conditioner remove, convert, evaluate, generate, "
-        "inspect, train. Did you mean 'generate'?" in done.err
+        "inspect, tokenizer report, tokenizer train, train. Did you mean 'generate'?" in done.err
     )
 
 
