@@ -192,7 +192,8 @@ def test_unknown_verb(kotoe: Kotoe) -> None:
     assert done.code == 2
     assert (
         "unknown verb 'genrate'. Allowed: check, conditioner add, conditioner remove, convert, data pairs, evaluate, "
-        "generate, inspect, train. Did you mean 'generate'?" in done.err
+        "generate, inspect, localize, study localization, tokenizer report, tokenizer train, train. "
+        "Did you mean 'generate'?" in done.err
     )
 
 

@@ -197,6 +197,7 @@ def test_report_dry_run(kotoe: Kotoe, model: str, tmp_path: Path) -> None:
         (["ja.txt", "--tokenizer", "kotoe-emoji:fr"], "language 'fr' is not in this model. Allowed: en, ja, ko, zh"),
         (["ja.txt", "--tokenizer", "kotoe-emojy"], "unknown model 'kotoe-emojy'.*Did you mean 'kotoe-emoji'"),
         (["ja.txt", "--tokenizer", "empty"], "no tokenizer that Kotoe reads; found no file of one"),
+        (["ja.txt", "--tokenizer", "one.safetensors"], "one.safetensors holds no tokenizers. Allowed: a folder"),
         (["pairs.tsv:targt", "--tokenizer", "kotoe-emoji:ja"], "no column 'targt'.*Did you mean 'target'"),
         (["ja.txt:target", "--tokenizer", "kotoe-emoji:ja"], "ja.txt has one text a line and no columns"),
         (["x=", "--tokenizer", "kotoe-emoji:ja"], "'x='.*NAME=PLACE, or a place alone"),
@@ -208,6 +209,7 @@ def test_report_dry_run(kotoe: Kotoe, model: str, tmp_path: Path) -> None:
 )
 def test_report_refuses(kotoe: Kotoe, tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "one.safetensors").write_bytes(b"")
     code, out, err = kotoe("tokenizer", "report", *arguments)
     assert (code, out) == (2, "")
     assert re.search(message, err), err

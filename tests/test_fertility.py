@@ -143,6 +143,7 @@ def test_intervals() -> None:
     assert found == fertility.Figure(value=2.0, low=2.0, high=2.0)
     assert ratio(np.array([1.0]), np.array([0.0])) is None
     assert ratio(np.array([3.0]), np.array([2.0])) == fertility.Figure(value=1.5, low=1.5, high=1.5)
+    assert ratio(np.array([1.0, 3.0]), np.array([1.0, 1.0])) == fertility.Figure(value=2.0, low=2 - 1.96, high=2 + 1.96)
     inside = 0
     for _ in range(300):  # 95 of 100 intervals hold the true ratio
         b = rng.poisson(8, 60) + 1.0
