@@ -21,7 +21,7 @@ FROZEN = {
     "evaluate": "suite model languages tier n controls batch_size steps out "
     "tokenizer ema prediction_type allow_pickle config dry_run json",
     "train": "recipe run size device seed config dry_run json",
-    "conditioner add": "bundle language from_ source_language overwrite allow_pickle config dry_run json",
+    "conditioner add": "bundle language from_ source_language own_language overwrite allow_pickle config dry_run json",
     "conditioner remove": "bundle language config dry_run json",
     "data pairs": "language out count tier seed split overwrite config dry_run json",
     "tokenizer train": "texts out family vocab_size column max_tokens model_type normalization byte_fallback "

@@ -244,3 +244,15 @@ def test_the_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([*arguments, "--overwrite"]) == 0
     assert cli.run(["conditioner", "remove", str(ours), "--language", "ko"]) == 0
     assert load(ours).languages == ("en",)
+
+
+def test_the_folders_own_language_can_be_named(tmp_path: Path) -> None:
+    """Bingsu's files don't say that they are Korean."""
+    ours, theirs = seeds.bingsu(tmp_path / "ours"), seeds.rinna(tmp_path / "theirs")
+    add(ours, "ja", theirs, own_language="ko")
+    bundle = load(ours)
+    assert bundle.languages == ("ko", "ja")
+    with pytest.raises(UserError, match="own language en for ours, whose own is ko"):
+        add(ours, "zh", theirs, source_language=None, own_language="en")
+    with pytest.raises(UserError, match="own language '1'"):
+        add(seeds.bingsu(tmp_path / "again"), "ja", theirs, own_language="1")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kotoe.errors import UserError
-from kotoe.language import canonical, choose, covering, detect, has_letters, of_script, primary, script_of
+from kotoe.language import Detected, canonical, choose, covering, detect, has_letters, of_script, primary, script_of
 
 FOUR = ("en", "ja", "zh", "ko")
 
@@ -134,3 +134,13 @@ def test_a_script_that_tells_the_language(text: str, tag: str | None) -> None:
 def test_letters() -> None:
     assert has_letters("a 1")
     assert not has_letters("1 🐱 !")
+
+
+def test_an_unnamed_conditioner_reads_what_no_other_does() -> None:
+    """A folder that doesn't say its language, as Bingsu's Korean one, with others put beside it."""
+    for text in ("파란 배경의 고양이", "แมว"):
+        assert detect(text, ("und", "ja", "zh"), "und") == Detected(tag="und", source="unsure")
+    assert detect("青い背景に猫", ("und", "ja"), "und").tag == "ja"
+    assert detect("猫咪", ("und", "ko"), "und") == Detected(tag="und", source="unsure")
+    with pytest.raises(UserError, match="Thai"):
+        detect("แมว", ("en", "ja"), "en")

@@ -169,6 +169,7 @@ class Adding:
     from_:           where it comes from: a model's name or folder, a folder with tokenizer/ and text_encoder/ alone, or
                      the repository of a text model (CLIP, BERT, AltDiffusion's XLM-R) with its tokenizer.
     source_language: which of its conditioners, if it has several: the one for that language by default.
+    own_language:    what the folder's own text encoder reads, where its files don't say so ("und" in `kotoe inspect`).
     overwrite:       replace the conditioner that the language has.
     allow_pickle:    read .bin weights too, as tensors only; they are written as safetensors.
     """
@@ -177,6 +178,7 @@ class Adding:
     language: str
     from_: str
     source_language: str | None = None
+    own_language: str | None = None
     overwrite: bool = False
     allow_pickle: bool = False
 

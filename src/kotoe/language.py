@@ -151,8 +151,8 @@ def detect(text: str, available: Collection[str], default: str | None = None) ->
     """The likeliest of the available languages for a text.
 
     source is "unsure" when the script leaves a choice, when scripts are mixed, or when there are no letters.
-    default: the model's own language, taken when the text says nothing. A model whose one language nobody has named
-    ("und") reads every text. UserError when its script has no language here.
+    default: the model's own language, taken when the text says nothing. A conditioner whose language nobody has named
+    ("und") reads every text that no other does. UserError when its script has no language here.
     """
     default = next(iter(available)) if default is None else default
     if set(available) == {UNDETERMINED}:
@@ -175,19 +175,26 @@ def _language(script: str, text: str, available: Collection[str], default: str) 
     if script == "LATIN":
         latin = [tag for base, tag in by_base.items() if base not in NOT_LATIN]
         if not latin:
-            raise _no_language("Latin", available)
+            return _unnamed("Latin", available), False
         choice = default if default in latin else latin[0]
         return choice, len(latin) == 1 and text.isascii()
     readings = [by_base[base] for base in SCRIPTS.get(script, ()) if base in by_base]
     if not readings:
-        raise _no_language(script.capitalize(), available)
+        return _unnamed(script.capitalize(), available), False
     return readings[0], len(readings) == 1
+
+
+def _unnamed(script: str, available: Collection[str]) -> str:
+    """The conditioner whose language nobody has named, for a script that none of the others is written in."""
+    if UNDETERMINED in available:
+        return UNDETERMINED
+    raise _no_language(script, available)
 
 
 def _han(text: str, available: Collection[str], by_base: dict[str, str]) -> tuple[str, bool]:
     readings = [by_base[base] for base in HAN if base in by_base]
     if not readings:
-        raise _no_language("Han", available)
+        return _unnamed("Han", available), False
     han = [c for c in unicodedata.normalize("NFKC", text) if _script(c) == "CJK"]
     simplified = sum(_in("gb2312", c) and not _in("shift_jis", c) for c in han)
     japanese = sum(_in("shift_jis", c) and not _in("gb2312", c) and not _in("big5", c) for c in han)

@@ -102,14 +102,16 @@ def generate(common: Common, values: Values) -> int:
             for picture in draw(bundle, resolved, jobs=jobs, on_step=lambda p: bar(p.done, p.total)):
                 if not pictures:
                     _save_config(out, config)
-                path = _save_picture(out, picture, "")
-                pictures.append(picture)
+                path = _path_of(out, picture, "")  # listed before it is there: Ctrl-C may come right after saving
                 entries.append({"path": str(path), "seed": picture.record.seed, "record": to_json(picture.record)})
+                _save_picture(picture, path)
+                pictures.append(picture)
                 if not common.json:
                     finish(common, {}, [str(path)])
         if labels:
             document["grid"] = str(_save_grid(out, pictures))
     except KeyboardInterrupt:
+        entries[:] = [entry for entry in entries if Path(entry["path"]).is_file()]
         say(f"kotoe: interrupted; {len(entries)} of {len(jobs)} pictures are done and kept")
         document["interrupted"], code = True, INTERRUPTED
     finish(common, document, [] if document["grid"] is None else [str(document["grid"])])
@@ -138,12 +140,15 @@ def _save_config(out: Path, config: Mapping[str, Any]) -> Path:
         return write_atomic(out / f"generate-{_short_hash(text)}.json", text)
 
 
-def _save_picture(out: Path, picture: Any, suffix: str) -> Path:
+def _path_of(out: Path, picture: Any, suffix: str) -> Path:
+    return out / f"{picture_name(picture.record)}{suffix}.png"
+
+
+def _save_picture(picture: Any, path: Path) -> Path:
     from kotoe.images import save_png
 
     record = dumps(picture.record)
-    path = out / f"{picture_name(picture.record)}{suffix}.png"
-    with writing(out), atomic(path) as temp:
+    with writing(path.parent), atomic(path) as temp:
         save_png(picture.image, temp, record)
     return path
 
@@ -231,7 +236,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     with Bar(common, "drawing") as bar:
         picture = replay(bundle, record, on_step=lambda p: bar(p.done, p.total))
     changed, largest = differences(picture.image, open_picture(drawing.replay))
-    path = _save_picture(Path(drawing.out), picture, "-replay")
+    path = _save_picture(picture, _path_of(Path(drawing.out), picture, "-replay"))
     say("identical pixels" if not changed else f"{changed} pixels differ, by up to {largest} of 255")
     entry = {"path": str(path), "seed": record.seed, "record": to_json(picture.record)}
     finish(common, {"pictures": [entry], "replayed": drawing.replay, "identical": not changed}, [str(path)])
@@ -282,6 +287,7 @@ def add_conditioner(common: Common, values: Values) -> int:
         wanted.language,
         wanted.from_,
         source_language=wanted.source_language,
+        own_language=wanted.own_language,
         overwrite=wanted.overwrite,
         allow_pickle=wanted.allow_pickle,
         dry_run=common.dry_run,

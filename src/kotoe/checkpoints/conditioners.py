@@ -17,6 +17,7 @@ from kotoe import __version__, builtin
 from kotoe.checkpoints import FORMAT, LANGUAGE, Bundle, Conditioners, _card, _write_encoder, diffusers, text_models
 from kotoe.checkpoints.files import Folder, choose_dtype
 from kotoe.errors import CheckpointError, UserError, unknown
+from kotoe.language import UNDETERMINED
 from kotoe.runs import write_atomic
 from kotoe.text import Conditioner
 from kotoe.tokenizers import Tokenizer
@@ -107,6 +108,7 @@ def add(
     source: str | Path,
     *,
     source_language: str | None = None,
+    own_language: str | None = None,
     overwrite: bool = False,
     allow_pickle: bool = False,
     dry_run: bool = False,
@@ -120,6 +122,7 @@ def add(
     source:          a checkpoint's name or folder, a folder with tokenizer/ and text_encoder/ alone, or the repository
                      of a text model as transformers writes it, with its tokenizer (see text_models.py).
     source_language: which of the source's conditioners; None: the one for `language`, or the only one.
+    own_language:    what the folder's own text encoder reads, where its files don't say so.
     overwrite:       replace the conditioner that the language has. The folder's own (its first language's) stays.
     allow_pickle:    read .bin weights too, as tensors only.
     dry_run:         check everything, write nothing.
@@ -129,6 +132,8 @@ def add(
     if not LANGUAGE.fullmatch(language):
         raise UserError(f"language {language!r}", allowed="BCP 47 tags as en, ja, zh-Hant, pt-BR")
     ours, card = _own(folder)
+    if own_language is not None:
+        card = _named(ours, card, own_language)
     main = card["languages"][0]
     taken = next((tag for tag in card["languages"] if tag.lower() == language.lower()), None)
     if taken == main:
@@ -167,7 +172,21 @@ def add(
         shutil.rmtree(old, ignore_errors=True)
     if taken is None:
         _write_card(ours, {**card, "languages": [*card["languages"], language]})
+    elif own_language is not None:
+        _write_card(ours, card)
     return place
+
+
+def _named(ours: Folder, card: dict, own_language: str) -> dict:
+    """The card with a name for the folder's own language, where there was only a guess."""
+    main, *others = card["languages"]
+    if not LANGUAGE.fullmatch(own_language):
+        raise UserError(f"own language {own_language!r}", allowed="BCP 47 tags as en, ja, zh-Hant, pt-BR")
+    if ours.has("kotoe.json") and main not in (UNDETERMINED, own_language):
+        raise UserError(f"own language {own_language} for {ours.root.name}, whose own is {main}", allowed=main)
+    if own_language in others:
+        raise UserError(f"{ours.root.name} has a conditioner for {own_language} already", allowed="another tag")
+    return {**card, "languages": [own_language, *others]}
 
 
 def languages(folder: str | Path) -> list[str]:
