@@ -33,7 +33,7 @@ ACROSS = {
 BELOW_SERVE = {"safety"}  # all that serve sees of layer 5
 MATHS = {"torch", "numpy", "PIL"}  # what layer 1 may import from outside
 # test dependencies, never at run time
-ORACLES = {"diffusers", "transformers", "accelerate", "scipy", "pytest", "keras", "keras_cv"}
+ORACLES = {"diffusers", "transformers", "accelerate", "scipy", "pytest", "keras", "keras_cv", "webdataset"}
 SWITCHES = {
     "torch.manual_seed", "torch.set_default_dtype", "torch.set_default_device", "torch.set_grad_enabled",
     "numpy.random.seed", "np.random.seed", "random.seed", "warnings.filterwarnings", "warnings.simplefilter",

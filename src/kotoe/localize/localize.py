@@ -35,7 +35,7 @@ from kotoe.tokenizers import Tokenizer, load_tokenizer
 
 VOCABULARY = 2000
 TRIAL, WARMING = 10, 2  # steps that a forecast takes, and of these the ones it doesn't count
-FREE = ("out", "overwrite", "device", "threads", "log_every")  # settings that may differ when a run is resumed
+FREE = ("out", "overwrite", "device", "threads", "log_every", "cache")  # settings that may differ when a run is resumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +51,14 @@ def localize(
     wanted: Localizing,
     *,
     pairs: Texts | None = None,
-    captions: Captions | None = None,
+    captions: Captions | Callable[[Run], Captions] | None = None,
     progress: bool = True,
     on_finding: Callable[[Finding], None] | None = None,
 ) -> Localized:
     """Teach a loaded model (in float32) a language by one of PLANS; `wanted.run` resumes what it holds.
 
+    captions:   what the plans that learn from pictures read, or what makes it once the run's directory is open (see
+                pictures.py).
     on_finding: called with everything that `lint` finds, before anything is trained.
     Raises UserError before that too: a language that is there, texts over the limit, an encoder that doesn't fit, a run
     directory of other settings.
@@ -68,7 +70,11 @@ def localize(
             allowed="another tag",
             hint=f"Take it out first: kotoe conditioner remove FOLDER --language {wanted.language}",
         )
+    if way.reads == "captions" and captions is None:
+        raise UserError(f"plan {wanted.plan} without captioned pictures", allowed="--images SOURCE")
     with Run(wanted.run, {**to_json(wanted), "base_sha256": bundle.sha256}, free=FREE) as run:
+        if captions is not None and not isinstance(captions, Captions):
+            captions = captions(run)
         tokenizer = _tokenizer(bundle, wanted, run, pairs, captions)
         student = Conditioner(wanted.language, tokenizer, _encoder(bundle, wanted, tokenizer, pairs))
         conditioners.swap(bundle, wanted.language, student)  # does it fit?
@@ -85,6 +91,8 @@ def localize(
         )
         what = task(wanted.plan, bundle, student, reading, pairs=pairs, captions=captions)
         report |= _trained(what, wanted, bundle, student, run, progress)
+        if captions is not None and captions.about:
+            report["pictures"] = dict(captions.about)
     return Localized(bundle=conditioners.swap(bundle, wanted.language, student), report=report)
 
 
@@ -133,13 +141,14 @@ def forecast(
     each = (seconds[-1] - seconds[WARMING - 1]) / (TRIAL - WARMING)
     on_gpu = torch.device(wanted.device).type == "cuda"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {
+    cost = {
         "steps": steps,
         "prepare_s": round(whole - seconds[-1], 1),
         "step_s": round(each, 4),
         "seconds": round(each * steps, 1),
         "peak_memory_gib": round((torch.cuda.max_memory_allocated() if on_gpu else peak) / 2**30, 3),
     }
+    return cost if captions is None or not captions.about else {**cost, "pictures": dict(captions.about)}
 
 
 # --- Parts -----------------------------------------------------------------------------------------------------

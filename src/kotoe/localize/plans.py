@@ -8,7 +8,7 @@ through the UNet. Legend: B texts, L tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -104,10 +104,16 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class Captions:
-    """Captions in the new language and the unit-scaled latents (N, C, h, w) of what they describe."""
+    """Captions in the new language and the unit-scaled latents (N, C, h, w) of what they describe.
+
+    spread: their standard deviations (N, C, h, w), if a step shall read a sample, and not the latents themselves.
+    about:  where they are from, for the report (JSON-able).
+    """
 
     texts: Sequence[str]
     latents: Tensor
+    spread: Tensor | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=2)
@@ -310,7 +316,11 @@ def _captioned(tokenizer: Tokenizer, captions: Captions, reading: Reading) -> Ca
     def batches(step: int) -> TextLatents:
         rows, gone = reading.rows(step, len(captions.texts))
         ids = reading.ids(tokenizer, [captions.texts[i] for i in rows], gone)
-        return TextLatents(text=ids, latents=captions.latents[rows].float().to(reading.device))
+        latents = captions.latents[rows].float()  # (B, C, h, w)
+        if captions.spread is not None:
+            generator = torch.Generator().manual_seed(step_seed(reading.seed, step, "posterior"))
+            latents += captions.spread[rows].float() * torch.randn(latents.shape, generator=generator)
+        return TextLatents(text=ids, latents=latents.to(reading.device))
 
     return batches
 
