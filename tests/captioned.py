@@ -1,4 +1,4 @@
-"""Small captioned pictures, as files of every layout that is read. The pictures are Pillow's, the shards webdataset's."""
+"""Small captioned pictures, as files of every layout that is read; shards are written by webdataset itself."""
 
 from __future__ import annotations
 

@@ -62,7 +62,9 @@ def folder(place: Path) -> Path:
     (place / "007.jpg").write_bytes(saved(picture(7, 300, 200), "JPEG")[:-500])
     (place / "008.png").write_bytes(PICTURES[0])
     with (place / "metadata.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"file_name": "007.jpg", "text": "집", "license": "CC0-1.0"}\n{"file_name": "008.png", "text": ""}\n')
+        file.write(
+            '{"file_name": "007.jpg", "text": "집", "license": "CC0-1.0"}\n{"file_name": "008.png", "text": ""}\n'
+        )
         file.write('{"file_name": "000.png", "text": "a red cat", "language": "en"}\n')
     return place
 
@@ -72,7 +74,7 @@ LEFT_OUT = {
     "000.png": "its caption is in en, not ko",
     "007.jpg": "it is damaged",
 }
-STAGE1 = ("--language", "ko", "--plan", "stage1", "--steps", "6", "--batch-size", "4", "--vocab-size", "300",
+STAGE1 = ("--language", "ko", "--plan", "stage1", "--steps", "6", "--batch-size", "4",
           "--log-every", "1", "--lr", "3e-3", "--long-prompt", "cut", "--json")  # fmt: skip
 
 
@@ -93,7 +95,7 @@ def test_stage1_from_a_folder_of_pictures(model: Path, tmp_path: Path, kotoe: Ko
     assert told["licences"] == {"not stated": 7}
     found = load(done.json["out"], dtype="float32")
     assert found.languages == ("en", "ko")
-    assert found.conditioner("ko").tokenizer.vocab_size == 300
+    assert found.conditioner("ko").tokenizer.vocab_size == done.json["vocab_size"]
     assert len(losses(run)) == 6
     # The same command resumes: nothing is left to do, and neither pictures nor steps are gone through again.
     before = {p: p.stat().st_mtime_ns for p in run.rglob("latents.npy")}
@@ -151,7 +153,10 @@ def test_resolution_and_a_cache_that_runs_share(model: Path, tmp_path: Path, kot
     ("options", "message"),
     [
         (("--plan", "stage1"), "plan stage1 without captioned pictures. Allowed: --images SOURCE"),
-        (("--images", "x", "--pairs", "y"), "plan distil-behind with captioned pictures. Allowed: --images with stage1"),
+        (
+            ("--images", "x", "--pairs", "y"),
+            "plan distil-behind with captioned pictures. Allowed: --images with stage1",
+        ),
         (("--plan", "stage1", "--cache", "x"), "--cache without pictures"),
         (("--plan", "stage1", "--images", "nowhere"), "there is nothing at nowhere"),
         (("--plan", "stage1", "--images", "x", "--crop", "centre"), "crop"),
@@ -168,7 +173,7 @@ def test_what_makes_no_sense_is_refused(
 def asked(place: Path, **changed: Any) -> Localizing:
     values: dict[str, Any] = {
         "base": "tiny", "language": "ko", "run": str(place / "run"), "plan": "stage1", "images": str(place / "data"),
-        "steps": 3, "batch_size": 4, "long_prompt": "cut", "vocab_size": 300, **changed,
+        "steps": 3, "batch_size": 4, "long_prompt": "cut", **changed,
     }  # fmt: skip
     return Localizing(**values)
 
@@ -187,7 +192,7 @@ def test_captions_of_another_language_alone_are_an_error(tmp_path: Path) -> None
 def test_the_other_plans_read_pictures_too(plan: str, tmp_path: Path) -> None:
     jsonl_folder(tmp_path / "data")
     student = str(conditioners.write(tiny_conditioner("ko", 32, seed=9), tmp_path / "korean"))
-    wanted = asked(tmp_path, plan=plan, student=student, vocab_size=None)
+    wanted = asked(tmp_path, plan=plan, student=student)
     source = pictures.listed(wanted)
     bundle = tiny_bundle("sd2")
     found = localize(

@@ -178,7 +178,10 @@ def encode(
     folder = Path(cache) / hashlib.sha256(dumps(about).encode()).hexdigest()[:16]
     if not (folder / "done").exists():
         with Run(folder, about) as run:
-            _fill(run, source, wanted, vae, on_progress)
+            try:
+                _fill(run, source, wanted, vae, on_progress)
+            except OSError as error:
+                raise UserError(f"can't write in {folder}: {error.strerror or error}") from error
     return _read(folder, source)
 
 
@@ -252,12 +255,14 @@ def _read(folder: Path, source: Source) -> Shards:
         skipped += [Skipped(source.rows[start + k].name, reason) for k, reason in gone.items()]
         start += line["rows"]
         sums = {key: value + line[key] for key, value in sums.items()}
+    if start != len(source.rows):
+        raise _damaged(folder, f"chunks.jsonl has {start} of {len(source.rows)} rows")
     if not kept:
         some = "; ".join(f"{s.name}: {s.reason}" for s in skipped[:3])
         raise UserError(f"none of {len(source.rows)} pictures opens ({some})", allowed="one that does")
     try:
         array = np.load(folder / "latents.npy", mmap_mode="c", allow_pickle=False)  # c: torch wants to be able to write
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise _damaged(folder, str(error)) from None
     if array.dtype != np.float16 or array.ndim != 5 or len(array) != len(kept):
         raise _damaged(folder, f"{array.dtype} {array.shape} for {len(kept)} pictures")

@@ -80,7 +80,7 @@ class Localizing:
     plan:          which way: PLANS.
     pairs:         parallel text, .tsv, .jsonl or .parquet with columns source (the base's own language) and target.
     images:        captioned pictures: a folder with metadata.jsonl or metadata.csv (file_name, text) or with a .txt
-                   beside each; webdataset's .tar shards or .parquet: one, a folder of them, or a range x-{000..012}.tar.
+                   beside each; webdataset's .tar shards or .parquet: one, a folder of them or a range x-{000..012}.tar.
     caption_column: where captions are: text by default; in shards the .txt, or else text or caption of the .json.
     image_column:  where pictures are: image of .parquet by default, file_name of a folder's metadata.
     resolution:    pixels of an edge that pictures get; the base's own by default.
