@@ -188,16 +188,22 @@ def test_captions_of_another_language_alone_are_an_error(tmp_path: Path) -> None
     assert len(pictures.listed(asked(tmp_path, language="en-US")).rows) == 1
 
 
+def test_captions_are_looked_at_before_a_picture_is_encoded(model: Path, tmp_path: Path, kotoe: Kotoe) -> None:
+    data = jsonl_folder(tmp_path / "data", [f"a red cat, {i} of them" for i in range(len(TEXTS))])
+    done = kotoe("localize", model, *STAGE1, "--images", data, "--run", tmp_path / "run")
+    assert done.code == 2
+    assert "100.0% of the texts are not in ko by their script: 'a red cat, 0 of them'" in done.err
+    assert not list(tmp_path.rglob("latents.npy"))
+
+
 @pytest.mark.parametrize("plan", ["kv", "stage2"])
 def test_the_other_plans_read_pictures_too(plan: str, tmp_path: Path) -> None:
     jsonl_folder(tmp_path / "data")
     student = str(conditioners.write(tiny_conditioner("ko", 32, seed=9), tmp_path / "korean"))
     wanted = asked(tmp_path, plan=plan, student=student)
-    source = pictures.listed(wanted)
     bundle = tiny_bundle("sd2")
-    found = localize(
-        bundle, wanted, captions=lambda run: pictures.captions(source, wanted, bundle, run), progress=False
-    )
+    shown = pictures.Pictures(source=pictures.listed(wanted), wanted=wanted, bundle=bundle)
+    found = localize(bundle, wanted, captions=shown, progress=False)
     assert found.report["pictures"]["kept"] == len(TEXTS)
     assert found.report["changed"] > 0
 
@@ -209,7 +215,7 @@ def test_the_captions_are_those_of_the_latents(tmp_path: Path) -> None:
     wanted = asked(tmp_path)
     bundle = tiny_bundle("sd2")
     with Run(wanted.run, {}) as run:
-        found = pictures.captions(pictures.listed(wanted), wanted, bundle, run)
+        found = pictures.Pictures(source=pictures.listed(wanted), wanted=wanted, bundle=bundle).encoded(run)
     assert list(found.texts) == [TEXTS[i] for i in (1, 2, 4, 5, 6)]
     how = pictures.preparing(bundle, wanted)
     for k, i in enumerate((1, 2, 4, 5, 6)):

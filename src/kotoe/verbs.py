@@ -502,28 +502,24 @@ def localize(common: Common, values: Values) -> int:
         pairs = Texts(source=[source for source, _ in rows], target=[target for _, target in rows])
     source = None if wanted.images is None else pictures.listed(wanted)
     bundle = _load(wanted.base, "float32", wanted.device)
+    captions = None
+    if source is not None:
+        captions = pictures.Pictures(
+            source=source, wanted=wanted, bundle=bundle, bar=lambda what: Bar(common, what), say=say
+        )
     if common.dry_run:
-        seen = None
-        if source is not None:
-            with Bar(common, "opening pictures") as bar:
-                seen = pictures.looked_through(source, wanted, bundle, on_progress=bar)
+        seen = None if captions is None else captions.looked_through()
         cost = workbench.forecast(bundle, wanted, pairs=pairs, captions=seen)
         plain = [f"{key}: {value}" for key, value in cost.items() if key != "pictures"]
         plain += [] if seen is None else pictures.lines(seen.about)
         finish(common, {"dry_run": True, "config": to_json(wanted), "forecast": cost}, plain)
         return 0
-
-    def encoded(run: Any) -> Any:
-        assert source is not None
-        with Bar(common, "encoding pictures") as bar:
-            return pictures.captions(source, wanted, bundle, run, on_progress=bar, on_skipped=say)
-
     try:
         found = workbench.localize(
             bundle,
             wanted,
             pairs=pairs,
-            captions=None if source is None else encoded,
+            captions=captions,
             progress=not common.json,
             on_finding=lambda finding: say(str(finding)),
         )

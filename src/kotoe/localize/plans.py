@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ from kotoe.localize.losses import (
 )
 from kotoe.localize.settings import PLANS
 from kotoe.rng import ImageNoise, initialising
+from kotoe.runs import Run
 from kotoe.samplers import along
 from kotoe.schedule import walk
 from kotoe.text import CLIPText, Conditioner, first_eos
@@ -114,6 +115,17 @@ class Captions:
     latents: Tensor
     spread: Tensor | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Captioned(Protocol):
+    """Captions whose pictures are still to be encoded, once the run's directory is open (see pictures.py)."""
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """All captions, also of pictures that won't open."""
+
+    def encoded(self, run: Run) -> Captions:
+        """Those whose pictures open, and their latents."""
 
 
 @lru_cache(maxsize=2)
