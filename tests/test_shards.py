@@ -115,6 +115,28 @@ def test_a_file_over_the_limit_is_not_opened(monkeypatch: pytest.MonkeyPatch) ->
         picture_of(content)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_files_damaged_at_random_give_a_picture_or_a_reason(kind: str) -> None:
+    """And nothing else: no other exception, whatever a decoder trips over."""
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    whole = saved(picture(0), kind, **({} if kind == "BMP" else {"exif": exif}))
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(300):
+        content = bytearray(whole)
+        for at in rng.integers(0, min(len(content), 400), rng.integers(1, 5)):
+            content[at] = rng.integers(256)
+        try:
+            image, _ = picture_of(bytes(content[: rng.integers(len(content) // 2, 2 * len(content))]))
+        except UserError:
+            outcomes.add("refused")
+        else:
+            assert image.mode == "RGB"
+            outcomes.add("read")
+    assert outcomes == {"refused", "read"}
+
+
 # --- Pictures that are odd -----------------------------------------------------------------------------------------
 
 
