@@ -21,14 +21,15 @@ FROZEN = {
     "evaluate": "suite model languages tier n controls batch_size steps out "
     "tokenizer ema prediction_type allow_pickle config dry_run json",
     "train": "recipe run size device seed config dry_run json",
+    "localize": "base language run plan pairs images caption_column image_column resolution crop resample latents "
+    "cache out tokenizer vocab_size start student steps batch_size lr dropout long_prompt seed device overwrite "
+    "log_every threads config dry_run json",
     "conditioner add": "bundle language from_ source_language own_language overwrite allow_pickle config dry_run json",
     "conditioner remove": "bundle language config dry_run json",
     "data pairs": "language out count tier seed split overwrite config dry_run json",
     "tokenizer train": "texts out family vocab_size column max_tokens model_type normalization byte_fallback "
     "character_coverage lower_case pad_token overwrite config dry_run json",
     "tokenizer report": "texts tokenizer column limit out config dry_run json",
-    "localize": "base language run plan pairs out tokenizer vocab_size start student steps batch_size lr dropout "
-    "long_prompt seed device overwrite log_every threads config dry_run json",
     "study localization": "out base languages plans starts budgets n count tier seed threads config dry_run json",
     "check": "model tokenizer ema prediction_type allow_pickle config dry_run json",
 }

@@ -108,7 +108,8 @@ The result is the model with a further conditioner; its UNet and its other langu
 
     kotoe data pairs --language sw --out sw.tsv
     kotoe localize kotoe-emoji --language sw --pairs sw.tsv --run runs/sw
-    kotoe localize path/to/model --language ko --plan swap --student path/to/korean --run runs/ko""",
+    kotoe localize path/to/model --language ko --plan swap --student path/to/korean --run runs/ko
+    kotoe localize path/to/model --language ko --plan stage1 --images path/to/pictures --run runs/ko""",
     ),
     "study localization": Verb(
         parts=(Studying,),

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import warnings
+import zlib
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
@@ -21,6 +25,11 @@ LARGEST_FILE_BYTES = 128 * 2**20
 LARGEST_PIXELS = 2**26  # 8192 x 8192
 LARGEST_RECORD_CHARACTERS = 2**20
 SAME_SHAPE = 0.02  # aspect ratios this close count as equal when a picture is resized
+# what Pillow's readers raise at files that are broken, or made to break them
+DAMAGE = (
+    OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, OverflowError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 RECORD_KEY = "kotoe"  # keyword of the PNG's iTXt chunk
 
 
@@ -91,20 +100,32 @@ def differences(a: Image.Image, b: Image.Image) -> tuple[int, int]:
 
 def open_picture(path: str | Path, what: str = "picture") -> Image.Image:
     """A whole, upright, opaque RGB picture from a file. Anything else is a UserError saying what is wrong with it."""
-    with _opened(path, what) as image:
-        try:
-            upright = ImageOps.exif_transpose(image)  # reads all pixels
-            upright.load()
-            alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
-        except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-            raise UserError(f"{what} {path} is damaged ({error})", allowed=_allowed()) from error
-        if alpha is not None and alpha.getextrema() != (255, 255):
-            raise UserError(
-                f"{what} {path} is partly transparent",
-                allowed="an opaque picture",
-                hint="Put it on a background first",
-            )
-        return upright.convert("RGB")
+    with _opened(path, f"{what} {path}") as image:
+        upright, clear = _decoded(image, f"{what} {path}")
+    if clear:
+        raise UserError(
+            f"{what} {path} is partly transparent",
+            allowed="an opaque picture",
+            hint="Put it on a background first",
+        )
+    return upright.convert("RGB")
+
+
+def picture_of(content: bytes, name: str = "the picture") -> tuple[Image.Image, bool]:
+    """A whole, upright RGB picture from a file's bytes, and whether any of it is see-through: that is put on white.
+
+    Raises UserError for what isn't one still picture.
+    """
+    with warnings.catch_warnings(action="ignore"), _opened(content, name) as image:  # what they say is no news to us
+        frames = getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP") else 1
+        if frames > 1:
+            raise UserError(f"{name} moves: it has {frames} frames", allowed="one still picture")
+        upright, clear = _decoded(image, name)
+    if not clear:
+        return upright.convert("RGB"), False
+    ground = Image.new("RGBA", upright.size, "white")
+    ground.alpha_composite(upright.convert("RGBA"))
+    return ground.convert("RGB"), True
 
 
 def resized(image: Image.Image, width: int, height: int, what: str = "picture") -> Image.Image:
@@ -139,7 +160,7 @@ def save_png(image: Image.Image, path: Path, record: str) -> None:
 
 def read_record(path: str | Path) -> str:
     """The record text inside a picture, at most LARGEST_RECORD_CHARACTERS long. UserError when there is none."""
-    with _opened(path, "picture") as image:
+    with _opened(path, f"picture {path}") as image:
         text = getattr(image, "text", {}).get(RECORD_KEY)
     if text is None:
         raise UserError(
@@ -154,23 +175,39 @@ def read_record(path: str | Path) -> str:
     return str(text)
 
 
-def _opened(path: str | Path, what: str) -> Image.Image:
+def _opened(source: str | Path | bytes, name: str) -> Image.Image:
     """An image whose header has been read and found sane; its pixels are not decoded yet."""
     try:
-        size = Path(path).stat().st_size
+        size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
         if size > LARGEST_FILE_BYTES:
-            raise UserError(f"{what} {path} has {size} bytes", allowed=f"{LARGEST_FILE_BYTES} at most")
-        image = Image.open(path, formats=FORMATS)
+            raise UserError(f"{name} has {size} bytes", allowed=f"{LARGEST_FILE_BYTES} at most")
+        image = Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"{what} {path} is not a picture that can be read", allowed=_allowed()) from error
+        raise UserError(f"{name} is not a picture that can be read", allowed=_allowed()) from error
     except OSError as error:
-        raise UserError(f"can't read {what} {path}: {error.strerror or error}", allowed=_allowed()) from error
-    except (SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise UserError(f"{what} {path} is damaged or hostile ({error})", allowed=_allowed()) from error
+        raise UserError(f"can't read {name}: {error.strerror or error}", allowed=_allowed()) from error
+    except DAMAGE as error:
+        raise UserError(f"{name} is damaged or hostile ({error})", allowed=_allowed()) from error
     if image.width * image.height > LARGEST_PIXELS:
         image.close()
-        raise UserError(f"{what} {path} is {image.width}x{image.height}", allowed=f"{LARGEST_PIXELS} pixels at most")
+        raise UserError(f"{name} is {image.width}x{image.height}", allowed=f"{LARGEST_PIXELS} pixels at most")
     return image
+
+
+def _decoded(image: Image.Image, name: str) -> tuple[Image.Image, bool]:
+    """All pixels, upright, and whether any of them is see-through."""
+    try:
+        upright = ImageOps.exif_transpose(image)  # reads all pixels
+        upright.load()
+        if upright.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips to white
+            if "transparency" in upright.info:
+                raise ValueError("16-bit grey with a transparent level")
+            levels = np.asarray(upright).astype(np.float64).clip(0, 65535) / 257
+            upright = Image.fromarray(levels.round().astype(np.uint8))
+        alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
+    except DAMAGE as error:
+        raise UserError(f"{name} is damaged ({error})", allowed=_allowed()) from error
+    return upright, alpha is not None and alpha.getextrema() != (255, 255)
 
 
 def _allowed() -> str:

@@ -133,6 +133,7 @@ def localize(common: Common, values: Values) -> int:
         torch.set_num_threads(wanted.threads)
     from kotoe.data.texts import read_columns
     from kotoe.localize import localize as workbench
+    from kotoe.localize import pictures
     from kotoe.localize.plans import Texts
 
     pairs = None
@@ -145,15 +146,28 @@ def localize(common: Common, values: Values) -> int:
                 allowed="a text in both columns of every row",
             )
         pairs = Texts(source=[source for source, _ in rows], target=[target for _, target in rows])
+    source = None if wanted.images is None else pictures.listed(wanted)
     bundle = bundle_of(wanted.base, "float32", Loading(), wanted.device)
+    captions = None
+    if source is not None:
+        captions = pictures.Pictures(
+            source=source, wanted=wanted, bundle=bundle, bar=lambda what: Bar(common, what), say=say
+        )
     if common.dry_run:
-        cost = workbench.forecast(bundle, wanted, pairs=pairs)
-        plain = [f"{key}: {value}" for key, value in cost.items()]
+        seen = None if captions is None else captions.looked_through()
+        cost = workbench.forecast(bundle, wanted, pairs=pairs, captions=seen)
+        plain = [f"{key}: {value}" for key, value in cost.items() if key != "pictures"]
+        plain += [] if seen is None else pictures.lines(seen.about)
         finish(common, {"dry_run": True, "config": to_json(wanted), "forecast": cost}, plain)
         return 0
     try:
         found = workbench.localize(
-            bundle, wanted, pairs=pairs, progress=not common.json, on_finding=lambda finding: say(str(finding))
+            bundle,
+            wanted,
+            pairs=pairs,
+            captions=captions,
+            progress=not common.json,
+            on_finding=lambda finding: say(str(finding)),
         )
     except KeyboardInterrupt:
         say(f"kotoe: interrupted; the same command goes on from {wanted.run}")

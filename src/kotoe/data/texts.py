@@ -79,7 +79,7 @@ def read_texts(path: str | Path, column: str | None = None) -> Iterator[str]:
 # --- Lines ------------------------------------------------------------------------------------------------------------
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
     """(number from 1, line without its end)."""
     number = 0
     while line := file.readline(LONGEST_LINE + 1):
@@ -125,7 +125,7 @@ def _no_column(path: Path, columns: Sequence[str], there: Sequence[str], line: i
 
 def _txt(path: Path, columns: list[str]) -> Iterator[Row]:
     with path.open("rb") as file:
-        for number, line in _lines(file, path):
+        for number, line in numbered_lines(file, path):
             yield Row(number, (line,))
 
 
@@ -149,7 +149,7 @@ def _row(path: Path, line: int, fields: list[str], names: list[str], places: lis
 
 def _tsv(path: Path, columns: list[str]) -> Iterator[Row]:
     with path.open("rb") as file:
-        lines = _lines(file, path)
+        lines = numbered_lines(file, path)
         head = next(lines, None)
         if head is None:
             return
@@ -165,7 +165,7 @@ def _csv(path: Path, columns: list[str]) -> Iterator[Row]:
 
         def lines() -> Iterator[str]:
             nonlocal at
-            for number, line in _lines(file, path):
+            for number, line in numbered_lines(file, path):
                 at = number
                 yield line + "\n"
 
@@ -190,7 +190,7 @@ def _csv(path: Path, columns: list[str]) -> Iterator[Row]:
 
 def _jsonl(path: Path, columns: list[str]) -> Iterator[Row]:
     with path.open("rb") as file:
-        for number, line in _lines(file, path):
+        for number, line in numbered_lines(file, path):
             if not line.strip():
                 raise UserError(f"{path}, line {number} is blank", allowed="one JSON object a line")
             try:

@@ -26,7 +26,7 @@ from kotoe.config import to_json
 from kotoe.errors import UserError
 from kotoe.localize.fit import Plan, fit
 from kotoe.localize.lint import Finding, lint
-from kotoe.localize.plans import Captions, Reading, Task, Texts, clip, new_student, task
+from kotoe.localize.plans import Captioned, Captions, Reading, Task, Texts, clip, new_student, task
 from kotoe.localize.settings import PLANS, Localizing
 from kotoe.localize.vocabulary import train_sentencepiece
 from kotoe.runs import Run
@@ -35,7 +35,7 @@ from kotoe.tokenizers import Tokenizer, load_tokenizer
 
 VOCABULARY = 2000
 TRIAL, WARMING = 10, 2  # steps that a forecast takes, and of these the ones it doesn't count
-FREE = ("out", "overwrite", "device", "threads", "log_every")  # settings that may differ when a run is resumed
+FREE = ("out", "overwrite", "device", "threads", "log_every", "cache")  # settings that may differ when a run is resumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +51,13 @@ def localize(
     wanted: Localizing,
     *,
     pairs: Texts | None = None,
-    captions: Captions | None = None,
+    captions: Captions | Captioned | None = None,
     progress: bool = True,
     on_finding: Callable[[Finding], None] | None = None,
 ) -> Localized:
     """Teach a loaded model (in float32) a language by one of PLANS; `wanted.run` resumes what it holds.
 
+    captions:   for the plans that learn from pictures. What isn't encoded yet is, when nothing speaks against the plan.
     on_finding: called with everything that `lint` finds, before anything is trained.
     Raises UserError before that too: a language that is there, texts over the limit, an encoder that doesn't fit, a run
     directory of other settings.
@@ -68,14 +69,19 @@ def localize(
             allowed="another tag",
             hint=f"Take it out first: kotoe conditioner remove FOLDER --language {wanted.language}",
         )
+    if way.reads == "captions" and captions is None:
+        raise UserError(f"plan {wanted.plan} without captioned pictures", allowed="--images SOURCE")
     with Run(wanted.run, {**to_json(wanted), "base_sha256": bundle.sha256}, free=FREE) as run:
-        tokenizer = _tokenizer(bundle, wanted, run, pairs, captions)
+        said = None if captions is None else captions.texts
+        tokenizer = _tokenizer(bundle, wanted, run, pairs, said)
         student = Conditioner(wanted.language, tokenizer, _encoder(bundle, wanted, tokenizer, pairs))
         conditioners.swap(bundle, wanted.language, student)  # does it fit?
-        _heed(lint(bundle, wanted, student, pairs, None if captions is None else captions.texts), on_finding)
+        _heed(lint(bundle, wanted, student, pairs, said), on_finding)
         report: dict[str, Any] = {"plan": wanted.plan, "language": wanted.language, "vocab_size": tokenizer.vocab_size}
         if way.reads == "nothing":
             return Localized(bundle=conditioners.swap(bundle, wanted.language, student), report=report)
+        if captions is not None and not isinstance(captions, Captions):
+            captions = captions.encoded(run)
         reading = Reading(
             seed=wanted.seed,
             batch=wanted.batch_size or way.batch,
@@ -85,6 +91,8 @@ def localize(
         )
         what = task(wanted.plan, bundle, student, reading, pairs=pairs, captions=captions)
         report |= _trained(what, wanted, bundle, student, run, progress)
+        if captions is not None and captions.about:
+            report["pictures"] = dict(captions.about)
     return Localized(bundle=conditioners.swap(bundle, wanted.language, student), report=report)
 
 
@@ -133,13 +141,14 @@ def forecast(
     each = (seconds[-1] - seconds[WARMING - 1]) / (TRIAL - WARMING)
     on_gpu = torch.device(wanted.device).type == "cuda"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {
+    cost = {
         "steps": steps,
         "prepare_s": round(whole - seconds[-1], 1),
         "step_s": round(each, 4),
         "seconds": round(each * steps, 1),
         "peak_memory_gib": round((torch.cuda.max_memory_allocated() if on_gpu else peak) / 2**30, 3),
     }
+    return cost if captions is None or not captions.about else {**cost, "pictures": dict(captions.about)}
 
 
 # --- Parts -----------------------------------------------------------------------------------------------------
@@ -155,7 +164,7 @@ def _heed(found: Sequence[Finding], on_finding: Callable[[Finding], None] | None
 
 
 def _tokenizer(
-    bundle: Bundle, wanted: Localizing, run: Run, pairs: Texts | None, captions: Captions | None
+    bundle: Bundle, wanted: Localizing, run: Run, pairs: Texts | None, captions: Sequence[str] | None
 ) -> Tokenizer:
     if wanted.student is not None:
         return conditioners.read(wanted.student, wanted.language).conditioner.tokenizer
@@ -164,7 +173,7 @@ def _tokenizer(
     folder = run.path("tokenizer")
     if folder.exists():
         return load_tokenizer(folder)
-    texts = pairs.target if pairs is not None else () if captions is None else captions.texts
+    texts = pairs.target if pairs is not None else captions
     if not texts:
         raise UserError("no texts to train a tokenizer on", allowed="--pairs, --images or --tokenizer")
     positions = bundle.conditioner().encoder.spec.max_tokens

@@ -8,9 +8,9 @@ through the UNet. Legend: B texts, L tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ from kotoe.localize.losses import (
 )
 from kotoe.localize.settings import PLANS
 from kotoe.rng import ImageNoise, initialising
+from kotoe.runs import Run
 from kotoe.samplers import along
 from kotoe.schedule import walk
 from kotoe.text import CLIPText, Conditioner, first_eos
@@ -104,10 +105,27 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class Captions:
-    """Captions in the new language and the unit-scaled latents (N, C, h, w) of what they describe."""
+    """Captions in the new language and the unit-scaled latents (N, C, h, w) of what they describe.
+
+    spread: their standard deviations (N, C, h, w), if a step shall read a sample, and not the latents themselves.
+    about:  where they are from, for the report (JSON-able).
+    """
 
     texts: Sequence[str]
     latents: Tensor
+    spread: Tensor | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Captioned(Protocol):
+    """Captions whose pictures are still to be encoded, once the run's directory is open (see pictures.py)."""
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """All captions, also of pictures that won't open."""
+
+    def encoded(self, run: Run) -> Captions:
+        """Those whose pictures open, and their latents."""
 
 
 @lru_cache(maxsize=2)
@@ -310,7 +328,11 @@ def _captioned(tokenizer: Tokenizer, captions: Captions, reading: Reading) -> Ca
     def batches(step: int) -> TextLatents:
         rows, gone = reading.rows(step, len(captions.texts))
         ids = reading.ids(tokenizer, [captions.texts[i] for i in rows], gone)
-        return TextLatents(text=ids, latents=captions.latents[rows].float().to(reading.device))
+        latents = captions.latents[rows].float()  # (B, C, h, w)
+        if captions.spread is not None:
+            generator = torch.Generator().manual_seed(step_seed(reading.seed, step, "posterior"))
+            latents += captions.spread[rows].float() * torch.randn(latents.shape, generator=generator)
+        return TextLatents(text=ids, latents=latents.to(reading.device))
 
     return batches
 

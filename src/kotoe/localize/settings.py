@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from kotoe.errors import UserError, unknown
 
@@ -78,6 +79,16 @@ class Localizing:
     run:           the run's directory; the same command resumes it.
     plan:          which way: PLANS.
     pairs:         parallel text, .tsv, .jsonl or .parquet with columns source (the base's own language) and target.
+    images:        captioned pictures: a folder with metadata.jsonl or metadata.csv (file_name, text) or with a .txt
+                   beside each; webdataset's .tar shards or .parquet: one, a folder of them or a range x-{000..012}.tar.
+    caption_column: where captions are: text by default; in shards the .txt, or else text or caption of the .json.
+    image_column:  where pictures are: image of .parquet by default, file_name of a folder's metadata.
+    resolution:    pixels of an edge that pictures get; the base's own by default.
+    crop:          what of a picture is seen: the middle of its longer edge; a part that chance picks, once for all; or
+                   all of it, its proportions lost.
+    resample:      how pictures are made smaller or larger.
+    latents:       what is learned of a picture: the mean of what the autoencoder says, or at each look a sample.
+    cache:         the folder for the pictures' latents, which runs can share; by default in the run's directory.
     out:           the folder that gets the model with its new language; by default `bundle` in the run's directory.
     tokenizer:     a folder with the new language's tokenizer; by default one is trained on the texts.
     vocab_size:    of the tokenizer to be trained; by default 2,000, or as many as the texts have.
@@ -101,6 +112,14 @@ class Localizing:
     run: str
     plan: str = "distil-behind"
     pairs: str | None = None
+    images: str | None = None
+    caption_column: str | None = None
+    image_column: str | None = None
+    resolution: int | None = None
+    crop: Literal["center", "random", "squash"] = "center"
+    resample: Literal["bicubic", "lanczos", "bilinear"] = "bicubic"
+    latents: Literal["mean", "sample"] = "mean"
+    cache: str | None = None
     out: str | None = None
     tokenizer: str | None = None
     vocab_size: int | None = None
@@ -130,7 +149,14 @@ class Localizing:
             )
         if (self.pairs is None) and way.reads == "pairs":
             raise UserError(f"plan {self.plan} without parallel text", allowed="--pairs FILE")
-        for name, least in {"steps": 1, "batch_size": 1, "vocab_size": 16, "log_every": 1, "threads": 1}.items():
+        if self.images is not None and way.reads != "captions":
+            readers = ", ".join(name for name, other in PLANS.items() if other.reads == "captions")
+            raise UserError(f"plan {self.plan} with captioned pictures", allowed=f"--images with {readers}")
+        for name in ("caption_column", "image_column", "resolution", "cache"):
+            if self.images is None and getattr(self, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} without pictures", allowed="it with --images SOURCE")
+        least_of = {"steps": 1, "resolution": 1, "batch_size": 1, "vocab_size": 16, "log_every": 1, "threads": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name} {value}", allowed=f"{least} or more")
