@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from kotoe import __version__, console, verbs
 from kotoe.config import Request, from_json, read_json
 from kotoe.console import INTERRUPTED, Common, Values, say
-from kotoe.errors import UserError, nearest, unknown
+from kotoe.errors import ProcessError, UserError, nearest, unknown
 from kotoe.localize.settings import Localizing, Studying
 
 
@@ -379,6 +379,10 @@ def run(arguments: Sequence[str]) -> int:
             return 0
         name, given = parsed
         return VERBS[name].run(*settings(VERBS[name], given))
+    except ProcessError as error:  # of one process alone, which says it, be it the first or not
+        if not error.spoken:
+            say(f"kotoe: {error}", everywhere=True)
+        return 2
     except UserError as error:
         say(f"kotoe: {error}")
         return 2

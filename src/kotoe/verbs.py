@@ -485,6 +485,13 @@ def localize(common: Common, values: Values) -> int:
         import torch
 
         torch.set_num_threads(wanted.threads)
+    from kotoe.localize.spread import joined
+
+    with joined(wanted.device) as processes:
+        return _localized(common, dataclasses.replace(wanted, device=processes.device), processes)
+
+
+def _localized(common: Common, wanted: Localizing, processes: Any) -> int:
     from kotoe.data.texts import read_columns
     from kotoe.localize import localize as workbench
     from kotoe.localize.plans import Texts
@@ -501,20 +508,27 @@ def localize(common: Common, values: Values) -> int:
         pairs = Texts(source=[source for source, _ in rows], target=[target for _, target in rows])
     bundle = _load(wanted.base, "float32", wanted.device)
     if common.dry_run:
-        cost = workbench.forecast(bundle, wanted, pairs=pairs)
+        cost = workbench.forecast(bundle, wanted, pairs=pairs, processes=processes)
         plain = [f"{key}: {value}" for key, value in cost.items()]
         finish(common, {"dry_run": True, "config": to_json(wanted), "forecast": cost}, plain)
         return 0
     try:
         found = workbench.localize(
-            bundle, wanted, pairs=pairs, progress=not common.json, on_finding=lambda finding: say(str(finding))
+            bundle,
+            wanted,
+            pairs=pairs,
+            progress=not common.json,
+            on_finding=lambda finding: say(str(finding)),
+            processes=processes,
         )
     except KeyboardInterrupt:
         say(f"kotoe: interrupted; the same command goes on from {wanted.run}")
         return INTERRUPTED
-    with _writing(Path(wanted.run)):
-        out = workbench.write(found, wanted, overwrite=wanted.overwrite)
-    finish(common, {"out": str(out), **found.report, "config": to_json(wanted)}, [str(out)])
+    if processes.leads:
+        with _writing(Path(wanted.run)):
+            out = workbench.write(found, wanted, overwrite=wanted.overwrite)
+        finish(common, {"out": str(out), **found.report, "config": to_json(wanted)}, [str(out)])
+    processes.wait()  # an error in writing ends all
     return 0
 
 

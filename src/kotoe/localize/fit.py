@@ -26,7 +26,7 @@ from kotoe.errors import UserError
 from kotoe.localize.spread import ALONE, Processes, Spread, held, layers
 from kotoe.runs import Run, stopping
 
-Loss = Callable[[Mapping[str, nn.Module], Any, torch.Generator], tuple[Tensor, dict[str, float]]]
+Loss = Callable[[Mapping[str, Any], Any, torch.Generator], tuple[Tensor, dict[str, float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +145,11 @@ def fit(
         step, seconds = state["step"], state["seconds"]
         run.rewind(step)
         run.say(f"resumed at step {step} of {plan.steps}")
+    if processes.agreed(step) != step:
+        raise UserError(
+            f"{run.directory} is at step {step} for process {processes.rank}, and at another for the first",
+            allowed="a directory that all processes share",
+        )
 
     def save() -> None:
         state = {

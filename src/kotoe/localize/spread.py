@@ -32,7 +32,14 @@ from kotoe.runs import Following, Run, processes_started
 TIMEOUT = timedelta(minutes=10)  # of a process that waits for another, the training of a tokenizer included
 GRACE_S = 2.0  # what others leave the process whose error is said, before their end makes torchrun end it too
 FAILED = "kotoe/failed"  # where the first error is posted
-LOST = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "tcpstore")  # what collectives complain of
+LOST = (
+    "gloo",
+    "nccl",
+    "connection closed",
+    "connection reset",
+    "timed out",
+    "tcpstore",
+)  # what collectives complain of
 BUCKET = 2**24  # numbers that are summed in one go
 
 
@@ -132,8 +139,11 @@ def joined(device: str = "cpu") -> Iterator[Processes]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=TIMEOUT)
     try:
         yield Processes(rank=rank, count=count, device=device)
-    except Exception as error:  # noqa: BLE001 - it goes on up, here or on the process that was first
-        raise _of_all(error, store, rank) from error
+    except Exception as error:
+        said = _of_all(error, store, rank)
+        if said is error:
+            raise
+        raise said from error
     dist.destroy_process_group()
 
 
