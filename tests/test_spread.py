@@ -50,7 +50,7 @@ def environment() -> dict[str, str]:
 
 def job(folder: Path, name: str, plan: str, **more: Any) -> dict[str, Any]:
     """A plan of 8 steps as train_spread.py takes it."""
-    made = folder.parent / "students"
+    made = folder / "students" / name
     asked = vars(tiny_plan(made, plan, steps=STEPS, dropout=0.2, lr=1e-3, **more.pop("asked", {})))
     return {"run": str(folder / name), "asked": {k: v for k, v in asked.items() if k != "run"}, **more}
 
@@ -97,7 +97,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode != 0
     (base / "stderr.txt").write_text(done.stderr)
-    return {"base": base, "alone": alone, "two": two}
+    return {"base": base, "alone": alone, "two": two, "jobs": base / "jobs.pt"}
 
 
 @pytest.mark.parametrize("plan", [*TRAINING, "toy"])
@@ -136,7 +136,8 @@ def test_a_signal_to_one_stops_all_at_one_step_and_one_process_goes_on(runs: dic
     stopped = runs["two"] / "stopped"
     assert "interrupted at step 4" in (stopped / "log.txt").read_text()
     given = {"pairs": vars(PAIRS), "captions": vars(CAPTIONS)}
-    train_spread.done(job(runs["two"], "stopped", "stage2"), given)
+    (part,) = (j for j in torch.load(runs["jobs"])["jobs"] if j.pop("stops_at", None))
+    train_spread.done({**part, "asked": {**part["asked"], "shard": False}}, given)
     assert "resumed at step 4" in (stopped / "log.txt").read_text()
     assert apart(runs["alone"] / "stage2", stopped) <= NEAR
 
@@ -192,7 +193,7 @@ def test_the_command_line_on_two_processes(tmp_path: Path) -> None:
     folder = saved_tiny(tmp_path / "base", "sd2")
     lines = [f"{a}\t{b}" for a, b in zip(PAIRS.source, PAIRS.target, strict=True)]
     (tmp_path / "pairs.tsv").write_text("\n".join(["source\ttarget", *lines]) + "\n", encoding="utf-8")
-    command = ["-m", "kotoe", "localize", str(folder), "--language", "ko", "--pairs", str(tmp_path / "pairs.tsv")]
+    command = ["-m", "--", "kotoe", "localize", str(folder), "--language", "ko", "--pairs", str(tmp_path / "pairs.tsv")]
     command += ["--run", str(tmp_path / "run"), "--steps", "2", "--batch-size", "4", "--log-every", "1"]
     command += ["--long-prompt", "cut"]
     done = subprocess.run(torchrun(*command), env=environment(), capture_output=True, text=True, timeout=200)
