@@ -32,7 +32,7 @@ class Scaled(nn.Linear):
 
     def __init__(self, d_in: int, d_out: int) -> None:
         super().__init__(d_in, d_out)
-        self.scale = nn.Parameter(torch.tensor([1.5]))
+        self.scale = nn.Parameter(torch.zeros(1))
 
 
 def toy(run: Path, group: Processes = ALONE) -> dict[str, Tensor]:
@@ -42,12 +42,10 @@ def toy(run: Path, group: Processes = ALONE) -> dict[str, Tensor]:
     with torch.no_grad():
         for module in modules.values():
             for p in module.parameters():
-                p.add_(0.3 * torch.randn(p.shape, generator=g)) if p.numel() == 1 else p.copy_(
-                    0.3 * torch.randn(p.shape, generator=g)
-                )
+                p.copy_(0.3 * torch.randn(p.shape, generator=g))
 
     def loss(parts: Any, x: Tensor, draw: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        first = torch.tanh(parts["a"](x) * parts["a"].scale)
+        first = torch.tanh(parts["a"](x) * (1.5 + parts["a"].scale))
         second = parts["b"](first - first.roll(3, dims=0) + first.mean(dim=0))  # every row reads others
         said, asked = parts["c"](second), x[:, :2] + 0.1 * torch.randn(len(x), 2, generator=draw)
         return (said - asked).square().mean() / said.var(), {}

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from kotoe import bert, text, unet
 from kotoe.errors import ProcessError, UserError
-from kotoe.runs import Following, Run, processes_started
+from kotoe.runs import Following, Run, processes_started, stopping
 
 TIMEOUT = timedelta(minutes=10)  # of a process that waits for another, the training of a tokenizer included
 GRACE_S = 2.0  # what others leave the process whose error is said, before their end makes torchrun end it too
@@ -140,7 +140,8 @@ def joined(device: str = "cpu") -> Iterator[Processes]:
     try:
         yield Processes(rank=rank, count=count, device=device)
     except Exception as error:
-        said = _of_all(error, store, rank)
+        with stopping():  # torchrun ends who is left as soon as one has gone
+            said = _of_all(error, store, rank)
         if said is error:
             raise
         raise said from error
@@ -150,17 +151,19 @@ def joined(device: str = "cpu") -> Iterator[Processes]:
 def _of_all(error: Exception, store: Any, rank: int) -> Exception:
     """What this process raises for its error: nothing to be said, where another one was first."""
     words = str(error).lower()
-    if isinstance(error, RuntimeError) and any(word in words for word in LOST):
+    lost = isinstance(error, RuntimeError) and any(word in words for word in LOST)
+    if lost:
         shown = str(error).strip().splitlines()[0]
         given, hint = f"another process has gone ({shown})", "The same command goes on from the last checkpoint"
         error = UserError(given, hint=hint)
-        time.sleep(GRACE_S)  # if it has raised something, it says so first
+        time.sleep(GRACE_S)  # if it has raised something, it says so
     try:
         first = int(store.compare_set(FAILED, "", str(rank)))
     except (RuntimeError, ValueError):  # the store went with the process that held it
         first = rank
     if first != rank:
-        time.sleep(GRACE_S)
+        if not lost:
+            time.sleep(GRACE_S)
         return ProcessError(f"process {first} failed", spoken=True)
     if rank and isinstance(error, UserError):
         return ProcessError(f"process {rank}: {error.given}", allowed=error.allowed, hint=error.hint)
