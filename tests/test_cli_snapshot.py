@@ -19,8 +19,8 @@ FROZEN = {
     "convert": "source out to tokenizer ema prediction_type language dtype allow_pickle overwrite config dry_run json",
     "evaluate": "suite model languages tier n controls batch_size steps out config dry_run json",
     "train": "recipe run size device seed config dry_run json",
-    "localize": "base language run plan pairs out tokenizer vocab_size start student steps batch_size lr dropout long_prompt "
-    "seed device overwrite log_every threads checkpointing shard config dry_run json",
+    "localize": "base language run plan pairs out tokenizer vocab_size start student steps batch_size lr dropout "
+    "long_prompt seed device overwrite log_every threads checkpointing shard config dry_run json",
     "study localization": "out base languages plans starts budgets n count tier seed threads config dry_run json",
     "conditioner add": "bundle language from_ source_language overwrite config dry_run json",
     "conditioner remove": "bundle language config dry_run json",

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 import train_spread
+from kotoe import cli
 from kotoe.errors import UserError
 from kotoe.localize.fit import recomputed
-from kotoe.localize.settings import PLANS, Localizing
+from kotoe.localize.settings import PLANS
 from kotoe.localize.spread import Processes, Rows, Spread, layers
 from kotoe.runs import stopping
-from test_localize import CAPTIONS, PAIRS, korean, run
+from test_localize import CAPTIONS, PAIRS, run
 from test_localize import wanted as tiny_plan
 from tiny import saved_tiny, tiny_bundle
 
@@ -222,6 +223,13 @@ def test_shards_are_for_the_joint_stage_on_several(tmp_path: Path) -> None:
         run(tiny_plan(tmp_path, "stage2", shard=True))
 
 
+def test_other_verbs_are_for_one_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.run(["inspect", "kotoe-emoji"]) == 2
+    assert "kotoe inspect on 2 processes. Allowed: one process; localize on several." in capsys.readouterr().err
+
+
 def test_what_would_bypass_the_split_is_refused() -> None:
     unet = tiny_bundle("sd2").unet
     split = Rows(unet, Processes(count=2))
@@ -276,9 +284,10 @@ def test_recomputing_keeps_no_inner_activations() -> None:
 
 def test_the_first_signal_is_noted_and_the_second_interrupts() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), stopping() as stopped:
+    with stopping() as stopped:
         assert not stopped()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stopped()
-        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before

@@ -23,6 +23,7 @@ from kotoe.config import Request, from_json, read_json
 from kotoe.console import INTERRUPTED, Common, Values, say
 from kotoe.errors import ProcessError, UserError, nearest, unknown
 from kotoe.localize.settings import Localizing, Studying
+from kotoe.runs import processes_started
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +157,9 @@ It is what the text encoder of a new language is trained on; every language of d
     kotoe check""",
     ),
 }
+
+
+TOGETHER = ("localize",)  # verbs that several processes do together, started by torchrun
 
 
 # --- From dataclasses to a command line -----------------------------------------------------------
@@ -378,6 +382,12 @@ def run(arguments: Sequence[str]) -> int:
         if parsed is None:
             return 0
         name, given = parsed
+        if processes_started() > 1 and name not in TOGETHER:
+            raise ProcessError(
+                f"kotoe {name} on {processes_started()} processes",
+                allowed=f"one process; {', '.join(TOGETHER)} on several",
+                hint="RANK, WORLD_SIZE and MASTER_ADDR in the environment say that there are several",
+            )
         return VERBS[name].run(*settings(VERBS[name], given))
     except ProcessError as error:  # of one process alone, which says it, be it the first or not
         if not error.spoken:

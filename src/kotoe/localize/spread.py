@@ -131,7 +131,8 @@ def joined(device: str = "cpu") -> Iterator[Processes]:
         if torch.device(device).index is not None:
             raise UserError(f"device {device} for {count} processes", allowed="cuda: each takes the card of its number")
         if local >= torch.cuda.device_count():
-            raise UserError(f"{torch.cuda.device_count()} CUDA devices on this machine, and process {local} of it")
+            cards = torch.cuda.device_count()
+            raise ProcessError(f"process {local} of this machine, which has {cards} CUDA devices", allowed=f"{cards}")
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
     store, rank, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
@@ -303,7 +304,8 @@ class Spread:
             fully_shard([block.time_emb_proj for block in new.resnet_blocks()], mesh=mesh)
         for layer in layers(new):
             fully_shard(layer, mesh=mesh)
-        return fully_shard(new, mesh=mesh)
+        fully_shard(new, mesh=mesh)
+        return new
 
     def reduce(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Make of each process's gradients those of the whole batch, the same everywhere."""
