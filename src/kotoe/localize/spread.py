@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -154,7 +155,7 @@ def _of_all(error: Exception, store: Any, rank: int) -> Exception:
     words = str(error).lower()
     lost = isinstance(error, RuntimeError) and any(word in words for word in LOST)
     if lost:
-        shown = str(error).strip().splitlines()[0]
+        shown = re.sub(r"^\[.*?\] ?", "", str(error).strip()).split(". ")[0].splitlines()[0]  # less the C++ file
         given, hint = f"another process has gone ({shown})", "The same command goes on from the last checkpoint"
         error = UserError(given, hint=hint)
         time.sleep(GRACE_S)  # if it has raised something, it says so
