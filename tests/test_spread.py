@@ -248,7 +248,8 @@ def test_alone_nothing_is_wrapped() -> None:
 
 
 @pytest.mark.parametrize("plan", ["stage2", "adapter"])
-def test_recomputing_gives_the_same_losses(plan: str, tmp_path: Path) -> None:
+def test_recomputing_gives_the_same_losses(plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kotoe.localize.plans.QUESTIONED_STEPS", 2)
     curves = []
     for name, more in {"kept": {}, "again": {"checkpointing": True}}.items():
         asked = tiny_plan(tmp_path / name, plan, steps=4, **more)

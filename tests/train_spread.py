@@ -137,7 +137,7 @@ def done(job: dict[str, Any], given: dict[str, Any], group: Processes = ALONE) -
         return toy(run, group)
     asked = Localizing(**job["asked"], run=str(run))
     pairs, captions = Texts(**given["pairs"]), Captions(**given["captions"])
-    with watched(run, group, job):
+    with watched(run, group, job), patch.object(plans, "QUESTIONED_STEPS", 2):
         found = workbench.localize(
             tiny_bundle("sd2"), asked, pairs=pairs, captions=captions, progress=False, processes=group
         )
