@@ -87,7 +87,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         torch.save(train_spread.done(each, given), Path(each["run"]) / "weights-0.pt")
     torch.save(train_spread.toy(alone / "toy"), alone / "toy" / "weights-0.pt")
     jobs = [job(two, plan, plan) for plan in TRAINING] + [{"run": str(two / "toy")}]
-    jobs.append(job(two, "sharded", "stage2", asked={"shard": True, "checkpointing": True}))
+    begun = job(two, "sharded", "stage2")
+    with pytest.raises(KeyboardInterrupt):
+        train_spread.done({**begun, "interrupts_at": 2}, given)
+    jobs.append({**begun, "asked": {**begun["asked"], "shard": True, "checkpointing": True}})
     for fault, plan in FAULTS.items():
         jobs.append({"run": str(two / fault), "fault": fault} if plan == "toy" else job(two, fault, plan, fault=fault))
     jobs.append(job(two, "stopped", "stage2", stops_at=3, asked={"shard": True}))
@@ -118,8 +121,9 @@ def test_a_fault_is_noticed(fault: str, runs: dict[str, Path]) -> None:
 
 
 def test_shards_have_the_losses_of_the_whole(runs: dict[str, Path]) -> None:
-    """Computing activations again, too; and the checkpoint is the one of a run without shards."""
+    """Begun by one process without, and computing activations again, too; the checkpoint is that of a whole run."""
     folders = runs["alone"] / "stage2", runs["two"] / "sharded"
+    assert "resumed at step 3" in (folders[1] / "log.txt").read_text()
     assert apart(*folders) <= NEAR
     one, two = (torch.load(folder / "weights-0.pt") for folder in folders)
     assert far(one, two) < 1e-4
