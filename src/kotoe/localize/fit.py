@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kotoe.errors import UserError
-from kotoe.localize.spread import ALONE, Processes, Spread, held, layers
+from kotoe.localize.spread import ALONE, Processes, Spread, full, held, layers
 from kotoe.runs import Run, stopping
 
 Loss = Callable[[Mapping[str, Any], Any, torch.Generator], tuple[Tensor, dict[str, float]]]
@@ -177,7 +177,7 @@ def fit(
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 spread.reduce(parameters)
-                norm = spread.whole(nn.utils.clip_grad_norm_(parameters.values(), plan.clip))
+                norm = full(nn.utils.clip_grad_norm_(parameters.values(), plan.clip))
                 for group in optimizer.param_groups:
                     group["lr"] = plan.rate(step)
                 optimizer.step()

@@ -327,12 +327,15 @@ class Spread:
                 gradient.copy_(summed.view_as(gradient))
 
     def whole(self, state: Any) -> Any:
-        """A tree with its slices made whole, on the host. All processes have to ask."""
+        """A tree with its slices made whole, on the host of the first process. All have to ask."""
         if isinstance(state, dict):
             return {key: self.whole(value) for key, value in state.items()}
         if isinstance(state, list):
             return [self.whole(value) for value in state]
-        return state.full_tensor().cpu() if _is_slice(state) else state
+        if not _is_slice(state):
+            return state
+        gathered = full(state)
+        return gathered.cpu() if self.processes.leads else None  # one copy of a model is enough
 
     def own(self, state: dict[str, Any], parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:
         """A checkpoint's state with this process's slices of what is whole in it: `whole` turned round."""
@@ -361,10 +364,10 @@ class Spread:
             for name, module in self.given.items():
                 if self.parts[name] is module:
                     continue
-                new = self.whole(dict(self.parts[name].named_parameters()))
+                new = dict(self.parts[name].named_parameters())
                 with torch.no_grad():
                     for key, p in module.named_parameters():
-                        p.copy_(new[key])
+                        p.copy_(full(new[key]))
                 module.to(self.processes.device)
         self.processes.wait()
 
@@ -373,6 +376,11 @@ def layers(module: nn.Module) -> list[nn.Module]:
     """The parts of a network that are run one after the other, those that hold most of its numbers in between."""
     kinds = (text.Layer, bert.Layer, unet.ResnetBlock, unet.SpatialTransformer)
     return [part for part in module.modules() if isinstance(part, kinds)]
+
+
+def full(tensor: Any) -> Tensor:
+    """All of a tensor that is shared out, on every process. All have to ask."""
+    return tensor.full_tensor() if _is_slice(tensor) else tensor
 
 
 def held(tensor: Any) -> Tensor:
