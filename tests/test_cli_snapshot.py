@@ -23,7 +23,7 @@ FROZEN = {
     "train": "recipe run size device seed config dry_run json",
     "localize": "base language run plan pairs images caption_column image_column resolution crop resample latents "
     "cache out tokenizer vocab_size start student steps batch_size lr dropout long_prompt seed device overwrite "
-    "log_every threads config dry_run json",
+    "log_every threads checkpointing shard config dry_run json",
     "conditioner add": "bundle language from_ source_language own_language overwrite allow_pickle config dry_run json",
     "conditioner remove": "bundle language config dry_run json",
     "data pairs": "language out count tier seed split overwrite config dry_run json",

@@ -126,6 +126,18 @@ def test_ctrl_c_saves(tmp_path: Path) -> None:
     assert losses(tmp_path / "r") == losses(tmp_path / "alone")
 
 
+def test_sigterm_saves_at_the_end_of_the_step(tmp_path: Path) -> None:
+    def ending(step: int) -> Tensor:
+        if step == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batches(step)
+
+    with Run(tmp_path / "r", {}) as run, pytest.raises(KeyboardInterrupt):
+        fit(modules(), plan(), ending, run, progress=False)
+    assert load_average(modules(), tmp_path / "r") == 21
+    assert [step for step, _ in losses(tmp_path / "r")] == list(range(1, 22))
+
+
 def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:
     with Run(tmp_path / "r", {}) as run:
         fit(modules(), plan(steps=2), batches, run, progress=False)

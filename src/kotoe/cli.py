@@ -21,8 +21,9 @@ from typing import Annotated, Any
 from kotoe import __version__, console, verbs, verbs_tokenizer, verbs_training
 from kotoe.config import Request, from_json, read_json
 from kotoe.console import INTERRUPTED, Common, Values, say
-from kotoe.errors import UserError, nearest, unknown
+from kotoe.errors import ProcessError, UserError, nearest, unknown
 from kotoe.localize.settings import Localizing, Studying
+from kotoe.runs import processes_started
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +179,9 @@ The same texts and options give the same files, which stock transformers opens. 
     kotoe check""",
     ),
 }
+
+
+TOGETHER = ("localize",)  # verbs that several processes do together, started by torchrun
 
 
 # --- From dataclasses to a command line -----------------------------------------------------------
@@ -400,7 +404,17 @@ def run(arguments: Sequence[str]) -> int:
         if parsed is None:
             return 0
         name, given = parsed
+        if processes_started() > 1 and name not in TOGETHER:
+            raise ProcessError(
+                f"kotoe {name} on {processes_started()} processes",
+                allowed=f"one process; {', '.join(TOGETHER)} on several",
+                hint="RANK, WORLD_SIZE and MASTER_ADDR in the environment say that there are several",
+            )
         return VERBS[name].run(*settings(VERBS[name], given))
+    except ProcessError as error:  # of one process alone, which says it, be it the first or not
+        if not error.spoken:
+            say(f"kotoe: {error}", everywhere=True)
+        return 2
     except UserError as error:
         say(f"kotoe: {error}")
         return 2

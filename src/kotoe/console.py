@@ -18,6 +18,7 @@ from typing import Any
 from kotoe import builtin
 from kotoe.config import dumps, from_json
 from kotoe.errors import UserError
+from kotoe.runs import leads
 
 Values = dict[str, Any]
 INTERRUPTED = 130
@@ -286,10 +287,11 @@ class Checking:
 # --- Saying things --------------------------------------------------------------------------------
 
 
-def say(text: str) -> None:
-    """A line on standard error."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+def say(text: str, *, everywhere: bool = False) -> None:
+    """A line on standard error; of several processes the first says it, or each."""
+    if everywhere or leads():
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def show_config(verb: str, config: Any) -> None:
@@ -299,7 +301,9 @@ def show_config(verb: str, config: Any) -> None:
 
 
 def finish(common: Common, document: Mapping[str, Any], plain: Sequence[str]) -> None:
-    """The data of a verb on standard output: with --json the document, else plain lines."""
+    """The data of a verb on standard output: with --json the document, else plain lines; the first process's alone."""
+    if not leads():
+        return
     for line in [dumps(document)] if common.json else plain:
         sys.stdout.write(line + "\n")
     sys.stdout.flush()

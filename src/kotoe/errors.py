@@ -24,6 +24,17 @@ class CheckpointError(UserError):
     """A checkpoint that is incomplete, damaged, unsafe or of another shape than it says."""
 
 
+class ProcessError(UserError):
+    """An error of one of several processes that work together.
+
+    spoken: it is another process's, which says it.
+    """
+
+    def __init__(self, given: str, *, allowed: str = "", hint: str = "", spoken: bool = False) -> None:
+        self.spoken = spoken
+        super().__init__(given, allowed=allowed, hint=hint)
+
+
 def nearest(name: str, options: Iterable[str]) -> str | None:
     """The option most like `name`, None if nothing is close. Of several as like it, one that begins with its letter."""
     found = difflib.get_close_matches(name, list(options), n=20, cutoff=0.5)  # likest first

@@ -14,11 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from kotoe.config import differing_keys, dumps, read_json, to_json
@@ -218,6 +221,66 @@ class Run:
         path = self.path(f"samples/{step:08d}-{name}{suffix}")
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+
+class Following(Run):
+    """A run that another process holds: what it has can be read, and nothing is written."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+
+    def close(self) -> None:
+        """There is no lock to release."""
+
+    def log(self, *, step: int, **values: Any) -> None:
+        """Nothing: the process that holds the run logs."""
+
+    def rewind(self, step: int) -> None:
+        """Nothing, as above."""
+
+    def say(self, text: str) -> None:
+        """Nothing, as above."""
+
+    def save(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Nothing, as above. Gives where the file will be."""
+        return self.path(name)
+
+
+# --- Several processes, and signals --------------------------------------------------------------------------
+
+
+def processes_started() -> int:
+    """How many processes torchrun has started with this command; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ and "MASTER_ADDR" in os.environ else 1
+
+
+def leads() -> bool:
+    """Whether this process speaks and writes: the only one, or torchrun's first."""
+    return processes_started() == 1 or os.environ["RANK"] == "0"
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Within it Ctrl-C and SIGTERM are noted, and the answer of what it gives, so that work can end where it is whole.
+
+    A second one is a KeyboardInterrupt at once. Only the main thread gets signals: in others nothing is noted.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(noted)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _at(document: Any, dotted: str) -> str:

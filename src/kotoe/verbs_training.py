@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect as inspection
 import sys
@@ -131,6 +132,13 @@ def localize(common: Common, values: Values) -> int:
         import torch
 
         torch.set_num_threads(wanted.threads)
+    from kotoe.localize.spread import joined
+
+    with joined(wanted.device) as processes:
+        return _localized(common, dataclasses.replace(wanted, device=processes.device), processes)
+
+
+def _localized(common: Common, wanted: Localizing, processes: Any) -> int:
     from kotoe.data.texts import read_columns
     from kotoe.localize import localize as workbench
     from kotoe.localize import pictures
@@ -155,7 +163,7 @@ def localize(common: Common, values: Values) -> int:
         )
     if common.dry_run:
         seen = None if captions is None else captions.looked_through()
-        cost = workbench.forecast(bundle, wanted, pairs=pairs, captions=seen)
+        cost = workbench.forecast(bundle, wanted, pairs=pairs, captions=seen, processes=processes)
         plain = [f"{key}: {value}" for key, value in cost.items() if key != "pictures"]
         plain += [] if seen is None else pictures.lines(seen.about)
         finish(common, {"dry_run": True, "config": to_json(wanted), "forecast": cost}, plain)
@@ -168,13 +176,16 @@ def localize(common: Common, values: Values) -> int:
             captions=captions,
             progress=not common.json,
             on_finding=lambda finding: say(str(finding)),
+            processes=processes,
         )
     except KeyboardInterrupt:
         say(f"kotoe: interrupted; the same command goes on from {wanted.run}")
         return INTERRUPTED
-    with writing(Path(wanted.run)):
-        out = workbench.write(found, wanted, overwrite=wanted.overwrite)
-    finish(common, {"out": str(out), **found.report, "config": to_json(wanted)}, [str(out)])
+    if processes.leads:
+        with writing(Path(wanted.run)):
+            out = workbench.write(found, wanted, overwrite=wanted.overwrite)
+        finish(common, {"out": str(out), **found.report, "config": to_json(wanted)}, [str(out)])
+    processes.wait()  # an error in writing ends all
     return 0
 
 

@@ -1,7 +1,8 @@
 """The one training loop. Stages differ by their Plan and their batches, not by their loop.
 
 A step is a pure function of (weights, plan.seed, step): batches are asked for by step number and every random draw
-comes from a generator seeded by (seed, step), so that a run killed at any moment goes on to the same losses.
+comes from a generator seeded by (seed, step), so that a run killed at any moment goes on to the same losses. On several
+processes too, and on another number of them than before (see spread.py).
 """
 
 from __future__ import annotations
@@ -9,19 +10,23 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kotoe.errors import UserError
-from kotoe.runs import Run
+from kotoe.localize.spread import ALONE, Processes, Spread, full, held, layers
+from kotoe.runs import Run, stopping
 
-Loss = Callable[[Mapping[str, nn.Module], Any, torch.Generator], tuple[Tensor, dict[str, float]]]
+Loss = Callable[[Mapping[str, Any], Any, torch.Generator], tuple[Tensor, dict[str, float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +39,9 @@ class Plan:
     lr:           peak rate; it rises linearly over warmup_steps and then falls by a half cosine to lr * final_lr.
     ema:          decay of the averaged weights that `fit` returns; 0 = none. It ramps up over the first steps.
     bf16:         run the networks under bf16 autocast; losses and weights stay float32.
-    save_every_s: seconds between checkpoints; one is also written at the end and on Ctrl-C.
+    recompute:    keep no layer's inner activations for the backward pass but compute them again there: less memory,
+                  a third more time, the same losses.
+    save_every_s: seconds between checkpoints; one is also written at the end and on Ctrl-C or SIGTERM.
     sample:       draws a picture of the state of things every `sample_every` steps.
     """
 
@@ -51,6 +58,7 @@ class Plan:
     ema: float = 0.999
     bf16: bool = False
     compile: bool = False
+    recompute: bool = False
     seed: int = 0
     log_every: int = 25
     save_every_s: float = 120.0
@@ -103,29 +111,47 @@ def fit(
     *,
     device: str = "cpu",
     progress: bool = True,
+    rows: Collection[str] = (),
+    processes: Processes = ALONE,
+    shard: bool = False,
 ) -> Mapping[str, nn.Module]:
     """Train `modules` in place by `plan`, resume what `run` holds, and leave the averaged weights in them.
 
-    modules: parts by name, of which `plan.trainable` says what learns.
-    batches: step number -> batch; the same step must give the same batch.
-    run:     an open Run; state.pt, metrics.jsonl and samples/ go there. Ctrl-C saves and raises KeyboardInterrupt.
+    modules:   parts by name, of which `plan.trainable` says what learns.
+    batches:   step number -> batch; the same step must give the same batch, the whole of it on every process.
+    run:       an open Run; state.pt, metrics.jsonl and samples/ go there. Ctrl-C saves and raises KeyboardInterrupt.
+    rows:      parts that several processes run on own rows of a batch; what they answer for one row mustn't hang on
+               the others.
+    processes: those that train together (`spread.joined`).
+    shard:     parameters, gradients and optimizer state in slices, one a process.
     """
-    parameters = freeze(modules, plan.trainable)
+    freeze(modules, plan.trainable)
+    if processes.count > 1 and (plan.compile or (shard and plan.sample)):
+        raise UserError(f"plan {plan.name!r}: compile, or pictures while shards train, on {processes.count} processes")
+    spread = Spread(modules, processes, rows=rows, shard=shard)
+    parameters = {f"{k}.{n}": p for k, m in spread.parts.items() for n, p in m.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay, fused=True
     )
     average = {name: p.detach().clone() for name, p in parameters.items()} if plan.ema else {}
     step, seconds = 0, 0.0
     if run.has("state.pt"):
-        state = torch.load(run.path("state.pt"), map_location=device, weights_only=True)
+        state = torch.load(run.path("state.pt"), map_location="cpu" if shard else device, weights_only=True)
+        _same_names(parameters, state["parameters"])
+        state = spread.own(state, parameters)
         _restore(parameters, state["parameters"])
         optimizer.load_state_dict(state["optimizer"])
         average = state["average"]
         step, seconds = state["step"], state["seconds"]
         run.rewind(step)
         run.say(f"resumed at step {step} of {plan.steps}")
+    if processes.agreed(step) != step:
+        raise UserError(
+            f"{run.directory} is at step {step} for process {processes.rank}, and at another for the first",
+            allowed="a directory that all processes share",
+        )
 
-    def save(to: Path) -> None:
+    def save() -> None:
         state = {
             "step": step,
             "seconds": seconds,
@@ -133,55 +159,80 @@ def fit(
             "optimizer": optimizer.state_dict(),
             "average": average,
         }
-        torch.save(state, to)
+        run.save("state.pt", partial(torch.save, spread.whole(state)))
 
     loss_of = torch.compile(plan.loss, dynamic=False) if plan.compile else plan.loss
-    bar = _Progress(plan, step, enabled=progress)
+    bar = _Progress(plan, step, enabled=progress and processes.leads)
     saved_at = last = time.monotonic()
     sums: dict[str, float] = {}
     count = 0
+    together = True  # whether all processes are at the end of the same step
     try:
-        while step < plan.steps:
-            generator = torch.Generator().manual_seed(step_seed(plan.seed, step))
-            with torch.autocast(device, torch.bfloat16, enabled=plan.bf16):
-                loss, numbers = loss_of(modules, batches(step), generator)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(parameters.values(), plan.clip)
-            for group in optimizer.param_groups:
-                group["lr"] = plan.rate(step)
-            optimizer.step()
-            if plan.ema:
-                decay = min(plan.ema, (1 + step) / (10 + step))  # young averages forget the random start quickly
-                torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
-            step += 1
+        with stopping() as stopped, recomputed(spread.parts, plan.recompute):
+            while step < plan.steps:
+                together = processes.count == 1
+                generator = torch.Generator().manual_seed(step_seed(plan.seed, step))
+                with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=plan.bf16):
+                    loss, numbers = loss_of(spread.seen, batches(step), generator)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                spread.reduce(parameters)
+                norm = full(nn.utils.clip_grad_norm_(parameters.values(), plan.clip))
+                for group in optimizer.param_groups:
+                    group["lr"] = plan.rate(step)
+                optimizer.step()
+                if plan.ema:
+                    decay = min(plan.ema, (1 + step) / (10 + step))  # young averages forget the random start quickly
+                    now_held = [held(p.detach()) for p in parameters.values()]
+                    torch._foreach_lerp_([held(a) for a in average.values()], now_held, 1 - decay)
+                step += 1
 
-            for key, value in {"loss": float(loss.detach()), "grad_norm": float(norm), **numbers}.items():
-                sums[key] = sums.get(key, 0.0) + value
-            count += 1
-            now = time.monotonic()
-            seconds, last = seconds + now - last, now
-            if step % plan.log_every == 0 or step == plan.steps:
-                means = {key: value / count for key, value in sums.items()}
-                run.log(step=step, lr=plan.rate(step - 1), seconds=round(seconds, 3), **means)
-                bar.show(step, means)
-                sums, count = {}, 0
-            if plan.sample and (step % plan.sample_every == 0 or step == plan.steps):
-                with averaged(parameters, average), torch.inference_mode():
-                    plan.sample(modules).save(run.sample_path(step))
-            if now - saved_at > plan.save_every_s and step < plan.steps:
-                run.save("state.pt", save)
-                saved_at = now
+                for key, value in {"loss": float(loss.detach()), "grad_norm": float(norm), **numbers}.items():
+                    sums[key] = sums.get(key, 0.0) + value
+                count += 1
+                now = time.monotonic()
+                seconds, last = seconds + now - last, now
+                if step % plan.log_every == 0 or step == plan.steps:
+                    means = {key: value / count for key, value in sums.items()}
+                    run.log(step=step, lr=plan.rate(step - 1), seconds=round(seconds, 3), **means)
+                    bar.show(step, means)
+                    sums, count = {}, 0
+                if plan.sample and processes.leads and (step % plan.sample_every == 0 or step == plan.steps):
+                    with averaged(parameters, average), torch.inference_mode():
+                        plan.sample(modules).save(run.sample_path(step))
+                due = processes.leads and now - saved_at > plan.save_every_s and step < plan.steps
+                stop, due = processes.any(stopped(), due)
+                together = True
+                if stop:
+                    raise KeyboardInterrupt
+                if due:
+                    save()
+                    saved_at = now
     except KeyboardInterrupt:
-        run.save("state.pt", save)
-        run.say(f"interrupted at step {step}; the same command goes on from there")
+        if together:
+            save()
+            run.say(f"interrupted at step {step}; the same command goes on from there")
         raise
     finally:
         bar.close()
-    run.save("state.pt", save)
+    save()
     if average:
         _restore(parameters, average)
+    spread.close()
     return modules
+
+
+@contextmanager
+def recomputed(modules: Mapping[str, nn.Module], wanted: bool = True) -> Iterator[None]:
+    """Within it no layer keeps inner activations for the backward pass, which computes them again."""
+    chosen = [layer for module in modules.values() for layer in layers(module)] if wanted else []
+    for layer in chosen:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in chosen:
+            del layer.forward
 
 
 class averaged:
@@ -213,12 +264,16 @@ def load_average(modules: Mapping[str, nn.Module], directory: str | Path) -> int
     return int(state["step"])
 
 
+def _same_names(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    odd = sorted(parameters.keys() ^ values.keys())
+    if odd:
+        raise UserError(f"the checkpoint's parameters differ from the plan's: {', '.join(odd[:5])}")
+
+
 def _restore(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     if not values:
         return
-    if parameters.keys() != values.keys():
-        odd = sorted(parameters.keys() ^ values.keys())
-        raise UserError(f"the checkpoint's parameters differ from the plan's: {', '.join(odd[:5])}")
+    _same_names(parameters, values)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(values[name])

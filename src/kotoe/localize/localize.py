@@ -28,14 +28,16 @@ from kotoe.localize.fit import Plan, fit
 from kotoe.localize.lint import Finding, lint
 from kotoe.localize.plans import Captioned, Captions, Reading, Task, Texts, clip, new_student, task
 from kotoe.localize.settings import PLANS, Localizing
+from kotoe.localize.spread import ALONE, Processes
 from kotoe.localize.vocabulary import train_sentencepiece
-from kotoe.runs import Run
+from kotoe.runs import Following, Run
 from kotoe.text import CLIPText, Conditioner
 from kotoe.tokenizers import Tokenizer, load_tokenizer
 
 VOCABULARY = 2000
 TRIAL, WARMING = 10, 2  # steps that a forecast takes, and of these the ones it doesn't count
-FREE = ("out", "overwrite", "device", "threads", "log_every", "cache")  # settings that may differ when a run is resumed
+# settings that may differ when a run is resumed
+FREE = ("out", "overwrite", "device", "threads", "log_every", "cache", "checkpointing", "shard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +56,20 @@ def localize(
     captions: Captions | Captioned | None = None,
     progress: bool = True,
     on_finding: Callable[[Finding], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Localized:
     """Teach a loaded model (in float32) a language by one of PLANS; `wanted.run` resumes what it holds.
 
     captions:   for the plans that learn from pictures. What isn't encoded yet is, when nothing speaks against the plan.
     on_finding: called with everything that `lint` finds, before anything is trained.
+    processes:  those that do it together (`spread.joined`); each has loaded the model and gets the result.
     Raises UserError before that too: a language that is there, texts over the limit, an encoder that doesn't fit, a run
     directory of other settings.
     """
     way = PLANS[wanted.plan]
+    processes.share(wanted.batch_size or way.batch)
+    if wanted.shard and processes.count == 1:
+        raise UserError("shard with one process", allowed="several: torchrun --nproc-per-node N -m kotoe localize ...")
     if wanted.language in bundle.languages and wanted.plan not in ("kv", "stage2"):
         raise UserError(
             f"{bundle.name} has a conditioner for {wanted.language}",
@@ -71,9 +78,10 @@ def localize(
         )
     if way.reads == "captions" and captions is None:
         raise UserError(f"plan {wanted.plan} without captioned pictures", allowed="--images SOURCE")
-    with Run(wanted.run, {**to_json(wanted), "base_sha256": bundle.sha256}, free=FREE) as run:
+    with processes.run(wanted.run, {**to_json(wanted), "base_sha256": bundle.sha256}, free=FREE) as run:
         said = None if captions is None else captions.texts
-        tokenizer = _tokenizer(bundle, wanted, run, pairs, said)
+        with processes.in_turn():  # the first may have to train it
+            tokenizer = _tokenizer(bundle, wanted, run, pairs, said)
         student = Conditioner(wanted.language, tokenizer, _encoder(bundle, wanted, tokenizer, pairs))
         conditioners.swap(bundle, wanted.language, student)  # does it fit?
         _heed(lint(bundle, wanted, student, pairs, said), on_finding)
@@ -81,16 +89,18 @@ def localize(
         if way.reads == "nothing":
             return Localized(bundle=conditioners.swap(bundle, wanted.language, student), report=report)
         if captions is not None and not isinstance(captions, Captions):
-            captions = captions.encoded(run)
+            with processes.in_turn():  # the first encodes, the others find the cache
+                captions = captions.encoded(run)
         reading = Reading(
             seed=wanted.seed,
             batch=wanted.batch_size or way.batch,
             dropout=wanted.dropout,
             long_prompt=wanted.long_prompt,
             device=torch.device(wanted.device),
+            processes=processes,
         )
         what = task(wanted.plan, bundle, student, reading, pairs=pairs, captions=captions)
-        report |= _trained(what, wanted, bundle, student, run, progress)
+        report |= _trained(what, wanted, bundle, student, run, progress, processes)
         if captions is not None and captions.about:
             report["pictures"] = dict(captions.about)
     return Localized(bundle=conditioners.swap(bundle, wanted.language, student), report=report)
@@ -121,7 +131,12 @@ def write(found: Localized, wanted: Localizing, *, overwrite: bool = False) -> P
 
 
 def forecast(
-    bundle: Bundle, wanted: Localizing, *, pairs: Texts | None = None, captions: Captions | None = None
+    bundle: Bundle,
+    wanted: Localizing,
+    *,
+    pairs: Texts | None = None,
+    captions: Captions | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """What a plan will cost, by taking ten of its steps: seconds of preparing, a step and all of them, peak memory.
 
@@ -133,11 +148,11 @@ def forecast(
         return {"steps": 0, "seconds": 0.0}
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        trial = replace(wanted, run=f"{folder}/run", steps=TRIAL, log_every=1)
-        localize(bundle, trial, pairs=pairs, captions=captions, progress=False)
+        trial = replace(wanted, run=processes.agreed(f"{folder}/run"), steps=TRIAL, log_every=1)
+        localize(bundle, trial, pairs=pairs, captions=captions, progress=False, processes=processes)
         whole = time.perf_counter() - began
-        with Run(trial.run, to_json(trial), free=(*to_json(trial), "base_sha256")) as run:
-            seconds = [row["seconds"] for row in run.metrics()]
+        seconds = [row["seconds"] for row in Following(trial.run).metrics()]
+        processes.wait()  # before the first takes the folder away
     each = (seconds[-1] - seconds[WARMING - 1]) / (TRIAL - WARMING)
     on_gpu = torch.device(wanted.device).type == "cuda"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -190,7 +205,13 @@ def _encoder(bundle: Bundle, wanted: Localizing, tokenizer: Tokenizer, pairs: Te
 
 
 def _trained(
-    what: Task, wanted: Localizing, bundle: Bundle, student: Conditioner, run: Run, progress: bool
+    what: Task,
+    wanted: Localizing,
+    bundle: Bundle,
+    student: Conditioner,
+    run: Run,
+    progress: bool,
+    processes: Processes,
 ) -> dict[str, Any]:
     """Train, and prove that only what should has changed."""
     way = PLANS[wanted.plan]
@@ -210,8 +231,19 @@ def _trained(
         seed=wanted.seed,
         log_every=wanted.log_every,
         bf16=torch.device(wanted.device).type != "cpu",
+        recompute=wanted.checkpointing,
     )
-    fit(what.modules, plan, what.batches, run, device=wanted.device, progress=progress)
+    fit(
+        what.modules,
+        plan,
+        what.batches,
+        run,
+        device=wanted.device,
+        progress=progress,
+        rows=what.rows,
+        processes=processes,
+        shard=wanted.shard,
+    )
     learned = {f"{part}.{n}" for part, m in what.modules.items() for n, p in m.named_parameters() if p.requires_grad}
     for module in parts.values():
         module.requires_grad_(False)

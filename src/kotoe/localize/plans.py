@@ -36,6 +36,7 @@ from kotoe.localize.losses import (
     unexplained,
 )
 from kotoe.localize.settings import PLANS
+from kotoe.localize.spread import ALONE, Processes
 from kotoe.rng import ImageNoise, initialising
 from kotoe.runs import Run
 from kotoe.samplers import along
@@ -155,6 +156,7 @@ class Reading:
     dropout: float
     long_prompt: str  # "error" or "cut"
     device: torch.device
+    processes: Processes = ALONE  # among which a teacher's rows are split, too
 
     def rows(self, step: int, count: int) -> tuple[list[int], list[bool]]:
         """Places of a step's rows, and which of them are emptied."""
@@ -184,9 +186,9 @@ def clip(conditioner: Conditioner, what: str) -> CLIPText:
     )
 
 
-def _said(teacher: Conditioner, ids: Tensor) -> Tensor:
+def _said(teacher: Conditioner, ids: Tensor, processes: Processes = ALONE) -> Tensor:
     with torch.no_grad():  # not inference_mode: its tensors can't take part in a loss
-        return teacher.encoder(ids)  # (B, L, D)
+        return processes.rows(teacher.encoder)(ids)  # (B, L, D)
 
 
 def period(teacher: CLIPText, ids: Tensor) -> int:
@@ -226,12 +228,16 @@ def asked_of(mine: Tensor, theirs: Tensor, length: int, every: int) -> tuple[Ten
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What `fit` gets: parts by name, of which `trains` says what learns; its loss; and batches by step number."""
+    """What `fit` gets: parts by name, of which `trains` says what learns; its loss; and batches by step number.
+
+    rows: parts of which several processes run own rows of a batch each.
+    """
 
     modules: Mapping[str, nn.Module]
     trains: tuple[str, ...]
     loss: Loss
     batches: Callable[[int], Any]
+    rows: tuple[str, ...] = ("text",)
 
 
 def task(
@@ -247,6 +253,7 @@ def task(
             trains=way.trains,
             loss=diffusion(bundle.schedule),
             batches=_captioned(student.tokenizer, captions, reading),
+            rows=("text", "unet"),
         )
     assert pairs is not None
     teacher = bundle.conditioner()
@@ -300,7 +307,7 @@ def _before_last(encoder: CLIPText) -> tuple[str, ...]:
 def _paired(student: Conditioner, teacher: Conditioner, pairs: Texts, reading: Reading) -> Callable[[int], TextPairs]:
     def batches(step: int) -> TextPairs:
         own, other = both_sides(step, student, teacher, pairs, reading)
-        return TextPairs(ids=own, teacher_ids=other, teacher=_said(teacher, other))
+        return TextPairs(ids=own, teacher_ids=other, teacher=_said(teacher, other, reading.processes))
 
     return batches
 
@@ -318,7 +325,7 @@ def _behind(student: Conditioner, teacher: Conditioner, pairs: Texts, reading: R
             own, other = own[:, :look], other[:, :look]
         at, behind = asked_of(mine, theirs, own.shape[1], every)  # (B, L)
         with torch.no_grad():
-            before = encoder.before_last(other)  # (B, L, D)
+            before = reading.processes.rows(encoder).before_last(other)  # (B, L, D)
         return TextBehind(ids=own, before=before.gather(1, at[:, :, None].expand_as(before)), behind=behind)
 
     return batches

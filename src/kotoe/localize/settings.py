@@ -105,6 +105,8 @@ class Localizing:
     overwrite:     replace the folder at `out`, if it is a model's.
     log_every:     steps between two lines of metrics.jsonl.
     threads:       processor threads; torch's own choice by default.
+    checkpointing: compute activations again for the backward pass instead of keeping them: less memory, more time.
+    shard:         of several processes each keeps a slice of parameters, gradients and optimizer state; for stage2.
     """
 
     base: str
@@ -135,6 +137,8 @@ class Localizing:
     overwrite: bool = False
     log_every: int = 25
     threads: int | None = None
+    checkpointing: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
         if self.plan not in PLANS:
@@ -166,6 +170,8 @@ class Localizing:
             raise UserError(f"dropout {self.dropout}", allowed="0 to below 1")
         if self.long_prompt not in ("error", "cut"):
             raise unknown("long_prompt", self.long_prompt, ("error", "cut"))
+        if self.shard and self.plan != "stage2":
+            raise UserError(f"shard with plan {self.plan}", allowed="stage2, which trains the UNet and the encoder")
 
     @property
     def begins(self) -> str:
