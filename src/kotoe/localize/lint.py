@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from kotoe.checkpoints import Bundle
 from kotoe.language import SCRIPTS, detect
+from kotoe.localize.fertility import UNKNOWN, vocabulary
 from kotoe.localize.plans import Texts
 from kotoe.localize.settings import PLANS, Localizing
 from kotoe.text import Conditioner
@@ -148,18 +150,16 @@ def over_limit(tokenizer: Tokenizer, texts: Sequence[str], what: str, long_promp
 
 def unknown_pieces(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Finding]:
     """Texts with characters that the tokenizer can't tell from each other."""
-    looked = texts[:LOOKED_AT]
-    strange: Counter[str] = Counter()
-    for text in looked:
-        strange.update(piece for piece in tokenizer.text_pieces(text) if piece in ("<unk>", "[UNK]"))
-    total = sum(strange.values())
-    if not total:
+    looked = list(texts[:LOOKED_AT])
+    unknown = set(np.flatnonzero(vocabulary(tokenizer).kinds == UNKNOWN).tolist())
+    strange = [text for text, ids in zip(looked, tokenizer.text_ids(looked), strict=True) if unknown & set(ids)]
+    if not strange:
         return []
     return [
         Finding(
             level="warning",
-            what=f"{total} pieces of {len(looked)} texts are unknown to the tokenizer",
-            do="A tokenizer with byte fallback spells them",
+            what=f"{len(strange)} of {len(looked)} texts have what the tokenizer reads as unknown: {_some(strange)}",
+            do="A tokenizer with byte fallback spells it",
         )
     ]
 
