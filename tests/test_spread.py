@@ -29,7 +29,8 @@ from test_localize import wanted as tiny_plan
 from tiny import saved_tiny, tiny_bundle
 
 STEPS = 8
-NEAR = 1e-4  # relative, of losses and gradient norms
+NEAR = 1e-4  # relative, of losses and gradient norms: measured 7e-7
+SAME = 1e-5  # of parameters after 8 steps: measured 2e-6, and 2e-4 with the smallest fault
 TRAINING = [plan for plan, way in PLANS.items() if way.reads != "nothing"]
 FAULTS = {  # what is done wrongly, and which job must notice
     "averaged": "toy",
@@ -107,16 +108,19 @@ def test_two_processes_have_the_losses_of_one(plan: str, runs: dict[str, Path]) 
     assert apart(runs["alone"] / plan, runs["two"] / plan) <= NEAR
     weights = [torch.load(runs[k] / plan / f"weights-{r}.pt") for k, r in (("alone", 0), ("two", 0), ("two", 1))]
     assert all(torch.equal(p, weights[2][name]) for name, p in weights[1].items())
-    assert far(weights[0], weights[1]) < 1e-4
+    assert far(weights[0], weights[1]) < SAME
 
 
 def far(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """The largest difference of two sets of parameters."""
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
+    """How far apart two sets of numbers are, as vectors: the length of their difference over that of one."""
+    assert {name: p.shape for name, p in a.items()} == {name: p.shape for name, p in b.items()}
+    length = torch.cat([p.flatten() for p in a.values()]).norm()
+    return float(torch.cat([(a[name] - b[name]).flatten() for name in a]).norm() / length)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_noticed(fault: str, runs: dict[str, Path]) -> None:
+    """The losses, or the gradients' norms, say so; AdamW itself doesn't mind gradients that are half as large."""
     assert apart(runs["alone"] / FAULTS[fault], runs["two"] / fault) > 10 * NEAR
 
 
@@ -125,14 +129,11 @@ def test_shards_have_the_losses_of_the_whole(runs: dict[str, Path]) -> None:
     folders = runs["alone"] / "stage2", runs["two"] / "sharded"
     assert "resumed at step 3" in (folders[1] / "log.txt").read_text()
     assert apart(*folders) <= NEAR
-    one, two = (torch.load(folder / "weights-0.pt") for folder in folders)
-    assert far(one, two) < 1e-4
+    assert far(*(torch.load(folder / "weights-0.pt") for folder in folders)) < SAME
     states = [torch.load(folder / "state.pt") for folder in folders]
-    for kept in ("parameters", "average"):
-        assert {n: p.shape for n, p in states[0][kept].items()} == {n: p.shape for n, p in states[1][kept].items()}
-        assert far(states[0][kept], states[1][kept]) < 1e-4
-    moments = [s["optimizer"]["state"] for s in states]
-    assert all(far(moments[0][i], moments[1][i]) < 1e-3 for i in moments[0])
+    assert all(far(*(state[kept] for state in states)) < SAME for kept in ("parameters", "average"))
+    for kept in ("exp_avg", "exp_avg_sq", "step"):
+        assert far(*({i: m[kept] for i, m in state["optimizer"]["state"].items()} for state in states)) < SAME
 
 
 def test_a_signal_to_one_stops_all_at_one_step_and_one_process_goes_on(runs: dict[str, Path]) -> None:
