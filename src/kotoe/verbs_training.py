@@ -163,7 +163,14 @@ def _localized(common: Common, wanted: Localizing, processes: Any) -> int:
         )
     if common.dry_run:
         seen = None if captions is None else captions.looked_through()
-        cost = workbench.forecast(bundle, wanted, pairs=pairs, captions=seen, processes=processes)
+        cost = workbench.forecast(
+            bundle,
+            wanted,
+            pairs=pairs,
+            captions=seen,
+            on_finding=lambda finding: say(str(finding)),
+            processes=processes,
+        )
         plain = [f"{key}: {value}" for key, value in cost.items() if key != "pictures"]
         plain += [] if seen is None else pictures.lines(seen.about)
         finish(common, {"dry_run": True, "config": to_json(wanted), "forecast": cost}, plain)

@@ -136,11 +136,12 @@ def forecast(
     *,
     pairs: Texts | None = None,
     captions: Captions | None = None,
+    on_finding: Callable[[Finding], None] | None = None,
     processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """What a plan will cost, by taking ten of its steps: seconds of preparing, a step and all of them, peak memory.
 
-    The bundle is changed by a plan that trains its UNet: load it again afterwards.
+    on_finding: as of `localize`. The bundle is changed by a plan that trains its UNet: load it again afterwards.
     """
     way = PLANS[wanted.plan]
     steps = wanted.steps or way.steps
@@ -149,7 +150,15 @@ def forecast(
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         trial = replace(wanted, run=processes.agreed(f"{folder}/run"), steps=TRIAL, log_every=1)
-        localize(bundle, trial, pairs=pairs, captions=captions, progress=False, processes=processes)
+        localize(
+            bundle,
+            trial,
+            pairs=pairs,
+            captions=captions,
+            progress=False,
+            on_finding=on_finding,
+            processes=processes,
+        )
         whole = time.perf_counter() - began
         seconds = [row["seconds"] for row in Following(trial.run).metrics()]
         processes.wait()  # before the first takes the folder away
