@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from kotoe import study as studies
 from kotoe.config import read_json
@@ -43,6 +44,8 @@ def test_a_study_measures_and_reports(out: Path) -> None:
     table = (out / "report.md").read_text()
     assert table.count("| fi | distil-behind | aligned |") == 2
     assert "| 128 |" in table
+    with Image.open(out / "r1.png") as drawn:
+        assert drawn.size[1] == 2 * 32 + 4 * 34
 
 
 def test_what_is_done_is_not_done_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,8 @@ from kotoe.evaluate import suites
 from kotoe.localize.localize import localize
 from kotoe.localize.plans import Captions, Reading, Task, Texts, task
 from kotoe.localize.settings import PLANS, Localizing, Studying
-from kotoe.runs import write_atomic
+from kotoe.runs import atomic, write_atomic
+from kotoe.study_picture import picture
 from kotoe.text import Conditioner
 
 ROWS, COUNTED = 64, 8  # of a step, and of a step whose operations are counted
@@ -81,6 +82,9 @@ def study(wanted: Studying, *, say: Callable[[str], None] = lambda text: None) -
     document = {"study": to_json(wanted), "english": english, "cells": _all(out, wanted.n)}
     write_atomic(out / "results.json", dumps(document, indent=2) + "\n")
     write_atomic(out / "report.md", "\n".join(report(document)) + "\n")
+    if document["cells"]:
+        with atomic(out / "r1.png") as temp:
+            picture(document).save(temp, format="PNG")
     return document
 
 

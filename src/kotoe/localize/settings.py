@@ -77,8 +77,8 @@ class Localizing:
     base:          the model: a name, built in or on the hub (owner/name), or a folder.
     language:      the new language, a BCP 47 tag.
     run:           the run's directory; the same command resumes it.
-    plan:          which way: distil-behind, distil-reader, distil-states, distil-pooled or adapter from pairs; stage1, kv
-                   or stage2 from captioned pictures; swap trains nothing.
+    plan:          which way: distil-behind, distil-reader, distil-states, distil-pooled or adapter from pairs; stage1,
+                   kv or stage2 from captioned pictures; swap trains nothing.
     pairs:         parallel text, .tsv, .jsonl or .parquet with columns source (the base's own language) and target.
     images:        captioned pictures: a folder with metadata.jsonl or metadata.csv (file_name, text) or with a .txt
                    beside each; webdataset's .tar shards or .parquet: one, a folder of them or a range x-{000..012}.tar.
@@ -184,7 +184,7 @@ class Localizing:
 class Studying:
     """Which cells to run, and where they are kept.
 
-    out:       the study's folder: cells/, results.json, report.md; the same command goes on.
+    out:       the study's folder: cells/, results.json, report.md, r1.png; the same command goes on.
     base:      the model whose encoder is the teacher.
     languages: the new languages, BCP 47 tags.
     plans:     plans of `kotoe localize`; those that read nothing or need a given student are left out.
