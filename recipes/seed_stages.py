@@ -37,7 +37,7 @@ def needed(recipe: str, size: str, **given: str | None) -> None:
     """Refuse a size for which something wasn't given."""
     missing = [name for name, value in given.items() if value is None]
     if missing:
-        asked = " ".join(f"--set {name}=..." for name in missing)
+        asked = " ".join(f"--set {name}={name.upper()}" for name in missing)
         raise UserError(f"{recipe} at size {size} without {', '.join(missing)}", allowed=asked)
 
 

@@ -38,7 +38,7 @@ from recipes.seed_stages import device_of, done, emoji_english, emoji_pictures, 
 LANGUAGE = "zh"
 SIZES: dict[str, dict[str, Any]] = {
     "emoji": {
-        "pictures": 1200, "max_tokens": 64,
+        "pictures": 1200, "vocab_size": 3000, "max_tokens": 64,
         "stage1": {"steps": 400, "batch_size": 16, "lr": 5e-4, "warmup_steps": 30, "weight_decay": 0.1, "ema": 0.99},
     },
     "gpu24": {
@@ -66,17 +66,19 @@ def stages(
     )  # fmt: skip
 
 
-def random_bert(run: Path, base: str, max_tokens: int, seed: int) -> str:
+def random_bert(run: Path, base: str, settings: dict[str, Any], seed: int) -> str:
     """A small BERT with random weights that fits a base, and its tokenizer, in a folder."""
     folder = run / "student"
     if not folder.exists():
         texts = vocabulary_texts(LANGUAGE)
-        characters = {c for text in texts for c in text.lower()}
-        tokenizer = train_wordpiece(texts, run / "tokenizer", 2 * len(characters), max_tokens=max_tokens, overwrite=True)
+        most = settings["vocab_size"]
+        tokenizer = train_wordpiece(
+            texts, run / "tokenizer", most, max_tokens=settings["max_tokens"], at_most=True, overwrite=True
+        )
         width = load(base).unet.spec.cross_attention_dim
         spec = BertSpec(
             vocab_size=tokenizer.vocab_size, hidden_size=width, intermediate_size=4 * width, num_layers=4,
-            num_heads=width // 32, positions=max_tokens, bos=tokenizer.bos, eos=tokenizer.eos, pad=tokenizer.pad,
+            num_heads=width // 32, positions=settings["max_tokens"], bos=tokenizer.bos, eos=tokenizer.eos, pad=tokenizer.pad,
         )  # fmt: skip
         with initialising(seed):
             encoder = BertText(spec)
@@ -96,7 +98,7 @@ def main(
     if size == "emoji":
         base = base or emoji_english(run)
         images = images or emoji_pictures(run, (LANGUAGE,), settings["pictures"], seed)
-        student = student or random_bert(run, base, settings["max_tokens"], seed)
+        student = student or random_bert(run, base, settings, seed)
     needed("seed_taiyi.py", size, base=base, student=student, images=images)
     assert base is not None
     assert images is not None

@@ -174,6 +174,26 @@ def test_the_first_twenty_losses_are_what_they_were(plan: str, tmp_path: Path) -
     assert [curve[0], curve[-1]] == pytest.approx(GOLDEN_LOSSES[plan], rel=2e-3)
 
 
+def test_settings_of_training_reach_it(tmp_path: Path) -> None:
+    """Each alone changes the run: how fast it learns, how the last weights and their average differ, what counts."""
+    plain = wanted(tmp_path, "stage1", steps=8, lr=1e-2)
+    ends = {}
+    for name, more in {
+        "usual": {}, "schedule": {"schedule": "constant"}, "warmup": {"warmup_steps": 0}, "decay": {"weight_decay": 5.0},
+        "beta2": {"beta2": 0.5}, "ema": {"ema": 0.0}, "weighting": {"weighting": "plain"},
+    }.items():  # fmt: skip
+        asked = replace(plain, run=str(tmp_path / name), **({"warmup_steps": 2} | more))
+        found = run(asked)
+        ends[name] = losses(asked), named(found.bundle, "ko")["text.text_model.final_layer_norm.weight"]
+    usual, average = ends.pop("usual")
+    assert ends["weighting"][0][0] != usual[0]
+    assert ends["ema"][0] == usual
+    assert not torch.equal(ends["ema"][1], average)
+    for name in ("schedule", "warmup", "decay", "beta2"):
+        assert ends[name][0][0] == usual[0]
+        assert ends[name][0][-1] != usual[-1], name
+
+
 def test_another_configuration_in_the_same_run_is_refused(tmp_path: Path) -> None:
     asked = wanted(tmp_path, "distil-states", steps=1)
     run(asked)
@@ -303,6 +323,13 @@ def test_what_is_asked_behind_the_words() -> None:
         ({"lr": 0.0}, "lr 0.0"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"long_prompt": "chunk"}, "long_prompt"),
+        ({"ema": 1.0}, "ema 1.0"),
+        ({"beta2": -0.1}, "beta2 -0.1"),
+        ({"warmup_steps": -1}, "warmup_steps -1"),
+        ({"weight_decay": -1.0}, "weight_decay -1.0"),
+        ({"schedule": "linear"}, "schedule"),
+        ({"plan": "stage1", "weighting": "snr"}, "weighting"),
+        ({"weighting": "plain"}, "weighting plain with plan distil-behind"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changed: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def train(common: Common, values: Values) -> int:
 
 def _set(given: Sequence[str], taken: Sequence[str], recipe: str) -> dict[str, str]:
     """What --set says, each NAME=VALUE, for a recipe that takes these names."""
-    allowed = ", ".join(f"--set {name}=..." for name in taken) or "no --set"
+    allowed = ", ".join(f"--set {name}={name.upper()}" for name in taken) or "no --set"
     found: dict[str, str] = {}
     for one in given:
         name, equals, value = one.partition("=")
