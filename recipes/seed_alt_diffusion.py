@@ -1,20 +1,20 @@
-"""BAAI/AltDiffusion: one multilingual encoder, XLM-RoBERTa with a projection, for all languages of a Stable Diffusion.
+"""BAAI/AltDiffusion: one multilingual encoder, XLM-RoBERTa with a projection, for many languages.
 
     kotoe train recipes/seed_alt_diffusion.py --run runs/alt --size emoji
     kotoe train recipes/seed_alt_diffusion.py --run runs/alt --size gpu24 --set base=SD21_BASE --set student=ALTCLIP \\
         --set images=PICTURES
 
-1. `kv`: with the encoder frozen, the keys and values of the UNet's cross-attentions, at half the pixels. 2. `unet`: all of
-the UNet at all pixels. 3. `empty`: the same with a tenth of the captions emptied. The encoder (`student`) is AltCLIP's,
-distilled from texts beforehand; at emoji size stage `altclip` makes one, from random weights.
+1. `kv`: with the encoder frozen, the keys and values of the UNet's cross-attentions, at half the pixels. 2. `unet`: all
+of the UNet at all pixels. 3. `empty`: the same with a tenth of the captions emptied. The encoder (`student`) is
+AltCLIP's, distilled from texts beforehand; at emoji size stage `altclip` makes one, from random weights.
 
 As published (m18): the stages, what they train, 256 and 512 pixels, AdamW at 1e-4 after 10,000 steps of warming up and
-constant from there, weight decay 0.01, averages of 0.9999, squares cut out by chance, the unweighted loss. Different: the
-batches, 3,072 and 3,840 there on 64 A100, are what should fit a card, and so the steps aren't as many pictures (330,000,
-270,000 and 150,000 steps there); averages are left out and the UNet's rate is a tenth on 24 GB; a square is chosen once for each picture; captions over
-the limit are cut (theirs, from 75 characters on, are left out). Their code trains queries and outputs in stage 1 as well,
-against the paper; this is the paper's. `altclip` asks for what the UNet reads, not for the pooled vector as AltCLIP's
-first stage, and has no contrastive one.
+constant from there, weight decay 0.01, averages of 0.9999, squares cut out by chance, the unweighted loss. Different:
+the batches, 3,072 and 3,840 there on 64 A100, are what should fit a card, and so the steps aren't as many pictures
+(330,000, 270,000 and 150,000 steps there); averages are left out and the UNet's rate is a tenth on 24 GB; a square is
+chosen once for each picture; captions over the limit are cut (theirs, from 75 characters on, are left out). Their code
+trains queries and outputs in stage 1 as well, against the paper; this is the paper's. `altclip` asks for what the UNet
+reads, not for the pooled vector as AltCLIP's first stage, and has no contrastive one.
 
 All languages share the tag `language` ("mul" by default), since one encoder reads them all.
 
@@ -79,12 +79,8 @@ def stages(
     }  # fmt: skip
     made = []
     for name, plan, dropout in (("kv", "kv", 0.0), ("unet", "unet", 0.0), ("empty", "unet", 0.1)):
-        made.append(
-            Localizing(
-                base=base, student=student, run=str(run / name), plan=plan, dropout=dropout, **common,
-                **SIZES[size][name],
-            )  # fmt: skip
-        )
+        more = {**common, **SIZES[size][name]}
+        made.append(Localizing(base=base, student=student, run=str(run / name), plan=plan, dropout=dropout, **more))
         base = student = str(model_of(run / name))
     return tuple(made)
 
@@ -115,15 +111,12 @@ def random_xlm(run: Path, base: str, settings: dict[str, Any], seed: int) -> str
 def altclip(run: Path, settings: dict[str, Any], seed: int, *, base: str, language: str, device: str) -> str:
     """An encoder for the emoji world that is distilled from texts alone; gives the folder of the model with it."""
     pairs = emoji_pairs(run, LANGUAGES, settings["pairs"], seed)
-    return str(
-        done(
-            Localizing(
-                base=base, student=random_xlm(run, base, settings, seed), language=language, run=str(run / "altclip"),
-                plan="distil-reader", start="given", pairs=pairs, dropout=0.1, long_prompt="cut", seed=seed,
-                device=device, **settings["altclip"],
-            )  # fmt: skip
-        )
-    )
+    wanted = Localizing(
+        base=base, student=random_xlm(run, base, settings, seed), language=language, run=str(run / "altclip"),
+        plan="distil-reader", start="given", pairs=pairs, dropout=0.1, long_prompt="cut", seed=seed, device=device,
+        **settings["altclip"],
+    )  # fmt: skip
+    return str(done(wanted))
 
 
 def main(

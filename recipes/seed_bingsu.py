@@ -1,4 +1,4 @@
-"""Bingsu/my-korean-stable-diffusion-v1-5: a Korean CLIP text encoder distilled from texts, put in Stable Diffusion's place.
+"""Bingsu/my-korean-stable-diffusion-v1-5: a Korean CLIP text encoder distilled from texts, put in the old one's place.
 
     kotoe train recipes/seed_bingsu.py --run runs/bingsu --size emoji
     kotoe train recipes/seed_bingsu.py --run runs/bingsu --size gpu24 --set base=SD15 --set pairs=PAIRS
@@ -8,11 +8,11 @@ and autoencoder stay as they are, and the other 76 states, which the UNet reads,
 points elsewhere for pictures. `kotoe localize`, which asks for what is read, is the better way; this is the record.
 
 As published: the loss (squared error, Korean and English alike), 64 texts a step, weight decay 1e-4, CLIP's BPE trained
-on Korean and English 7 to 3, EOS the last id. Different: AdamW for MADGRAD, at a constant 4e-4, which their scheduler in
-practice stayed near; the error counts relative to the teacher's variance; a step's 64 are 32 pairs; the vector is taken
-before CLIP's projection, which a Stable Diffusion doesn't hold; a fixed number of steps (theirs: until the loss on 5 %
-rose three times). The script that made the published encoder is not public, nor what it began with: here the English
-weights with new tokens.
+on Korean and English 7 to 3, EOS the last id. Different: AdamW for MADGRAD, at a constant 4e-4, which their scheduler
+in practice stayed near; the error counts relative to the teacher's variance; a step's 64 are 32 pairs; the vector is
+taken before CLIP's projection, which a Stable Diffusion doesn't hold; a fixed number of steps (theirs: until the loss
+on 5 % rose three times). The script that made the published encoder is not public, nor what it began with: here the
+English weights with new tokens.
 
 Expected time and score: gpu24 and gpu80 were not run. emoji: see docs/localization.md.
 """

@@ -3,15 +3,16 @@
     kotoe train recipes/seed_cool_japan.py --run runs/cool --size emoji
     kotoe train recipes/seed_cool_japan.py --run runs/cool --size gpu24 --set base=SD2_BASE --set images=PICTURES
 
-1. `vae`: both halves of the autoencoder on the pictures. 2. `unet`: the UNet on their captions, in English, with the text
-encoder frozen.
+1. `vae`: both halves of the autoencoder on the pictures. 2. `unet`: the UNet on their captions, in English, with the
+text encoder frozen.
 
-As published: what trains, and AdamW at one picture a step on a card of 24 GB. Not published: rates, steps, averages, the
-autoencoder's loss, which came first, where the captions are from. Here the autoencoder learns by L1 of pixels and of
-their neighbours' differences, and a KL of weight 1e-6 as Stable Diffusion's (whose perceptual and adversarial parts need
-networks that aren't in Kotoe); both rates are our choice, and small since there is a good model already.
+As published: what trains, and AdamW at one picture a step on a card of 24 GB. Not published: rates, steps, averages,
+the autoencoder's loss, which came first, where the captions are from. Here the autoencoder learns by L1 of pixels and
+of their neighbours' differences, and a KL of weight 1e-6 as Stable Diffusion's (whose perceptual and adversarial parts
+need networks that aren't in Kotoe); both rates are our choice, and small since there is a good model already.
 
-Expected time and score: gpu24 and gpu80 were not run (theirs: 300 hours on an RTX 3090). emoji: see docs/localization.md.
+Expected time and score: gpu24 and gpu80 were not run (theirs: 300 hours on an RTX 3090). emoji: see
+docs/localization.md.
 """
 
 from __future__ import annotations
@@ -134,8 +135,8 @@ def main(
     run: str | Path, *, size: str = "emoji", device: str | None = None, seed: int = 0, base: str | None = None,
     images: str | None = None, caption_column: str | None = None,
 ) -> Path:  # fmt: skip
-    """Both stages in run; gives the folder of the model. base: Stable Diffusion 2.x at 512 pixels; images: drawings with
-    English captions."""
+    """Both stages in run; gives the folder of the model. base: Stable Diffusion 2.x at 512 pixels; images: drawings,
+    with English captions."""
     run = Path(run)
     if size == "emoji":
         base = base or BASE

@@ -6,8 +6,8 @@
 1. `stage1`: the encoder alone, from scratch, through the diffusion loss of the frozen model. 2. `stage2`: encoder and
 UNet together.
 
-As published: the two stages, what each trains, the tokenizer (SentencePiece unigram, 32,000 pieces, lower case, NFKC, no
-bytes; --set tokenizer=FOLDER takes rinna's own) and 77 tokens. Not published: learning rate, batch, steps, dropout,
+As published: the two stages, what each trains, the tokenizer (SentencePiece unigram, 32,000 pieces, lower case, NFKC,
+no bytes; --set tokenizer=FOLDER takes rinna's own) and 77 tokens. Not published: learning rate, batch, steps, dropout,
 averages, sizes of pictures; here they are Stable Diffusion's own (AdamW, constant rate after warming up, 512 pixels, a
 tenth of the captions emptied, samples of the posterior) with the batch that should fit the card. rinna read 100 million
 pictures; both sizes here read a few of them at most once.
@@ -65,7 +65,9 @@ def stages(
             base=base, run=str(run / "stage1"), plan="stage1", start="scratch", tokenizer=tokenizer, **common,
             **SIZES[size]["stage1"],
         ),
-        Localizing(base=first, student=first, run=str(run / "stage2"), plan="stage2", **common, **SIZES[size]["stage2"]),
+        Localizing(
+            base=first, student=first, run=str(run / "stage2"), plan="stage2", **common, **SIZES[size]["stage2"]
+        ),
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""What the recipes of the published systems share: how a stage is done, and the emoji world's data for their small size.
+"""What the recipes of the published systems share: how a stage is done, and the emoji world's data for small sizes.
 
-A recipe's `stages` gives configurations, one `kotoe localize` each; `main` does them in turn. Stopped anywhere, the same
-command goes on: a stage that is done costs no more than loading it.
+A recipe's `stages` gives configurations, one `kotoe localize` each; `main` does them in turn. Stopped anywhere, the
+same command goes on: a stage that is done costs no more than loading it.
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@
 One stage: the UNet; the text encoder, Taiyi's, is frozen.
 
 As published: 256 pixels, proportions lost, bilinear; 16 pictures a step (theirs 4, accumulated over 4); rate 1e-5,
-constant, no warming up; AdamW 0.9/0.999, weight decay 0.01, gradients clipped at 1; no caption emptied; no average (theirs
-was kept and never used); the unweighted loss; samples of the posterior; 10,000 steps (28,000 and 56,000 for v1 and v2).
-Different: texts are padded to 512 as when drawing (theirs to the longest of four); pictures are not mirrored; bfloat16 on
-a card (theirs float32). At emoji size the base is kotoe-emoji, whose Chinese is already taught, at half its pixels too.
+constant, no warming up; AdamW 0.9/0.999, weight decay 0.01, gradients clipped at 1; no caption emptied; no average
+(theirs was kept and never used); the unweighted loss; samples of the posterior; 10,000 steps (28,000 and 56,000 for v1
+and v2). Different: texts are padded to 512 as when drawing (theirs to the longest of four); pictures are not mirrored;
+bfloat16 on a card (theirs float32). At emoji size the base is kotoe-emoji, whose Chinese is already taught, at half its
+pixels too.
 
 Expected time and score: gpu24 and gpu80 were not run. emoji: see docs/localization.md.
 """
@@ -40,8 +41,8 @@ def stages(
         Localizing(
             base=base, student=base, language=LANGUAGE, run=str(run / "unet"), plan="unet", images=images,
             caption_column=caption_column, crop="squash", resample="bilinear", latents="sample", batch_size=16, lr=1e-5,
-            schedule="constant", warmup_steps=0, weight_decay=0.01, beta2=0.999, ema=0.0, weighting="plain", dropout=0.0,
-            long_prompt="cut", seed=seed, device=device, **SIZES[size]["unet"],
+            schedule="constant", warmup_steps=0, weight_decay=0.01, beta2=0.999, ema=0.0, weighting="plain",
+            dropout=0.0, long_prompt="cut", seed=seed, device=device, **SIZES[size]["unet"],
         ),
     )  # fmt: skip
 

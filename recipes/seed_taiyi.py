@@ -78,7 +78,8 @@ def random_bert(run: Path, base: str, settings: dict[str, Any], seed: int) -> st
         width = load(base).unet.spec.cross_attention_dim
         spec = BertSpec(
             vocab_size=tokenizer.vocab_size, hidden_size=width, intermediate_size=4 * width, num_layers=4,
-            num_heads=width // 32, positions=settings["max_tokens"], bos=tokenizer.bos, eos=tokenizer.eos, pad=tokenizer.pad,
+            num_heads=width // 32, positions=settings["max_tokens"],
+            bos=tokenizer.bos, eos=tokenizer.eos, pad=tokenizer.pad,
         )  # fmt: skip
         with initialising(seed):
             encoder = BertText(spec)

@@ -355,7 +355,10 @@ def test_train_sets_what_a_recipe_takes(kotoe: Kotoe, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert (tmp_path / "a").read_text() == "hello small x/y b=c"
     for arguments, message in (
-        (["--set", "bass=x"], "takes no bass by --set. Allowed: --set base=BASE, --set images=IMAGES. Did you mean base?"),
+        (
+            ["--set", "bass=x"],
+            "takes no bass by --set. Allowed: --set base=BASE, --set images=IMAGES. Did you mean base?",
+        ),
         (["--set", "seed=1"], "takes no seed by --set"),
         (["--set", "base"], "--set base. Allowed: NAME=VALUE"),
         (["--set", "base=x", "--set", "base=y"], "--set base twice"),

@@ -21,7 +21,13 @@ from kotoe.text import CLIPText
 from seeds import alt_diffusion
 from tiny import tiny_bundle, tiny_conditioner, tiny_tokenizer
 
-FALLS = {"stage1": 0.9, "stage2": 0.8, "unet": 0.8, "kv": 0.99, "adapter": 0.8}  # how far the loss falls in 60 steps; else 0.3
+FALLS = {
+    "stage1": 0.9,
+    "stage2": 0.8,
+    "unet": 0.8,
+    "kv": 0.99,
+    "adapter": 0.8,
+}  # how far the loss falls in 60 steps; else 0.3
 PAIRS = Texts(
     source=["a red cat", "an owl", "two dogs", "a castle", "a red owl", "two red dogs", "a moon", "a red castle"],
     target=["빨간 고양이", "부엉이", "강아지 두 마리", "성", "빨간 부엉이", "빨간 강아지 두 마리", "달", "빨간 성"],
@@ -179,8 +185,8 @@ def test_settings_of_training_reach_it(tmp_path: Path) -> None:
     plain = wanted(tmp_path, "stage1", steps=8, lr=1e-2)
     ends = {}
     for name, more in {
-        "usual": {}, "schedule": {"schedule": "constant"}, "warmup": {"warmup_steps": 0}, "decay": {"weight_decay": 5.0},
-        "beta2": {"beta2": 0.5}, "ema": {"ema": 0.0}, "weighting": {"weighting": "plain"},
+        "usual": {}, "schedule": {"schedule": "constant"}, "warmup": {"warmup_steps": 0},
+        "decay": {"weight_decay": 5.0}, "beta2": {"beta2": 0.5}, "ema": {"ema": 0.0}, "weighting": {"weighting": "plain"},
     }.items():  # fmt: skip
         asked = replace(plain, run=str(tmp_path / name), **({"warmup_steps": 2} | more))
         found = run(asked)

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -86,7 +85,7 @@ def test_cool_japan_teaches_the_autoencoder_and_then_the_unet(tmp_path: Path, mo
     out = seed_cool_japan.main(tmp_path)
     base, first, second = (load(f, dtype="float32") for f in ("kotoe-emoji", tmp_path / "vae/bundle", out))
     assert changed(parts(base, "en"), parts(first, "en")) == {"vae"}
-    both = changed({n: p for n, p in base.vae.named_parameters()}, dict(first.vae.named_parameters()))
+    both = changed(dict(base.vae.named_parameters()), dict(first.vae.named_parameters()))
     assert {"encoder", "decoder"} <= both
     assert changed(parts(first, "en"), parts(second, "en")) == {"unet", "kv"}
     (wanted,) = seed_cool_japan.stages(tmp_path, "emoji", base="kotoe-emoji", images=str(tmp_path / "pictures"))
@@ -160,7 +159,9 @@ def test_published_figures_are_the_recipes() -> None:
     kv, unet, empty = configured(seed_alt_diffusion, "gpu80")
     assert [(w.resolution, w.steps) for w in (kv, unet, empty)] == [(256, 330_000), (512, 270_000), (512, 150_000)]
     assert [w.dropout for w in (kv, unet, empty)] == [0.0, 0.0, 0.1]
-    assert all((w.lr, w.warmup_steps, w.ema, w.schedule) == (1e-4, 10_000, 0.9999, "constant") for w in (kv, unet, empty))
+    assert all(
+        (w.lr, w.warmup_steps, w.ema, w.schedule) == (1e-4, 10_000, 0.9999, "constant") for w in (kv, unet, empty)
+    )
     (taiyi,) = configured(seed_taiyi, "gpu24")
     assert (taiyi.lr, taiyi.weight_decay, taiyi.crop, taiyi.start) == (1e-4, 0.1, "random", "given")
     one, two = configured(seed_rinna, "gpu24")
