@@ -42,7 +42,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "emoji": {
         "pictures": 800,
         "vae": {"steps": 80, "batch_size": 4, "lr": 1e-5},
-        "unet": {"steps": 200, "batch_size": 16, "lr": 1e-5, "warmup_steps": 20},
+        "unet": {"steps": 100, "batch_size": 16, "lr": 1e-5, "warmup_steps": 20},
     },
     "gpu24": {
         "vae": {"steps": 100_000, "batch_size": 1, "lr": 4.5e-6},

@@ -186,7 +186,8 @@ def test_settings_of_training_reach_it(tmp_path: Path) -> None:
     ends = {}
     for name, more in {
         "usual": {}, "schedule": {"schedule": "constant"}, "warmup": {"warmup_steps": 0},
-        "decay": {"weight_decay": 5.0}, "beta2": {"beta2": 0.5}, "ema": {"ema": 0.0}, "weighting": {"weighting": "plain"},
+        "decay": {"weight_decay": 5.0}, "beta2": {"beta2": 0.5}, "ema": {"ema": 0.0},
+        "weighting": {"weighting": "plain"},
     }.items():  # fmt: skip
         asked = replace(plain, run=str(tmp_path / name), **({"warmup_steps": 2} | more))
         found = run(asked)
