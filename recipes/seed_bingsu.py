@@ -30,7 +30,7 @@ from recipes.seed_stages import device_of, done, emoji_english, emoji_pairs, nee
 
 LANGUAGE = "ko"
 SIZES: dict[str, dict[str, Any]] = {
-    "emoji": {"pairs": 6000, "vocab_size": 1536, "max_tokens": 96, "distil": {"steps": 400}},
+    "emoji": {"pairs": 6000, "vocab_size": 1536, "max_tokens": 96, "distil": {"steps": 60}},
     "gpu24": {"vocab_size": 49_408, "max_tokens": 77, "distil": {"steps": 200_000}},
     "gpu80": {"vocab_size": 49_408, "max_tokens": 77, "distil": {"steps": 200_000}},
 }
