@@ -341,6 +341,34 @@ def test_train(kotoe: Kotoe, tmp_path: Path) -> None:
     assert "the same command goes on" in interrupted.err
 
 
+def test_train_sets_what_a_recipe_takes(kotoe: Kotoe, tmp_path: Path) -> None:
+    """And its own size where none is asked for; a recipe of a package sees its neighbours."""
+    (tmp_path / "lessons").mkdir()
+    (tmp_path / "lessons/__init__.py").write_text("")
+    (tmp_path / "lessons/words.py").write_text("HELLO = 'hello'\n")
+    (tmp_path / "lessons/set.py").write_text(
+        "from pathlib import Path\nfrom lessons.words import HELLO\nSIZES = {'small': 1}\n"
+        "def main(run, *, size='small', base='none', images=None):\n"
+        "    Path(run).write_text(f'{HELLO} {size} {base} {images}')\n"
+    )
+    done = kotoe("train", "lessons/set.py", "--run", "a", "--set", "images=b=c", "--set", "base=x/y")
+    assert done.code == 0, done.err
+    assert (tmp_path / "a").read_text() == "hello small x/y b=c"
+    for arguments, message in (
+        (
+            ["--set", "bass=x"],
+            "takes no bass by --set. Allowed: --set base=BASE, --set images=IMAGES. Did you mean base?",
+        ),
+        (["--set", "seed=1"], "takes no seed by --set"),
+        (["--set", "base"], "--set base. Allowed: NAME=VALUE"),
+        (["--set", "base=x", "--set", "base=y"], "--set base twice"),
+    ):
+        done = kotoe("train", "lessons/set.py", "--run", "b", *arguments)
+        assert done.code == 2, arguments
+        assert message in done.err
+    assert not (tmp_path / "b").exists()
+
+
 def test_train_refuses(kotoe: Kotoe, tmp_path: Path) -> None:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes/emoji_base.py").write_text(RECIPE)

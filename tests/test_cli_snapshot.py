@@ -20,10 +20,10 @@ FROZEN = {
     "convert": "source out to language dtype overwrite tokenizer ema prediction_type allow_pickle config dry_run json",
     "evaluate": "suite model languages tier n controls batch_size steps out "
     "tokenizer ema prediction_type allow_pickle config dry_run json",
-    "train": "recipe run size device seed config dry_run json",
+    "train": "recipe run size device seed set config dry_run json",
     "localize": "base language run plan pairs images caption_column image_column resolution crop resample latents "
-    "cache out tokenizer vocab_size start student steps batch_size lr dropout long_prompt seed device overwrite "
-    "log_every threads checkpointing shard config dry_run json",
+    "cache out tokenizer vocab_size start student steps batch_size lr schedule warmup_steps weight_decay beta2 ema "
+    "weighting dropout long_prompt seed device overwrite log_every threads checkpointing shard config dry_run json",
     "conditioner add": "bundle language from_ source_language own_language overwrite allow_pickle config dry_run json",
     "conditioner remove": "bundle language config dry_run json",
     "data pairs": "language out count tier seed split overwrite config dry_run json",

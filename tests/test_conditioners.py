@@ -54,6 +54,7 @@ def test_four_languages_in_one_batch_are_four_pictures_alone() -> None:
     bundle = tiny_bundle(languages=("en",))
     for k, language in enumerate(("ja", "zh", "ko")):
         bundle = swap(bundle, language, tiny_conditioner(language, 32, seed=10 + k))
+    assert swap(bundle, "zh", tiny_conditioner("zh", 32)).languages == tuple(LINES)  # keeps its place
     prompts = tuple(LINES[x] for x in bundle.languages)
     assert bundle.languages == tuple(LINES)
     together = generate(bundle, Request(prompt=prompts, seed=3, batch_size=4))

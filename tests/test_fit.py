@@ -153,7 +153,13 @@ def test_the_rate_rises_and_falls() -> None:
     assert p.rate(100) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"warmup_steps": -1}, {"ema": 1.0}])
+def test_the_rate_rises_and_stays() -> None:
+    p = plan(steps=100, warmup_steps=10, lr=1.0, schedule="constant")
+    assert [p.rate(step) for step in (0, 9, 10, 55, 99)] == pytest.approx([0.1, 1.0, 1.0, 1.0, 1.0])
+    assert plan(warmup_steps=0, lr=1.0, schedule="constant").rate(0) == 1.0
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"warmup_steps": -1}, {"ema": 1.0}, {"schedule": "linear"}])
 def test_a_plan_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="toy"):
         plan(**wrong)

@@ -21,7 +21,13 @@ from kotoe.text import CLIPText
 from seeds import alt_diffusion
 from tiny import tiny_bundle, tiny_conditioner, tiny_tokenizer
 
-FALLS = {"stage1": 0.9, "stage2": 0.8, "kv": 0.99, "adapter": 0.8}  # how far the loss falls in 60 steps; else 0.3
+FALLS = {
+    "stage1": 0.9,
+    "stage2": 0.8,
+    "unet": 0.8,
+    "kv": 0.99,
+    "adapter": 0.8,
+}  # how far the loss falls in 60 steps; else 0.3
 PAIRS = Texts(
     source=["a red cat", "an owl", "two dogs", "a castle", "a red owl", "two red dogs", "a moon", "a red castle"],
     target=["빨간 고양이", "부엉이", "강아지 두 마리", "성", "빨간 부엉이", "빨간 강아지 두 마리", "달", "빨간 성"],
@@ -39,10 +45,11 @@ TRAINED = {  # plan: what alone may change
     "distil-pooled": ("text.",),
     "stage1": ("text.",),
     "stage2": ("text.", "unet."),
+    "unet": ("unet.",),
     "kv": ("attn2.to_k.", "attn2.to_v."),
     "adapter": ("text.transformation.",),
 }
-GIVEN = ("swap", "kv", "stage2")
+GIVEN = ("swap", "kv", "unet", "stage2")
 
 
 def korean(folder: Path) -> str:
@@ -108,7 +115,7 @@ def test_a_plan_overfits_one_batch_and_changes_only_what_it_trains(plan: str, tm
     assert all(torch.equal(after[n], before[n]) for n in frozen if not n.startswith("text.") or asked.student)
     if asked.student:
         assert any(not torch.equal(after[n], before[n]) for n in trained)
-    assert found.report["changed"] == found.report["trained"] or plan in ("stage1", "stage2", "distil-pooled")
+    assert found.report["changed"] == found.report["trained"] or plan in ("stage1", "stage2", "unet", "distil-pooled")
     assert found.report["frozen"] > 0
 
 
@@ -157,6 +164,7 @@ GOLDEN_LOSSES = {  # of the first and the twentieth step
     "distil-pooled": [1.85673, 0.11613],
     "stage1": [1.34398, 0.97281],
     "stage2": [1.27952, 0.8866],
+    "unet": [1.27952, 0.88999],
     "kv": [1.27952, 1.07256],
     "adapter": [16.88591, 13.51002],
 }
@@ -170,6 +178,27 @@ def test_the_first_twenty_losses_are_what_they_were(plan: str, tmp_path: Path) -
     curve = losses(asked)
     assert len(curve) == 20
     assert [curve[0], curve[-1]] == pytest.approx(GOLDEN_LOSSES[plan], rel=2e-3)
+
+
+def test_settings_of_training_reach_it(tmp_path: Path) -> None:
+    """Each alone changes the run: how fast it learns, how the last weights and their average differ, what counts."""
+    plain = wanted(tmp_path, "stage1", steps=8, lr=1e-2)
+    ends = {}
+    for name, more in {
+        "usual": {}, "schedule": {"schedule": "constant"}, "warmup": {"warmup_steps": 0},
+        "decay": {"weight_decay": 5.0}, "beta2": {"beta2": 0.5}, "ema": {"ema": 0.0},
+        "weighting": {"weighting": "plain"},
+    }.items():  # fmt: skip
+        asked = replace(plain, run=str(tmp_path / name), **({"warmup_steps": 2} | more))
+        found = run(asked)
+        ends[name] = losses(asked), named(found.bundle, "ko")["text.text_model.final_layer_norm.weight"]
+    usual, average = ends.pop("usual")
+    assert ends["weighting"][0][0] != usual[0]
+    assert ends["ema"][0] == usual
+    assert not torch.equal(ends["ema"][1], average)
+    for name in ("schedule", "warmup", "decay", "beta2"):
+        assert ends[name][0][0] == usual[0]
+        assert ends[name][0][-1] != usual[-1], name
 
 
 def test_another_configuration_in_the_same_run_is_refused(tmp_path: Path) -> None:
@@ -301,6 +330,13 @@ def test_what_is_asked_behind_the_words() -> None:
         ({"lr": 0.0}, "lr 0.0"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"long_prompt": "chunk"}, "long_prompt"),
+        ({"ema": 1.0}, "ema 1.0"),
+        ({"beta2": -0.1}, "beta2 -0.1"),
+        ({"warmup_steps": -1}, "warmup_steps -1"),
+        ({"weight_decay": -1.0}, "weight_decay -1.0"),
+        ({"schedule": "linear"}, "schedule"),
+        ({"plan": "stage1", "weighting": "snr"}, "weighting"),
+        ({"weighting": "plain"}, "weighting plain with plan distil-behind"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changed: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -175,6 +175,16 @@ def test_diffusion_is_zero_for_the_right_answer(noisy: float) -> None:
     assert float(wrong.detach()) > 0.02
 
 
+def test_diffusion_without_weights_is_the_plain_squared_error() -> None:
+    """Of an error of 0.5 at every noise level; weighted, levels of little noise count less."""
+    latents = torch.randn(8, 4, 8, 8, generator=generator())
+    parts = {"unet": Knowing(latents, 0.5)}
+    batch = TextLatents(text=torch.zeros(8, 5, 32), latents=latents)
+    plain, weighted = (float(diffusion(SPEC, gamma=g)(parts, batch, generator())[0]) for g in (None, 5.0))
+    assert plain == pytest.approx(0.25, rel=1e-3)
+    assert weighted < 0.95 * plain
+
+
 def test_diffusion_weighs_errors_by_channel() -> None:
     """An error in a channel that counts nothing costs nothing, and one in a channel of weight 3 three times as much."""
     latents = torch.randn(8, 4, 8, 8, generator=generator())

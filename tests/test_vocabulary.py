@@ -233,6 +233,15 @@ def test_the_largest_vocabulary_is_said_and_works(family: str, tmp_path: Path) -
     assert not (tmp_path / "more").exists()
 
 
+def test_a_wordpiece_vocabulary_may_be_smaller_than_asked(tmp_path: Path) -> None:
+    """Where that is said; it is then the largest that the texts yield."""
+    with pytest.raises(UserError, match=LARGEST["bert"]) as error:
+        train(tmp_path / "t", "bert", vocab_size=30_000)
+    most = int(vocabulary.re.search(LARGEST["bert"], str(error.value))[1])
+    found = vocabulary.train_wordpiece(TEXTS, tmp_path / "t", 30_000, at_most=True)
+    assert found.vocab_size == most
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_vocabulary_smaller_than_its_specials(family: str, tmp_path: Path) -> None:
     size, message = SMALLEST[family]

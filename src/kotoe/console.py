@@ -149,16 +149,18 @@ class Training:
 
     recipe: a Python file with main(run, size=..., device=..., seed=...), such as those in recipes/.
     run:    the run's directory; the same command resumes it.
-    size:   how much effort, of those the recipe names: cpu or gpu.
+    size:   how much effort, of those the recipe names (--dry-run lists them); its own choice by default.
     device: cpu, cuda or cuda:N; the size's own by default.
     seed:   of everything that is drawn while training.
+    set:    what else the recipe takes, NAME=VALUE each: base=MODEL, images=FOLDER.
     """
 
     recipe: str
     run: str
-    size: str = "cpu"
+    size: str | None = None
     device: str | None = None
     seed: int = 0
+    set: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import inspect as inspection
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def train(common: Common, values: Values) -> int:
     show_config("train", to_json(wanted))
     recipe = _recipe(path)
     sizes = getattr(recipe, "SIZES", None)
-    if sizes is not None and wanted.size not in sizes:
+    if sizes is not None and wanted.size is not None and wanted.size not in sizes:
         raise unknown(f"size of {path.name}", wanted.size, sizes)
     asked = {"size": wanted.size, "device": wanted.device, "seed": wanted.seed}
     taken = inspection.signature(recipe.main).parameters
@@ -88,6 +89,7 @@ def train(common: Common, values: Values) -> int:
         if name not in taken:
             raise UserError(f"{path.name} takes no {name}", allowed=", ".join(taken))
     passed = {k: v for k, v in asked.items() if k in taken and v is not None}
+    passed |= _set(wanted.set, [name for name in list(taken)[1:] if name not in asked], path.name)
     if common.dry_run:
         about = (recipe.__doc__ or "").strip()
         say(about)
@@ -104,14 +106,35 @@ def train(common: Common, values: Values) -> int:
     return 0
 
 
+def _set(given: Sequence[str], taken: Sequence[str], recipe: str) -> dict[str, str]:
+    """What --set says, each NAME=VALUE, for a recipe that takes these names."""
+    allowed = ", ".join(f"--set {name}={name.upper()}" for name in taken) or "no --set"
+    found: dict[str, str] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"--set {one}", allowed="NAME=VALUE")
+        if name not in taken:
+            near = nearest(name, taken)
+            raise UserError(
+                f"{recipe} takes no {name} by --set", allowed=allowed, hint=f"Did you mean {near}?" if near else ""
+            )
+        if name in found:
+            raise UserError(f"--set {name} twice", allowed="each name once")
+        found[name] = value
+    return found
+
+
 def _recipe(path: Path) -> Any:
-    """The module in a recipe's file. Its neighbours can be imported by name, as when it is run itself."""
+    """The module in a recipe's file. Its neighbours can be imported by name, as when it is run itself; and as parts of
+    its package, where its folder is one."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    sys.path.insert(0, str(path.resolve().parent))
+    folder = path.resolve().parent
+    sys.path[:0] = [str(folder), str(folder.parent)] if (folder / "__init__.py").is_file() else [str(folder)]
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
@@ -139,21 +162,11 @@ def localize(common: Common, values: Values) -> int:
 
 
 def _localized(common: Common, wanted: Localizing, processes: Any) -> int:
-    from kotoe.data.texts import read_columns
     from kotoe.localize import localize as workbench
     from kotoe.localize import pictures
-    from kotoe.localize.plans import Texts
+    from kotoe.localize.plans import parallel
 
-    pairs = None
-    if wanted.pairs is not None:
-        rows = [row.texts for row in read_columns(wanted.pairs, ("source", "target"))]
-        empty = sum(not source.strip() or not target.strip() for source, target in rows)
-        if empty:
-            raise UserError(
-                f"{wanted.pairs}: {empty} of {len(rows)} pairs have nothing on one side",
-                allowed="a text in both columns of every row",
-            )
-        pairs = Texts(source=[source for source, _ in rows], target=[target for _, target in rows])
+    pairs = None if wanted.pairs is None else parallel(wanted.pairs)
     source = None if wanted.images is None else pictures.listed(wanted)
     bundle = bundle_of(wanted.base, "float32", Loading(), wanted.device)
     captions = None

@@ -34,7 +34,7 @@ def swap(bundle: Bundle, language: str, conditioner: Conditioner) -> Bundle:
     if not LANGUAGE.fullmatch(language):
         raise UserError(f"language {language!r}", allowed="BCP 47 tags as en, ja, zh-Hant, pt-BR")
     diffusers.check_fits(conditioner, bundle.unet.spec.cross_attention_dim, f"the conditioner for {language}")
-    kept = {tag: partial(bundle.conditioners.__getitem__, tag) for tag in bundle.conditioners if tag != language}
+    kept = {tag: partial(bundle.conditioners.__getitem__, tag) for tag in bundle.conditioners}
     return replace(bundle, conditioners=Conditioners({**kept, language: lambda: conditioner}), folder=None)
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kotoe.errors import UserError
+from kotoe.errors import UserError, unknown
 from kotoe.localize.spread import ALONE, Processes, Spread, full, held, layers
 from kotoe.runs import Run, stopping
 
@@ -36,7 +36,8 @@ class Plan:
     trainable:    regular expressions; a parameter trains when one matches its name from the start ("unet.",
                   "text.", "vae.decoder."). All others are frozen and stay bit-identical.
     loss:         (modules, batch, generator) -> (scalar loss, numbers to log).
-    lr:           peak rate; it rises linearly over warmup_steps and then falls by a half cosine to lr * final_lr.
+    lr:           peak rate; it rises linearly over warmup_steps and then falls by a half cosine to lr * final_lr, or
+                  with schedule "constant" stays.
     ema:          decay of the averaged weights that `fit` returns; 0 = none. It ramps up over the first steps.
     bf16:         run the networks under bf16 autocast; losses and weights stay float32.
     recompute:    keep no layer's inner activations for the backward pass but compute them again there: less memory,
@@ -52,6 +53,7 @@ class Plan:
     lr: float
     warmup_steps: int = 100
     final_lr: float = 0.02
+    schedule: str = "cosine"
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -69,6 +71,8 @@ class Plan:
         for name, allowed in {"steps": 1, "warmup_steps": 0, "log_every": 1, "sample_every": 1}.items():
             if getattr(self, name) < allowed:
                 raise UserError(f"plan {self.name!r}: {name} {getattr(self, name)}", allowed=f"{allowed} or more")
+        if self.schedule not in ("cosine", "constant"):
+            raise unknown(f"schedule of plan {self.name!r}", self.schedule, ("cosine", "constant"))
         if not 0.0 <= self.ema < 1.0:
             raise UserError(f"plan {self.name!r}: ema {self.ema}", allowed="0.0 (none) to below 1.0")
 
@@ -76,6 +80,8 @@ class Plan:
         """Learning rate of a step, counted from 0."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.lr
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         half_cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(done, 1.0))).item())
         return self.lr * (self.final_lr + (1 - self.final_lr) * half_cosine)

@@ -59,7 +59,7 @@ def lint(
                 do="--dropout 0.05 teaches it too",
             )
         )
-    if way.reads == "captions" and any(t.startswith("unet") for t in way.trains):
+    if way.changes_unet:
         found.append(
             Finding(
                 level="note",

@@ -35,6 +35,7 @@ from kotoe.text import CLIPText, Conditioner
 from kotoe.tokenizers import Tokenizer, load_tokenizer
 
 VOCABULARY = 2000
+GAMMA = 5.0  # of min-snr
 TRIAL, WARMING = 10, 2  # steps that a forecast takes, and of these the ones it doesn't count
 # settings that may differ when a run is resumed
 FREE = ("out", "overwrite", "device", "threads", "log_every", "cache", "checkpointing", "shard")
@@ -70,7 +71,7 @@ def localize(
     processes.share(wanted.batch_size or way.batch)
     if wanted.shard and processes.count == 1:
         raise UserError("shard with one process", allowed="several: torchrun --nproc-per-node N -m kotoe localize ...")
-    if wanted.language in bundle.languages and wanted.plan not in ("kv", "stage2"):
+    if wanted.language in bundle.languages and not way.changes_unet:
         raise UserError(
             f"{bundle.name} has a conditioner for {wanted.language}",
             allowed="another tag",
@@ -99,7 +100,8 @@ def localize(
             device=torch.device(wanted.device),
             processes=processes,
         )
-        what = task(wanted.plan, bundle, student, reading, pairs=pairs, captions=captions)
+        gamma = GAMMA if wanted.weighting == "min-snr" else None
+        what = task(wanted.plan, bundle, student, reading, pairs=pairs, captions=captions, gamma=gamma)
         report |= _trained(what, wanted, bundle, student, run, progress, processes)
         if captions is not None and captions.about:
             report["pictures"] = dict(captions.about)
@@ -109,7 +111,7 @@ def localize(
 def write(found: Localized, wanted: Localizing, *, overwrite: bool = False) -> Path:
     """The folder of a localized model: the base's own files byte for byte where only a conditioner is new."""
     out = Path(wanted.run) / "bundle" if wanted.out is None else Path(wanted.out)
-    if PLANS[wanted.plan].trains and any(t.startswith("unet") for t in PLANS[wanted.plan].trains):
+    if PLANS[wanted.plan].changes_unet:
         return save(found.bundle, out, dtype="float16", overwrite=overwrite)
     source = builtin.resolve(wanted.base)
     if not source.is_dir():
@@ -234,9 +236,11 @@ def _trained(
         loss=what.loss,
         steps=wanted.steps or way.steps,
         lr=wanted.lr or way.lr,
-        warmup_steps=30,
-        betas=(0.9, 0.98),
-        ema=0.99,
+        schedule=wanted.schedule,
+        warmup_steps=wanted.warmup_steps,
+        betas=(0.9, wanted.beta2),
+        weight_decay=wanted.weight_decay,
+        ema=wanted.ema,
         seed=wanted.seed,
         log_every=wanted.log_every,
         bf16=torch.device(wanted.device).type != "cpu",

@@ -169,9 +169,12 @@ def floored_min_snr(spec: ScheduleSpec, t: Tensor, gamma: float = 5.0) -> Tensor
     return ((ratio.clamp(max=gamma) + 1) / (ratio + 1)).float()
 
 
-def diffusion(spec: ScheduleSpec, *, text: str = "text", gamma: float = 5.0, channels: Tensor | None = None) -> Loss:
+def diffusion(
+    spec: ScheduleSpec, *, text: str = "text", gamma: float | None = 5.0, channels: Tensor | None = None
+) -> Loss:
     """The latent diffusion loss with the text encoder in the loop, frozen or not.
 
+    gamma:    of the weights of noise levels (`floored_min_snr`); None: all weigh the same, as Stable Diffusion's do.
     channels (C,): what an error in each latent channel counts; None: all alike.
     """
 
@@ -184,7 +187,8 @@ def diffusion(spec: ScheduleSpec, *, text: str = "text", gamma: float = 5.0, cha
         x = training_input(spec, x0, eps, t).contiguous(memory_format=torch.channels_last)
         prediction = modules["unet"](x, t, context)
         target = training_target(spec, x0, eps, t)
-        value = squared_error(prediction, target, floored_min_snr(spec, t, gamma), channels)
+        weights = None if gamma is None else floored_min_snr(spec, t, gamma)
+        value = squared_error(prediction, target, weights, channels)
         return value, {}
 
     return loss

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kotoe.bert import BertText
 from kotoe.checkpoints import Bundle
+from kotoe.data.texts import read_columns
 from kotoe.denoise import begin, denoiser
 from kotoe.errors import UserError
 from kotoe.localize.align import align, carried_over
@@ -102,6 +103,18 @@ class Texts:
 
     source: Sequence[str]
     target: Sequence[str]
+
+
+def parallel(file: str) -> Texts:
+    """The pairs of a file with columns source and target."""
+    rows = [row.texts for row in read_columns(file, ("source", "target"))]
+    empty = sum(not source.strip() or not target.strip() for source, target in rows)
+    if empty:
+        raise UserError(
+            f"{file}: {empty} of {len(rows)} pairs have nothing on one side",
+            allowed="a text in both columns of every row",
+        )
+    return Texts(source=[source for source, _ in rows], target=[target for _, target in rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,9 +254,16 @@ class Task:
 
 
 def task(
-    plan: str, bundle: Bundle, student: Conditioner, reading: Reading, *, pairs: Texts | None, captions: Captions | None
+    plan: str,
+    bundle: Bundle,
+    student: Conditioner,
+    reading: Reading,
+    *,
+    pairs: Texts | None,
+    captions: Captions | None,
+    gamma: float | None = 5.0,
 ) -> Task:
-    """A plan of `settings.PLANS` on a model, a student and what it reads."""
+    """A plan of `settings.PLANS` on a model, a student and what it reads. gamma: see `losses.diffusion`."""
     way = PLANS[plan]
     modules: dict[str, nn.Module] = {"text": student.encoder}
     if way.reads == "captions":
@@ -251,7 +271,7 @@ def task(
         return Task(
             modules={**modules, "unet": bundle.unet},
             trains=way.trains,
-            loss=diffusion(bundle.schedule),
+            loss=diffusion(bundle.schedule, gamma=gamma),
             batches=_captioned(student.tokenizer, captions, reading),
             rows=("text", "unet"),
         )

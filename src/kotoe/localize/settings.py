@@ -28,6 +28,11 @@ class Way:
     lr: float
     about: str
 
+    @property
+    def changes_unet(self) -> bool:
+        """Whether the base's own languages draw otherwise afterwards."""
+        return any(pattern.startswith("unet") for pattern in self.trains)
+
 
 ANEW = ("aligned", "warm", "scratch")
 PLANS: Mapping[str, Way] = {
@@ -52,16 +57,21 @@ PLANS: Mapping[str, Way] = {
         about="the pooled vector alone (Bingsu, M-CLIP)",
     ),
     "stage1": Way(
-        trains=("text.",), reads="captions", starts=("scratch", "warm", "aligned"), steps=3000, batch=32, lr=5e-4,
+        trains=("text.",), reads="captions", starts=("scratch", "warm", "aligned", "given"), steps=3000, batch=32,
+        lr=5e-4,
         about="the diffusion loss through the frozen model (rinna's first stage, Taiyi)",
     ),
     "kv": Way(
         trains=(r"unet\..*attn2\.to_[kv]\.",), reads="captions", starts=("given",), steps=3000, batch=32, lr=1e-4,
         about="the UNet's keys and values of a text alone, for an encoder that is there (AltDiffusion's paper)",
     ),
+    "unet": Way(
+        trains=("unet.",), reads="captions", starts=("given",), steps=3000, batch=32, lr=1e-5,
+        about="the UNet alone, for an encoder that is there (svjack, Cool Japan, AltDiffusion's second stage)",
+    ),
     "stage2": Way(
         trains=("text.", "unet."), reads="captions", starts=("given", "warm", "aligned"), steps=3000, batch=32, lr=1e-4,
-        about="encoder and UNet together, after stage1 (rinna's second stage, Cool Japan)",
+        about="encoder and UNet together, after stage1 (rinna's second stage)",
     ),
     "adapter": Way(
         trains=("text.transformation",), reads="pairs", starts=("given",), steps=1000, batch=64, lr=1e-3,
@@ -99,6 +109,13 @@ class Localizing:
     steps:         how long to train; the plan's own number by default.
     batch_size:    rows of a step; the plan's own number by default.
     lr:            peak learning rate; the plan's own by default.
+    schedule:      after warming up the rate falls by a half cosine to a fiftieth, or stays constant.
+    warmup_steps:  steps in which the rate rises from nothing.
+    weight_decay:  of AdamW.
+    beta2:         of AdamW: how long squared gradients are remembered.
+    ema:           decay of the averaged weights that come out; 0: the last weights come out.
+    weighting:     of noise levels, for the plans that learn from pictures: min-snr holds down those of little noise;
+                   plain is the unweighted loss, as Stable Diffusion was trained.
     dropout:       share of texts that are emptied, 0 to 1, so that the empty text, which guidance needs, is taught too.
     long_prompt:   texts over the limit: error, or cut, which says how many.
     seed:          of everything that is drawn while training.
@@ -131,6 +148,12 @@ class Localizing:
     steps: int | None = None
     batch_size: int | None = None
     lr: float | None = None
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 30
+    weight_decay: float = 0.01
+    beta2: float = 0.98
+    ema: float = 0.99
+    weighting: Literal["min-snr", "plain"] = "min-snr"
     dropout: float = 0.05
     long_prompt: str = "error"
     seed: int = 0
@@ -167,8 +190,17 @@ class Localizing:
                 raise UserError(f"{name} {value}", allowed=f"{least} or more")
         if self.lr is not None and not self.lr > 0:
             raise UserError(f"lr {self.lr}", allowed="above 0")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout {self.dropout}", allowed="0 to below 1")
+        for name in ("dropout", "beta2", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)}", allowed="0 to below 1")
+        for name in ("warmup_steps", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} {getattr(self, name)}", allowed="0 or more")
+        for name, choices in (("schedule", ("cosine", "constant")), ("weighting", ("min-snr", "plain"))):
+            if getattr(self, name) not in choices:
+                raise unknown(name, getattr(self, name), choices)
+        if self.weighting != "min-snr" and way.reads != "captions":
+            raise UserError(f"weighting {self.weighting} with plan {self.plan}", allowed="plans that read pictures")
         if self.long_prompt not in ("error", "cut"):
             raise unknown("long_prompt", self.long_prompt, ("error", "cut"))
         if self.shard and self.plan != "stage2":

@@ -436,6 +436,7 @@ def train_wordpiece(
     max_tokens: int = 77,
     lower_case: bool = True,
     character_coverage: float = 1.0,
+    at_most: bool = False,
     overwrite: bool = False,
 ) -> Tokenizer:
     """Train a WordPiece vocabulary on texts and write what stock `BertTokenizer` opens into `folder`.
@@ -443,6 +444,7 @@ def train_wordpiece(
     vocab_size:         pieces in all; ids 0 to 4 are [PAD], [UNK], [CLS], [SEP], [MASK].
     lower_case:         lower case without accents, as BERT's uncased models read; else texts as they are.
     character_coverage: share of the characters seen that get a piece; a word with another character becomes [UNK].
+    at_most:            fewer pieces than vocab_size are well too, where the texts have no more.
     Raises UserError when vocab_size is under what the characters need, or over what the texts yield.
     """
     from tokenizers import Tokenizer as Backend
@@ -474,7 +476,7 @@ def train_wordpiece(
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=pieces, show_progress=False)
     backend.train_from_iterator((word for word in sorted(words) for _ in range(words[word])), trainer)
     vocab = backend.get_vocab()
-    if len(vocab) < vocab_size:
+    if len(vocab) < vocab_size and not at_most:
         raise _yields(len(vocab), vocab_size, len(pieces))
     config = {
         "tokenizer_class": "BertTokenizer",
