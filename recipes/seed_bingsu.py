@@ -23,7 +23,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kotoe.localize.plans import parallel
+from kotoe.data.texts import read_pairs
+from kotoe.localize.plans import Texts
 from kotoe.localize.settings import Localizing
 from kotoe.localize.vocabulary import train_clip_bpe
 from recipes.seed_stages import device_of, done, emoji_english, emoji_pairs, needed
@@ -54,7 +55,7 @@ def with_english(run: Path, pairs: str) -> str:
     file = run / "both.jsonl"
     if not file.exists():
         run.mkdir(parents=True, exist_ok=True)
-        texts = parallel(pairs)
+        texts = Texts(**read_pairs(pairs))
         part = file.with_suffix(".part")
         with part.open("w", encoding="utf-8") as out:
             for source, target in zip(texts.source, texts.target, strict=True):
@@ -79,7 +80,7 @@ def main(
     if tokenizer is None:
         tokenizer = str(run / "tokenizer")
         if not Path(tokenizer).exists():
-            texts = parallel(pairs)
+            texts = Texts(**read_pairs(pairs))
             few = texts.source[: len(texts.source) * 3 // 7]  # 7 to 3
             train_clip_bpe([*texts.target, *few], tokenizer, settings["vocab_size"], max_tokens=settings["max_tokens"])
     (wanted,) = stages(

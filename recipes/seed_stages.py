@@ -19,10 +19,11 @@ from kotoe.checkpoints import conditioners, load
 from kotoe.data.captions import caption
 from kotoe.data.emoji import atlas, scene
 from kotoe.data.pairs import TWO, pairs
+from kotoe.data.texts import read_pairs
 from kotoe.errors import UserError
 from kotoe.localize import localize as workbench
 from kotoe.localize import pictures
-from kotoe.localize.plans import parallel
+from kotoe.localize.plans import Texts
 from kotoe.localize.settings import Localizing
 
 BASE = builtin.DEFAULT  # of every recipe at emoji size
@@ -43,7 +44,7 @@ def needed(recipe: str, size: str, **given: str | None) -> None:
 
 def done(wanted: Localizing) -> Path:
     """Do a stage, or go on with it; gives the folder of its model."""
-    texts = None if wanted.pairs is None else parallel(wanted.pairs)
+    texts = None if wanted.pairs is None else Texts(**read_pairs(wanted.pairs))
     bundle = load(wanted.base, dtype="float32", device=wanted.device)
     captions = None
     if wanted.images is not None:

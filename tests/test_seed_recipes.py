@@ -15,8 +15,9 @@ from torch import Tensor
 
 from kotoe.bert import BertText
 from kotoe.checkpoints import Bundle, load
+from kotoe.data.texts import read_pairs
 from kotoe.errors import UserError
-from kotoe.localize.plans import parallel
+from kotoe.localize.plans import Texts
 from kotoe.localize.settings import Localizing
 
 pytestmark = [pytest.mark.needs("emoji-font"), pytest.mark.needs("cldr"), pytest.mark.needs("unicode-data")]
@@ -101,7 +102,7 @@ def test_bingsu_distils_korean_and_english_alike(tmp_path: Path, monkeypatch: py
     short(seed_bingsu, monkeypatch)
     found = load(seed_bingsu.main(tmp_path), dtype="float32")
     assert found.languages == ("en", "ko")
-    both, pairs = parallel(str(tmp_path / "both.jsonl")), parallel(str(tmp_path / "pairs.tsv"))
+    both, pairs = (Texts(**read_pairs(tmp_path / f)) for f in ("both.jsonl", "pairs.tsv"))
     assert both.source[::2] == both.source[1::2] == both.target[1::2] == pairs.source
     assert both.target[::2] == pairs.target
     tokenizer = found.conditioner("ko").tokenizer

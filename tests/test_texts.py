@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kotoe.data.texts import LONGEST_LINE, Row, read_columns, read_texts
+from kotoe.data.texts import LONGEST_LINE, Row, read_columns, read_pairs, read_texts
 from kotoe.errors import UserError
 
 PAIRS = [("a cat", "青い猫"), ("", "  "), ("tab-free, “quoted”", "\u2028 x"), ("🐈‍⬛", "고양이")]
@@ -184,3 +184,12 @@ def test_reading_is_a_stream(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20
+
+
+def test_pairs_have_a_text_on_both_sides(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.tsv"
+    file.write_text("source\ttarget\na cat\tpaka\na dog\tmbwa\n", encoding="utf-8")
+    assert read_pairs(file) == {"source": ["a cat", "a dog"], "target": ["paka", "mbwa"]}
+    file.write_text("source\ttarget\na cat\tpaka\na dog\t \n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"1 of 2 pairs have nothing on one side"):
+        read_pairs(file)

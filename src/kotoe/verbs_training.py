@@ -162,11 +162,12 @@ def localize(common: Common, values: Values) -> int:
 
 
 def _localized(common: Common, wanted: Localizing, processes: Any) -> int:
+    from kotoe.data.texts import read_pairs
     from kotoe.localize import localize as workbench
     from kotoe.localize import pictures
-    from kotoe.localize.plans import parallel
+    from kotoe.localize.plans import Texts
 
-    pairs = None if wanted.pairs is None else parallel(wanted.pairs)
+    pairs = None if wanted.pairs is None else Texts(**read_pairs(wanted.pairs))
     source = None if wanted.images is None else pictures.listed(wanted)
     bundle = bundle_of(wanted.base, "float32", Loading(), wanted.device)
     captions = None

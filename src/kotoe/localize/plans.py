@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from kotoe.bert import BertText
 from kotoe.checkpoints import Bundle
-from kotoe.data.texts import read_columns
 from kotoe.denoise import begin, denoiser
 from kotoe.errors import UserError
 from kotoe.localize.align import align, carried_over
@@ -103,18 +102,6 @@ class Texts:
 
     source: Sequence[str]
     target: Sequence[str]
-
-
-def parallel(file: str) -> Texts:
-    """The pairs of a file with columns source and target."""
-    rows = [row.texts for row in read_columns(file, ("source", "target"))]
-    empty = sum(not source.strip() or not target.strip() for source, target in rows)
-    if empty:
-        raise UserError(
-            f"{file}: {empty} of {len(rows)} pairs have nothing on one side",
-            allowed="a text in both columns of every row",
-        )
-    return Texts(source=[source for source, _ in rows], target=[target for _, target in rows])
 
 
 @dataclass(frozen=True, kw_only=True)
