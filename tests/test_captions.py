@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from dataclasses import dataclass
 from itertools import product
 
 import pytest
@@ -21,20 +20,11 @@ from kotoe.data.languages.base import things
 from kotoe.data.languages.en import article, with_article
 from kotoe.data.languages.ko import final_consonant
 from kotoe.errors import UserError
+from scenes import Scene
 
 pytestmark = [pytest.mark.needs("cldr"), pytest.mark.needs("unicode-data")]
 
 TAGS = ("en", "ja", "zh", "ko")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    objects: tuple[int, ...]
-    size: str = "medium"
-    position: str = "centre"
-    relation: str | None = None
-    background: str = "blue"
-    background_said: bool = True
 
 
 def glyph(emoji: str) -> int:

@@ -8,32 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from kotoe import cli, console, images
+from commands import Kotoe, running
+from kotoe import console, images
 from tiny import saved_tiny
 
 PROGRAM = [sys.executable, "-m", "kotoe"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out.splitlines()[-1])
-
-
-Kotoe = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def kotoe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Kotoe:
     """Run the command in an empty folder, in this process."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Done:
-        code = 0
-        try:
-            cli.main(arguments)
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Done(code=code, out=captured.out, err=captured.err)
-
-    return run
+    return running(capsys)
 
 
 def files(folder: Path) -> list[str]:

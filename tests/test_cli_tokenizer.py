@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from commands import running
 from kotoe import cli
 from kotoe.tokenizers import load_tokenizer
 from tiny import LINES, saved_tiny
@@ -28,15 +29,11 @@ def kotoe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     Path("en.txt").write_text("\n".join([*LINES["en"], "", ""]), "utf-8")
     Path("pairs.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in [("source", "target"), *PAIRS]), "utf-8")
 
+    command = running(capsys)
+
     def run(*arguments: str) -> tuple[int, str, str]:
-        code = 0
-        try:
-            cli.main(arguments)
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err
+        done = command(*arguments)
+        return done.code, done.out, done.err
 
     return run
 

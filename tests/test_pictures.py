@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import pytest
 import torch
 
 from captioned import PICTURES, TEXTS, jsonl_folder, picture, saved
-from kotoe import cli
+from commands import Kotoe, running
 from kotoe.checkpoints import conditioners, load
 from kotoe.errors import UserError
 from kotoe.localize import pictures
@@ -25,30 +23,10 @@ from kotoe.runs import Run
 from tiny import saved_tiny, tiny_bundle, tiny_conditioner
 
 
-@dataclass(frozen=True, kw_only=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out.splitlines()[-1])
-
-
-Kotoe = Callable[..., Done]
-
-
 @pytest.fixture
 def kotoe(capsys: pytest.CaptureFixture[str]) -> Kotoe:
     """Run the command in this process."""
-
-    def run(*arguments: str) -> Done:
-        code = cli.run([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return Done(code=code, out=captured.out, err=captured.err)
-
-    return run
+    return running(capsys)
 
 
 @pytest.fixture(scope="module")

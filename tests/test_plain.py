@@ -7,7 +7,7 @@ import re
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -21,6 +21,7 @@ from kotoe.data.languages import LANGUAGES, Language
 from kotoe.data.languages.phrases import PHRASES
 from kotoe.data.languages.plain import PLAIN, tables
 from kotoe.errors import UserError
+from scenes import Scene
 
 pytestmark = [pytest.mark.needs("cldr"), pytest.mark.needs("unicode-data")]
 
@@ -43,16 +44,6 @@ SAME_AS_ENGLISH = {  # words that these languages write alike
     "af": {"in"}, "ca": {"a", "centre"}, "cy": {"brown"}, "da": {"orange"}, "de": {"in"}, "es": {"a"},
     "fr": {"centre", "image", "orange"}, "ga": {"an"}, "it": {"a", "in"}, "nl": {"in"}, "sv": {"orange"},
 }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    objects: tuple[int, ...]
-    size: str = "medium"
-    position: str = "centre"
-    relation: str | None = None
-    background: str = "blue"
-    background_said: bool = True
 
 
 def phrases(table: Language) -> Iterator[tuple[str, str]]:

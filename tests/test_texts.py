@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kotoe.data.texts import LONGEST_LINE, Row, read_columns, read_pairs, read_texts
+from kotoe.data.texts import LONGEST_LINE, Fields, read_columns, read_pairs, read_texts
 from kotoe.errors import UserError
 
 PAIRS = [("a cat", "青い猫"), ("", "  "), ("tab-free, “quoted”", "\u2028 x"), ("🐈‍⬛", "고양이")]
@@ -55,7 +55,7 @@ def test_columns_come_as_they_are(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"pairs{kind}"
     WRITERS[kind](path, [("source", "target"), *PAIRS])
     first = 1 if kind in (".jsonl", ".parquet") else 2  # a table's first line names the columns
-    assert list(read_columns(path, ["source", "target"])) == [Row(first + k, pair) for k, pair in enumerate(PAIRS)]
+    assert list(read_columns(path, ["source", "target"])) == [Fields(first + k, pair) for k, pair in enumerate(PAIRS)]
     assert list(read_texts(path, "target")) == [target for _, target in PAIRS]
     assert [row.texts for row in read_columns(path, ["target", "source"])] == [(b, a) for a, b in PAIRS]
 
@@ -72,17 +72,17 @@ def test_lines_of_text(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_bytes("\ufeffa cat\r\n\n  青い\tx\u2028y \x0c\nlast".encode())
     assert list(read_columns(path)) == [
-        Row(1, ("a cat",)),
-        Row(2, ("",)),
-        Row(3, ("  青い\tx\u2028y \x0c",)),
-        Row(4, ("last",)),
+        Fields(1, ("a cat",)),
+        Fields(2, ("",)),
+        Fields(3, ("  青い\tx\u2028y \x0c",)),
+        Fields(4, ("last",)),
     ]
 
 
 def test_csv_fields_may_run_over_lines(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(b'a,b\n"one\ntwo",x\ny,"a ""b"""\n')
-    assert list(read_columns(path, ["a", "b"])) == [Row(2, ("one\ntwo", "x")), Row(4, ("y", 'a "b"'))]
+    assert list(read_columns(path, ["a", "b"])) == [Fields(2, ("one\ntwo", "x")), Fields(4, ("y", 'a "b"'))]
 
 
 BAD: dict[str, tuple[str, bytes, list[str], str]] = {

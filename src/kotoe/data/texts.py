@@ -28,14 +28,14 @@ UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Fields:
     """The wanted fields of one row. line: where it is in the file, from 1; of a parquet file the row's number."""
 
     line: int
     texts: tuple[str, ...]
 
 
-def read_columns(path: str | Path, columns: Sequence[str] = ()) -> Iterator[Row]:
+def read_columns(path: str | Path, columns: Sequence[str] = ()) -> Iterator[Fields]:
     """The rows of a file, each with the texts of these columns in this order; of a .txt file its lines.
 
     columns: names, as the file's first line or its objects have them; none for a .txt file.
@@ -135,10 +135,10 @@ def _no_column(path: Path, columns: Sequence[str], there: Sequence[str], line: i
 # --- Kinds ------------------------------------------------------------------------------------------------------------
 
 
-def _txt(path: Path, columns: list[str]) -> Iterator[Row]:
+def _txt(path: Path, columns: list[str]) -> Iterator[Fields]:
     with path.open("rb") as file:
         for number, line in numbered_lines(file, path):
-            yield Row(number, (line,))
+            yield Fields(number, (line,))
 
 
 def _places(path: Path, names: list[str], columns: list[str]) -> list[int]:
@@ -151,15 +151,15 @@ def _places(path: Path, names: list[str], columns: list[str]) -> list[int]:
     return [names.index(column) for column in columns]
 
 
-def _row(path: Path, line: int, fields: list[str], names: list[str], places: list[int]) -> Row:
+def _row(path: Path, line: int, fields: list[str], names: list[str], places: list[int]) -> Fields:
     if len(fields) != len(names):
         raise UserError(
             f"{path}, line {line} has {len(fields)} fields", allowed=f"{len(names)}, as the first line names"
         )
-    return Row(line, tuple(fields[k] for k in places))
+    return Fields(line, tuple(fields[k] for k in places))
 
 
-def _tsv(path: Path, columns: list[str]) -> Iterator[Row]:
+def _tsv(path: Path, columns: list[str]) -> Iterator[Fields]:
     with path.open("rb") as file:
         lines = numbered_lines(file, path)
         head = next(lines, None)
@@ -171,7 +171,7 @@ def _tsv(path: Path, columns: list[str]) -> Iterator[Row]:
             yield _row(path, number, line.split("\t"), names, places)
 
 
-def _csv(path: Path, columns: list[str]) -> Iterator[Row]:
+def _csv(path: Path, columns: list[str]) -> Iterator[Fields]:
     with path.open("rb") as file:
         at = 0  # the last line read: a quoted field may run over several
 
@@ -200,7 +200,7 @@ def _csv(path: Path, columns: list[str]) -> Iterator[Row]:
                 yield _row(path, first, fields or [""], names, places)
 
 
-def _jsonl(path: Path, columns: list[str]) -> Iterator[Row]:
+def _jsonl(path: Path, columns: list[str]) -> Iterator[Fields]:
     with path.open("rb") as file:
         for number, line in numbered_lines(file, path):
             if not line.strip():
@@ -211,7 +211,7 @@ def _jsonl(path: Path, columns: list[str]) -> Iterator[Row]:
                 raise UserError(error.given, allowed=error.allowed or "one JSON object a line") from None
             if not set(columns) <= value.keys():
                 raise _no_column(path, columns, list(value), number)
-            yield Row(number, tuple(_text(value[column], path, number, column) for column in columns))
+            yield Fields(number, tuple(_text(value[column], path, number, column) for column in columns))
 
 
 JSON_TYPES = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list"}
@@ -224,7 +224,7 @@ def _text(value: Any, path: Path, line: int, column: str) -> str:
     return value
 
 
-def _parquet(path: Path, columns: list[str]) -> Iterator[Row]:
+def _parquet(path: Path, columns: list[str]) -> Iterator[Fields]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -245,7 +245,7 @@ def _parquet(path: Path, columns: list[str]) -> Iterator[Row]:
                 found = [batch.column(column).to_pylist() for column in columns]
                 for values in zip(*found, strict=True):
                     number += 1
-                    yield Row(number, tuple(_text(v, path, number, c) for v, c in zip(values, columns, strict=True)))
+                    yield Fields(number, tuple(_text(v, path, number, c) for v, c in zip(values, columns, strict=True)))
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is damaged or no parquet file ({_line(error)})", allowed="a parquet file") from None
     except UnicodeDecodeError as error:
@@ -258,7 +258,7 @@ def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no reason given"])[0][:120]
 
 
-KINDS: dict[str, Callable[[Path, list[str]], Iterator[Row]]] = {
+KINDS: dict[str, Callable[[Path, list[str]], Iterator[Fields]]] = {
     ".txt": _txt,
     ".tsv": _tsv,
     ".csv": _csv,
