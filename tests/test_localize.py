@@ -232,6 +232,13 @@ def test_a_localized_folder_keeps_every_file_of_its_base(tmp_path: Path) -> None
     assert torch.allclose(states, found.bundle.conditioner("ko").encode(texts).states, atol=2e-2)  # float16 on disk
     with pytest.raises(UserError, match="there already"):
         write(found, asked)
+    assert write(found, asked, overwrite=True) == out
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "letter.txt").write_text("no model")
+    with pytest.raises(UserError, match="isn't a checkpoint"):
+        write(found, replace(asked, out=str(mine)), overwrite=True)
+    assert (mine / "letter.txt").read_text() == "no model"
 
 
 def test_a_language_that_is_there_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 from kotoe import builtin
 from kotoe.bert import BertText
 from kotoe.checkpoints import Bundle, conditioners, save
-from kotoe.checkpoints.files import tensor_sha256
+from kotoe.checkpoints.files import replacing, tensor_sha256
 from kotoe.config import to_json
 from kotoe.errors import UserError
 from kotoe.localize.fit import Plan, fit
@@ -116,19 +116,11 @@ def write(found: Localized, wanted: Localizing, *, overwrite: bool = False) -> P
     source = builtin.resolve(wanted.base)
     if not source.is_dir():
         return save(found.bundle, out, dtype="float16", overwrite=overwrite)
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} is there already", allowed="a name that isn't taken, or --overwrite")
     part = Path(wanted.run) / "conditioner"
     conditioners.write(found.bundle.conditioner(wanted.language), part, dtype=torch.float16)
-    new = out.with_name(f".{out.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        shutil.copytree(source, new)
+    with replacing(out, overwrite=overwrite, marker="model_index.json") as new:
+        shutil.copytree(source, new, dirs_exist_ok=True)
         conditioners.add(new, wanted.language, part)
-        shutil.rmtree(out, ignore_errors=True)
-        new.rename(out)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return out
 
 
