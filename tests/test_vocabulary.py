@@ -36,7 +36,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 LAYOUTS = {  # bos, eos, pad, and the files
     "clip": (598, 599, 599, {"vocab.json", "merges.txt"}),
-    "sentencepiece": (None, 2, 3, {"spiece.model"}),
+    "sentencepiece": (None, 2, 3, {"spiece.model", "tokenizer.json"}),
     "xlm-roberta": (0, 2, 1, {"sentencepiece.bpe.model", "tokenizer.json"}),
     "bert": (2, 3, 0, {"vocab.txt"}),
 }

@@ -23,10 +23,9 @@ LONG_PROMPT = ("error", "chunk", "cut")
 LARGEST_LIMIT = 100_000  # transformers writes 1e30 into model_max_length when there is no limit
 
 CLIP_CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-CLIP_FILES = ("tokenizer.json", "vocab.json", "merges.txt", *CLIP_CONFIG_FILES)
-SPM_XLM = "sentencepiece.bpe.model"  # XLM-RoBERTa's name for it
+SPM_XLM, SPM_STOCK = "sentencepiece.bpe.model", "PreTrainedTokenizerFast"  # XLM-R's file; what opens tokenizer.json
 SPM_NAMES = ("spiece.model", "sentencepiece.model", SPM_XLM, "tokenizer.model")
-FILES = tuple(dict.fromkeys((*CLIP_FILES, *SPM_NAMES, "vocab.txt")))
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", *CLIP_CONFIG_FILES, *SPM_NAMES, "vocab.txt")
 
 # The order in which transformers appends special tokens that the vocabulary lacks.
 SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -593,6 +592,7 @@ def _xlm_roberta(files: Mapping[str, bytes], config: dict[str, Any], max_tokens:
 
 
 SPM_CLASSES: dict[str, Callable[..., Tokenizer]] = {
+    SPM_STOCK: _sentencepiece,
     "T5Tokenizer": _sentencepiece,
     "T5TokenizerFast": _sentencepiece,
     "XLMRobertaTokenizer": _xlm_roberta,

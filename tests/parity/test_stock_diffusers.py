@@ -25,6 +25,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from kotoe import generate as g
 from kotoe.checkpoints import Bundle, load, save
 from kotoe.config import Request
+from kotoe.data.pairs import pairs
+from kotoe.localize.localize import localize, write
+from kotoe.localize.plans import Texts
+from kotoe.localize.settings import Localizing
 from kotoe.rng import ImageNoise
 from tiny import POSITIONS, apart, tiny_bundle, tiny_tokenizer
 
@@ -124,6 +128,27 @@ def test_where_stock_draws_others_the_bundle_says_so(
     loaded = load(folder, dtype="float32")
     assert any("diffusers draws other pictures" in note and reason in note for note in loaded.notes)
     assert apart(our_latents(loaded), stock_latents(stock(folder))) > TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_stock_draws_the_same_from_a_language_that_localize_taught(family: str, tmp_path: Path) -> None:
+    """Whatever tokenizer came with the base, and in a script that it didn't know; other words draw others."""
+    base = save(with_schedule(family, sampler="ddim", timestep_spacing="trailing"), tmp_path / "base")
+    source, target = zip(*pairs("th", 200), strict=True)
+    asked = Localizing(
+        base=str(base), language="th", run=str(tmp_path / "run"), pairs="pairs.tsv", steps=3, batch_size=8,
+        vocab_size=400, long_prompt="cut",
+    )  # fmt: skip
+    found = localize(load(base, dtype="float32"), asked, pairs=Texts(source=source, target=target), progress=False)
+    taught = load(write(found, asked), dtype="float32")
+    thai = taught.changed(conditioners={"th": taught.conditioner("th")}, default_language="th")
+    pipe = stock(save(thai, tmp_path / "stock"))
+    one, other = target[0], target[1]
+    expected = stock_latents(pipe, prompt=one)
+    assert apart(our_latents(taught, language="th", prompt=one), expected) < TOLERANCE
+    assert apart(our_latents(taught, language="th", prompt=other), expected) > 10 * TOLERANCE
+    rare = one[:6] + " 🦑"  # which is spelt in bytes
+    assert apart(our_latents(taught, language="th", prompt=rare), stock_latents(pipe, prompt=rare)) < TOLERANCE
 
 
 def test_stock_decodes_the_same_pixels(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from kotoe.checkpoints.keys import DIFFUSERS_VERSION
 from kotoe.errors import CheckpointError, UserError, nearest, unknown
 from kotoe.spec import BertSpec, ScheduleSpec, TextSpec
 from kotoe.text import CLIPText, Conditioner
-from kotoe.tokenizers import parse_json
+from kotoe.tokenizers import SPM_STOCK, Tokenizer, parse_json
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 
@@ -49,7 +49,7 @@ ROBERTA = "RobertaSeriesModelWithTransformation"
 ENCODERS = {"CLIPTextModel": "clip_text_model", "BertModel": bert.BERT, ROBERTA: bert.XLM}  # class: its model_type
 TOKENIZERS = {  # kind: the classes of model_index.json, the one that is written first
     "clip-bpe": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "sentencepiece": ("T5Tokenizer", "T5TokenizerFast"),
+    "sentencepiece": ("T5Tokenizer", "T5TokenizerFast", SPM_STOCK),
     "wordpiece": ("BertTokenizer", "BertTokenizerFast"),
     "xlm-roberta": ("XLMRobertaTokenizer", "XLMRobertaTokenizerFast"),
 }
@@ -366,7 +366,7 @@ def _save_diffusers(bundle: Bundle, folder: Path, *, dtype: torch.dtype | None, 
                 "unet": ["diffusers", "UNet2DConditionModel"],
                 "vae": ["diffusers", "AutoencoderKL"],
                 "text_encoder": encoder,
-                "tokenizer": ["transformers", TOKENIZERS[text.tokenizer.kind][0]],
+                "tokenizer": ["transformers", _stock_tokenizer(text.tokenizer)],
                 "scheduler": ["diffusers", scheduler],
                 **{part: [None, None] for part in NOT_LOADED},
                 "requires_safety_checker": False,
@@ -532,6 +532,12 @@ def _stock_classes(conditioner: Conditioner) -> tuple[str, list[str]]:
     if spec.projection_dim is None:
         return STABLE, ["transformers", "BertModel"]
     return ALT, ["alt_diffusion", ROBERTA]
+
+
+def _stock_tokenizer(tokenizer: Tokenizer) -> str:
+    """The class that opens its files: T5Tokenizer, rinna's, reads a SentencePiece model alone, and not to its ids."""
+    twice = tokenizer.kind == "sentencepiece" and "tokenizer.json" in tokenizer.files
+    return SPM_STOCK if twice else TOKENIZERS[tokenizer.kind][0]
 
 
 def _write_encoder(folder: Path, encoder: CLIPText | BertText, dtype: torch.dtype | None) -> None:

@@ -328,7 +328,8 @@ def _behind(student: Conditioner, teacher: Conditioner, pairs: Texts, reading: R
         own, other = both_sides(step, student, teacher, pairs, reading)
         mine, theirs = first_eos(own, student.tokenizer.eos), first_eos(other, teacher.tokenizer.eos)
         if step % 8:  # encoders are causal: cutting what follows changes nothing before it
-            look = round(WIDEST_LOOK * own.shape[1])
+            ends = int(torch.maximum(mine, theirs).max())  # looking at nothing behind them would be no loss at all
+            look = max(ends + 1, round(WIDEST_LOOK * own.shape[1]))
             own, other = own[:, :look], other[:, :look]
         at, behind = asked_of(mine, theirs, own.shape[1], every)  # (B, L)
         with torch.no_grad():

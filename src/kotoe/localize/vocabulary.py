@@ -21,6 +21,7 @@ from kotoe.tokenizers import (
     CLIP_SPECIALS,
     FILES,
     LARGEST_LIMIT,
+    SPM_STOCK,
     WORD_END,
     Tokenizer,
     bpe_backend,
@@ -178,8 +179,11 @@ def train_sentencepiece(
         pad_id=3,
         at_most=at_most,
     )
+    # Stock transformers has no class that reads the model itself for a text encoder. Where tokenizer.json can say the
+    # same, it does; case folding it does otherwise.
+    twice = model_type == "unigram" and not lower_case and not normalization.endswith("_cf")
     config = {
-        "tokenizer_class": "T5Tokenizer",
+        "tokenizer_class": SPM_STOCK if twice else "T5Tokenizer",
         "unk_token": "<unk>",
         "bos_token": "<s>",
         "eos_token": "</s>",
@@ -188,7 +192,12 @@ def train_sentencepiece(
         "do_lower_case": lower_case,
         "model_max_length": max_tokens,
     }
-    return _write(Path(folder), {"spiece.model": model, "tokenizer_config.json": _json_bytes(config)}, overwrite)
+    files = {
+        "spiece.model": model,
+        **({"tokenizer.json": stock_json(model)} if twice else {}),
+        "tokenizer_config.json": _json_bytes(config),
+    }
+    return _write(Path(folder), files, overwrite)
 
 
 def train_xlm_roberta(
@@ -306,29 +315,68 @@ def _impossible(reason: str, vocab_size: int, texts: int, more: int) -> UserErro
     return UserError(f"{given} ({last})")
 
 
+def stock_json(model: bytes) -> bytes:
+    """A SentencePiece unigram model once more, as tokenizer.json: what stock PreTrainedTokenizerFast reads.
+
+    The same pieces, ids and bytes, and </s> after a text. It composes less: see `train_xlm_roberta`.
+    """
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import Regex, decoders, models, normalizers
+    from tokenizers import Tokenizer as Backend
+
+    read = SentencePieceProcessor(model_proto=model)
+    pieces = range(read.get_piece_size())
+    vocab = [(read.id_to_piece(i), read.get_score(i)) for i in pieces]
+    fallback = any(read.is_byte(i) for i in pieces)
+    backend = Backend(models.Unigram(vocab, unk_id=read.unk_id(), byte_fallback=fallback))
+    characters = _characters(model)
+    tidied = (normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " "))
+    backend.normalizer = normalizers.Sequence(
+        [
+            *((normalizers.Precompiled(characters), *tidied) if characters else ()),  # "identity" keeps its spaces
+            normalizers.Prepend("▁"),
+            normalizers.Replace(" ", "▁"),
+        ]
+    )
+    spelt = (decoders.ByteFallback(),) if fallback else ()
+    backend.decoder = decoders.Sequence([*spelt, decoders.Metaspace(replacement="▁", prepend_scheme="always")])
+    eos = read.id_to_piece(read.eos_id())
+    return _stock(backend, f"$A {eos}", {eos: read.eos_id()}, [vocab[i][0] for i in pieces if read.is_control(i)])
+
+
 def _xlm_json(model: bytes) -> bytes:
     """What stock XLMRobertaTokenizer reads, from a SentencePiece model."""
     from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
 
     read = SentencePieceProcessor(model_proto=model)
     own = [(read.id_to_piece(i), read.get_score(i)) for i in range(SPM_SPECIALS, read.get_piece_size())]
     specials = ["<s>", "<pad>", "</s>", "<unk>"]
     vocab = [*((piece, 0.0) for piece in specials), *own, ("<mask>", 0.0)]
     backend = Backend(models.Unigram(vocab, unk_id=3, byte_fallback=False))
-    (normalizer,) = _fields(model, 3)  # ModelProto.normalizer_spec
-    (characters,) = _fields(normalizer, 2)  # NormalizerSpec.precompiled_charsmap
-    backend.normalizer = normalizers.Precompiled(characters)
+    backend.normalizer = normalizers.Precompiled(_characters(model))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
     )
     backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    backend.add_special_tokens([*specials, "<mask>"])
-    return backend.to_str(pretty=True).encode() + b"\n"
+    return _stock(backend, "<s> $A </s>", {"<s>": 0, "</s>": 2}, [*specials, "<mask>"])
+
+
+def _stock(backend: Any, template: str, put: Mapping[str, int], specials: Sequence[str]) -> bytes:
+    """The file of a backend that puts specials round a text. Pairs of texts, which no text encoder gets, follow."""
+    from tokenizers import processors
+
+    pair = f"{template} {template.replace('$A', '$B').replace('<s> ', '</s> ')}"
+    backend.post_processor = processors.TemplateProcessing(single=template, pair=pair, special_tokens=[*put.items()])
+    backend.add_special_tokens(list(specials))
+    return bytes(backend.to_str(pretty=True).encode() + b"\n")
+
+
+def _characters(model: bytes) -> bytes:
+    """How a SentencePiece model normalises: its precompiled map of characters, empty for `identity`."""
+    (normalizer,) = _fields(model, 3)  # ModelProto.normalizer_spec
+    return next(_fields(normalizer, 2), b"")  # NormalizerSpec.precompiled_charsmap
 
 
 def _fields(message: bytes, wanted: int) -> Iterator[bytes]:
