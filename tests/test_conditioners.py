@@ -257,3 +257,53 @@ def test_the_folders_own_language_can_be_named(tmp_path: Path) -> None:
         add(ours, "zh", theirs, source_language=None, own_language="en")
     with pytest.raises(UserError, match="own language '1'"):
         add(seeds.bingsu(tmp_path / "again"), "ja", theirs, own_language="1")
+
+
+def test_several_languages_have_one_conditioner(tmp_path: Path) -> None:
+    ours, theirs = saved_tiny(tmp_path / "m"), saved_tiny(tmp_path / "many", languages=("zh",), seed=9)
+    before, card = contents(ours), json.loads((ours / "kotoe.json").read_text())
+    assert add(ours, "mul", theirs, serves=("zh", "yue")) == ours.resolve() / "conditioners/mul"
+    bundle = load(ours)
+    assert bundle.languages == ("en", "zh", "yue")
+    assert bundle.conditioner("yue").encoder is bundle.conditioner("zh").encoder
+    assert [bundle.conditioner(tag).language for tag in ("zh", "yue")] == ["zh", "yue"]
+    added = {k for k in contents(ours) if k not in before}
+    assert added
+    assert {name.split("/")[1] for name in added} == {"mul"}
+
+    again = save(bundle, tmp_path / "again")  # once on disk, too
+    assert contents(again).keys() == contents(ours).keys()
+    assert json.loads((again / "kotoe.json").read_text())["read_by"] == {"zh": "mul", "yue": "mul"}
+    assert load(again).conditioner("zh").encoder is not load(again).conditioner("en").encoder
+    own = swap(bundle, "fr", bundle.conditioner("en"))  # what the folder's own reads too
+    with_own = save(own, tmp_path / "own")
+    assert load(with_own).conditioner("fr").tokenizer.sha256 == load(with_own).conditioner("en").tokenizer.sha256
+    assert not (with_own / "conditioners/fr").exists()
+    assert added_from(saved_tiny(tmp_path / "to"), "fr", with_own) == bundle.conditioner("en").tokenizer.sha256
+
+    with pytest.raises(UserError, match="mul is the name of the conditioner of yue, zh"):
+        add(ours, "mul", theirs)
+    with pytest.raises(UserError, match="has a conditioner for zh.*Take it out first"):
+        add(ours, "mul-x-1", theirs, serves=("zh", "ja"))
+    add(ours, "zh", theirs, overwrite=True)  # one of its own
+    assert load(ours).conditioner("yue").encoder is not load(ours).conditioner("zh").encoder
+    remove(ours, "zh")
+    assert {name for name in contents(ours) if name not in before} == added
+    remove(ours, "yue")  # the last: now the files go too
+    assert contents(ours) == before
+    assert json.loads((ours / "kotoe.json").read_text()) == card
+
+
+def added_from(folder: Path, language: str, source: Path) -> str:
+    add(folder, language, source)
+    return load(folder).conditioner(language).tokenizer.sha256
+
+
+@pytest.mark.parametrize(
+    "read_by", [["zh"], {"zh": 1}, {"en": "mul"}, {"de": "mul"}, {"zh": "../../elsewhere"}, {"zh": ""}]
+)
+def test_a_card_that_says_nonsense_of_who_reads_what_is_refused(read_by: Any, tmp_path: Path) -> None:
+    ours = saved_tiny(tmp_path / "m", languages=("en", "zh"))
+    edit(ours / "kotoe.json", read_by=read_by)
+    with pytest.raises(CheckpointError, match="read_by"):
+        load(ours)

@@ -168,7 +168,8 @@ class Adding:
     """Which conditioner to put where.
 
     bundle:          the folder that gets it, in diffusers' layout.
-    language:        the language it reads, a BCP 47 tag.
+    language:        the language it reads, a BCP 47 tag; with `serves` its name.
+    serves:          the languages that it reads, if there are several; its name is then mul, say.
     from_:           where it comes from: a model's name or folder, a folder with tokenizer/ and text_encoder/ alone, or
                      the repository of a text model (CLIP, BERT, AltDiffusion's XLM-R) with its tokenizer.
     source_language: which of its conditioners, if it has several: the one for that language by default.
@@ -180,6 +181,7 @@ class Adding:
     bundle: str
     language: str
     from_: str
+    serves: tuple[str, ...] = ()
     source_language: str | None = None
     own_language: str | None = None
     overwrite: bool = False

@@ -26,13 +26,13 @@ from kotoe.data.latents import basis
 from kotoe.data.pairs import TWO, pairs
 from kotoe.evaluate import suites
 from kotoe.localize.localize import localize
-from kotoe.localize.plans import Captions, Reading, Task, Texts, task
+from kotoe.localize.plans import SELDOM, Captions, Reading, Task, Texts, task
 from kotoe.localize.settings import PLANS, Localizing, Studying
 from kotoe.runs import atomic, write_atomic
 from kotoe.study_picture import picture
 from kotoe.text import Conditioner
 
-ROWS, COUNTED = 64, 8  # of a step, and of a step whose operations are counted
+ROWS, COUNTED = 32, 8  # of a step, and of a step whose operations are counted
 FIGURES = ("r1", "r5", "r1_held_out", "relation", "background")
 
 
@@ -141,7 +141,7 @@ def _measured(alone: Bundle, cell: Cell, wanted: Studying, out: Path) -> dict[st
 
 def _flops(asked: Localizing, alone: Bundle, student: Conditioner, texts: Texts, captions: Captions | None) -> int:
     """Of a mean step, forward, backward and the teacher's. Every plan's work grows with its rows, so few are counted;
-    one step in eight of `distil-behind`, the first too, is longer."""
+    one step in SELDOM of `distil-behind`, the first too, is longer."""
     reading = Reading(seed=0, batch=COUNTED, dropout=0.05, long_prompt="cut", device=torch.device("cpu"))
     what: Task = task(asked.plan, alone, student, reading, pairs=texts, captions=captions)
     student.encoder.requires_grad_(True)
@@ -153,7 +153,7 @@ def _flops(asked: Localizing, alone: Bundle, student: Conditioner, texts: Texts,
         each.append(counter.get_total_flops())
     student.encoder.requires_grad_(False)
     student.encoder.zero_grad(set_to_none=True)
-    return (each[0] + 7 * each[1]) * (ROWS // COUNTED) // 8
+    return (each[0] + (SELDOM - 1) * each[1]) * (ROWS // COUNTED) // SELDOM
 
 
 @lru_cache(maxsize=1)

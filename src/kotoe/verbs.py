@@ -286,6 +286,7 @@ def add_conditioner(common: Common, values: Values) -> int:
         wanted.bundle,
         wanted.language,
         wanted.from_,
+        serves=wanted.serves,
         source_language=wanted.source_language,
         own_language=wanted.own_language,
         overwrite=wanted.overwrite,

@@ -143,7 +143,7 @@ def test_stock_draws_the_same_from_a_language_that_localize_taught(family: str, 
     taught = load(write(found, asked), dtype="float32")
     thai = taught.changed(conditioners={"th": taught.conditioner("th")}, default_language="th")
     pipe = stock(save(thai, tmp_path / "stock"))
-    one, other = target[0], target[1]
+    one, other = sorted(set(target), key=len)[:2]
     expected = stock_latents(pipe, prompt=one)
     assert apart(our_latents(taught, language="th", prompt=one), expected) < TOLERANCE
     assert apart(our_latents(taught, language="th", prompt=other), expected) > 10 * TOLERANCE

@@ -2,7 +2,8 @@
 
 The canonical folder is diffusers' (model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/); the
 conditioners of further languages lie beside it in conditioners/<language>/{tokenizer,text_encoder}, and kotoe.json
-lists them. Other layouts are read into the same Bundle: single files by single.py, KerasCV's by kerascv.py.
+lists them; its read_by names the conditioner of languages that share one. Other layouts are read into the same Bundle:
+single files by single.py, KerasCV's by kerascv.py.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +56,7 @@ TOKENIZERS = {  # kind: the classes of model_index.json, the one that is written
     "wordpiece": ("BertTokenizer", "BertTokenizerFast"),
     "xlm-roberta": ("XLMRobertaTokenizer", "XLMRobertaTokenizerFast"),
 }
+SEVERAL = "mul"  # BCP 47's tag for several languages
 SHORT, FEW = 5, 0.1  # pieces longer than one byte at a word's end; CLIP's own hold few of another script
 NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 
@@ -274,27 +278,26 @@ def load(
     card = _card(folder)
     schedule, grid, notes = schedulers.schedule_spec(folder.json("scheduler/scheduler_config.json"), index["scheduler"])
     notes += [f"{part}/ is not used" for part in NOT_LOADED if folder.has(part)]
-    main, *others = card["languages"]
+    main = card["languages"][0]
 
-    def conditioner(language: str, base: str) -> Callable[[], Conditioner]:
-        def read() -> Conditioner:
-            part = f"{base}text_encoder"
-            found = diffusers.read_conditioner(folder, base, language, dtypes["text_encoder"], place, allow_pickle)
-            diffusers.check_fits(found, unet.spec.cross_attention_dim, part)
-            return found
+    @cache  # several languages can have one
+    def conditioner(base: str) -> Conditioner:
+        found = diffusers.read_conditioner(folder, base, main, dtypes["text_encoder"], place, allow_pickle)
+        diffusers.check_fits(found, unet.spec.cross_attention_dim, f"{base}text_encoder")
+        return found
 
-        return read
+    def of(language: str, base: str) -> Callable[[], Conditioner]:
+        return lambda: replace(conditioner(base), language=language)
 
     unet = diffusers.read_unet(folder, dtypes["unet"], place, allow_pickle)
     vae = diffusers.read_vae(folder, dtypes["vae"], place, allow_pickle)
     hashes = LazyHashes({part: diffusers.weight_files(folder, part, allow_pickle) for part in ("unet", "vae")})
-    bases = {main: "", **{language: f"conditioners/{language}/" for language in others}}
     bundle = Bundle(
         name=card["name"],
         unet=unet,
         vae=vae,
         schedule=schedule,
-        conditioners=Conditioners({language: conditioner(language, base) for language, base in bases.items()}),
+        conditioners=Conditioners({language: of(language, base) for language, base in bases(card).items()}),
         default_language=main,
         family=unet.spec.family,
         licence=card["licence"],
@@ -347,8 +350,12 @@ def _save_diffusers(bundle: Bundle, folder: Path, *, dtype: torch.dtype | None, 
             new / "unet", diffusers.unet_config(bundle.unet.spec), bundle.unet, "diffusion_pytorch_model", dtype
         )
         _write_part(new / "vae", diffusers.vae_config(bundle.vae.spec), bundle.vae, "diffusion_pytorch_model", dtype)
+        read_by = _shared(bundle)
         for language in bundle.languages:
-            base = new if language == bundle.default_language else new / "conditioners" / language
+            name = read_by.get(language, language)
+            base = new if name == bundle.default_language else new / "conditioners" / name
+            if (base / "text_encoder").exists():
+                continue
             conditioner = bundle.conditioners[language]
             diffusers.check_tokenizer(conditioner.tokenizer, conditioner.encoder.spec, f"conditioner {language}")
             _write_encoder(base / "text_encoder", conditioner.encoder, dtype)
@@ -381,10 +388,26 @@ def _save_diffusers(bundle: Bundle, folder: Path, *, dtype: torch.dtype | None, 
                 "family": bundle.family,
                 "licence": bundle.licence,
                 "languages": list(bundle.languages),
+                **({"read_by": read_by} if read_by else {}),
                 "defaults": asdict(bundle.defaults),
             },
         )
     return folder
+
+
+def _shared(bundle: Bundle) -> dict[str, str]:
+    """By language the name of its conditioner, for those that several languages have: the first language's where that
+    has it too, else "mul", BCP 47's for several."""
+    together: dict[int, list[str]] = {}
+    for language in bundle.languages:
+        together.setdefault(id(bundle.conditioners[language].encoder), []).append(language)
+    found: dict[str, str] = {}
+    names = (name for k in count() if (name := SEVERAL if k == 0 else f"{SEVERAL}-x-{k}") not in bundle.languages)
+    for languages in together.values():
+        if len(languages) > 1:
+            own = languages[0] == bundle.default_language
+            found |= dict.fromkeys(languages[own:], languages[0] if own else next(names))
+    return found
 
 
 def _save_kerascv(bundle: Bundle, folder: Path, *, dtype: torch.dtype | None, overwrite: bool) -> Path:
@@ -484,9 +507,10 @@ def _guessed(folder: Folder) -> str:
 def _card(folder: Folder) -> dict[str, Any]:
     """kotoe.json, or what stands for it in a folder that Kotoe didn't write."""
     if not folder.has("kotoe.json"):
-        return {"name": folder.root.name, "licence": None, "languages": [_guessed(folder)], "defaults": {}}
+        guess = [_guessed(folder)]
+        return {"name": folder.root.name, "licence": None, "languages": guess, "read_by": {}, "defaults": {}}
     card = folder.json("kotoe.json")
-    allowed = ("format", "kotoe_version", "name", "family", "licence", "languages", "defaults")
+    allowed = ("format", "kotoe_version", "name", "family", "licence", "languages", "read_by", "defaults")
     for key in card:
         if key not in allowed:
             near = nearest(key, allowed)
@@ -501,6 +525,13 @@ def _card(folder: Folder) -> dict[str, Any]:
     tags = [x for x in languages if isinstance(x, str) and LANGUAGE.fullmatch(x)] if isinstance(languages, list) else []
     if not tags or tags != languages or len({tag.lower() for tag in tags}) != len(tags):
         raise CheckpointError(f"kotoe.json: languages {languages!r}", allowed="a list of different BCP 47 tags")
+    read_by = card.get("read_by", {})
+    if not isinstance(read_by, dict) or not all(
+        tag in tags[1:] and isinstance(by, str) and LANGUAGE.fullmatch(by) for tag, by in read_by.items()
+    ):
+        raise CheckpointError(
+            f"kotoe.json: read_by {read_by!r}", allowed="further languages, and by each the name of its conditioner"
+        )
     name, licence, defaults = card.get("name"), card.get("licence"), card.get("defaults", {})
     if not isinstance(name, str) or not isinstance(licence, str | None) or not isinstance(defaults, dict):
         raise CheckpointError("kotoe.json: name, licence and defaults", allowed="a text, a text or null, a table")
@@ -508,7 +539,14 @@ def _card(folder: Folder) -> dict[str, Any]:
     for key in defaults:
         if key not in names:
             raise CheckpointError(f"kotoe.json: unknown key {key!r} in defaults", allowed=", ".join(names))
-    return {"name": name, "licence": licence, "languages": languages, "defaults": defaults}
+    return {"name": name, "licence": licence, "languages": languages, "read_by": read_by, "defaults": defaults}
+
+
+def bases(card: Mapping[str, Any]) -> dict[str, str]:
+    """Where in a folder the conditioner of each language is: "" is the folder's own, the first language's."""
+    main, *others = card["languages"]
+    names = {language: card["read_by"].get(language, language) for language in others}
+    return {main: "", **{tag: "" if name == main else f"conditioners/{name}/" for tag, name in names.items()}}
 
 
 def _write_part(

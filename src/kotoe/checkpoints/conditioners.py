@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,17 @@ from pathlib import Path
 import torch
 
 from kotoe import __version__, builtin
-from kotoe.checkpoints import FORMAT, LANGUAGE, Bundle, Conditioners, _card, _write_encoder, diffusers, text_models
+from kotoe.checkpoints import (
+    FORMAT,
+    LANGUAGE,
+    Bundle,
+    Conditioners,
+    _card,
+    _write_encoder,
+    bases,
+    diffusers,
+    text_models,
+)
 from kotoe.checkpoints.files import Folder, choose_dtype
 from kotoe.errors import CheckpointError, UserError, unknown
 from kotoe.language import UNDETERMINED
@@ -25,17 +35,26 @@ from kotoe.tokenizers import Tokenizer
 INDICES = tuple(f"{stem}{v}.safetensors.index.json" for stem in diffusers.WEIGHTS for v in ("", ".fp16", ".bf16"))
 
 
-def swap(bundle: Bundle, language: str, conditioner: Conditioner) -> Bundle:
-    """The bundle with this conditioner for a language, in place of the one it had or beside the others.
+def swap(bundle: Bundle, languages: str | Collection[str], conditioner: Conditioner) -> Bundle:
+    """The bundle with this conditioner for a language or several, in place of what they had or beside the others.
 
     Nothing is trained: that its states mean what the UNet expects is for the caller to know (Bingsu's Korean encoder
     was distilled from the English one). Raises CheckpointError when width, length, vocabulary or special ids don't fit.
     """
-    if not LANGUAGE.fullmatch(language):
-        raise UserError(f"language {language!r}", allowed="BCP 47 tags as en, ja, zh-Hant, pt-BR")
-    diffusers.check_fits(conditioner, bundle.unet.spec.cross_attention_dim, f"the conditioner for {language}")
+    tags = (languages,) if isinstance(languages, str) else tuple(languages)
+    check_tags(tags)
+    what = f"the conditioner for {', '.join(tags)}"
+    diffusers.check_fits(conditioner, bundle.unet.spec.cross_attention_dim, what)
     kept = {tag: partial(bundle.conditioners.__getitem__, tag) for tag in bundle.conditioners}
-    return replace(bundle, conditioners=Conditioners({**kept, language: lambda: conditioner}), folder=None)
+    new = {tag: partial(replace, conditioner, language=tag) for tag in tags}
+    return replace(bundle, conditioners=Conditioners({**kept, **new}), folder=None)
+
+
+def check_tags(tags: Collection[str]) -> None:
+    """Raise UserError for what can't name a language."""
+    for tag in tags:
+        if not LANGUAGE.fullmatch(tag):
+            raise UserError(f"language {tag!r}", allowed="BCP 47 tags as en, ja, zh-Hant, pt-BR")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +126,7 @@ def add(
     language: str,
     source: str | Path,
     *,
+    serves: Collection[str] = (),
     source_language: str | None = None,
     own_language: str | None = None,
     overwrite: bool = False,
@@ -119,6 +139,8 @@ def add(
     From a checkpoint its files are copied byte for byte. Of a text model's own repository the text encoder alone is
     written, and of pickles their tensors, both as safetensors in the dtype they are in.
 
+    serves:          the languages that it reads, if there are several; `language` is then no more than its name, as
+                     mul, BCP 47's for several languages. None of them may have a conditioner yet.
     source:          a checkpoint's name or folder, a folder with tokenizer/ and text_encoder/ alone, or the repository
                      of a text model as transformers writes it, with its tokenizer (see text_models.py).
     source_language: which of the source's conditioners; None: the one for `language`, or the only one.
@@ -129,24 +151,34 @@ def add(
     on_note:         called with a sentence for everything in the source that is left out.
     Returns conditioners/<language>. Raises a UserError when it doesn't fit, or the language is taken.
     """
-    if not LANGUAGE.fullmatch(language):
-        raise UserError(f"language {language!r}", allowed="BCP 47 tags as en, ja, zh-Hant, pt-BR")
+    check_tags((language, *serves))
     ours, card = _own(folder)
     if own_language is not None:
         card = _named(ours, card, own_language)
     main = card["languages"][0]
-    taken = next((tag for tag in card["languages"] if tag.lower() == language.lower()), None)
-    if taken == main:
-        raise UserError(f"{language} is the language of {ours.root.name}'s own text encoder", allowed="another tag")
-    if taken is not None and not overwrite:
-        raise UserError(f"{ours.root.name} has a conditioner for {taken}", hint="Pass --overwrite to replace it")
+    new_tags = tuple(serves) or (language,)
+    taken = [tag for tag in card["languages"] if tag.lower() in {new.lower() for new in new_tags}]
+    if main in taken:
+        raise UserError(f"{main} is the language of {ours.root.name}'s own text encoder", allowed="another tag")
+    if taken and (serves or not overwrite):
+        raise UserError(
+            f"{ours.root.name} has a conditioner for {', '.join(taken)}",
+            hint="Take it out first: kotoe conditioner remove" if serves else "Pass --overwrite to replace it",
+        )
+    name = taken[0] if taken else language
+    users = [tag for tag, by in card["read_by"].items() if by == name and tag != name]
+    if users or (serves and name in card["languages"]):
+        raise UserError(
+            f"{name} is the name of the conditioner of {', '.join(users) or name} in {ours.root.name}",
+            allowed="another name",
+        )
     width = diffusers.unet_spec(ours.json("unet/config.json")).cross_attention_dim
     found = read(source, language, source_language=source_language, allow_pickle=allow_pickle)
     diffusers.check_fits(found.conditioner, width, found.where)
     for note in found.notes:
         on_note(note)
 
-    place = ours.root / "conditioners" / (language if taken is None else taken)
+    place = ours.root / "conditioners" / name
     if dry_run:
         return place
     tag = f"{os.getpid()}-{secrets.token_hex(4)}"
@@ -170,10 +202,10 @@ def add(
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-    if taken is None:
-        _write_card(ours, {**card, "languages": [*card["languages"], language]})
-    elif own_language is not None:
-        _write_card(ours, card)
+    read_by = {tag: by for tag, by in card["read_by"].items() if tag not in taken}
+    read_by |= dict.fromkeys(serves, name)
+    more = [] if taken else new_tags
+    _write_card(ours, {**card, "languages": [*card["languages"], *more], "read_by": read_by})
     return place
 
 
@@ -200,9 +232,8 @@ def tokenizers(source: str | Path) -> dict[str, Tokenizer]:
     if not path.is_dir() or not (path / "model_index.json").is_file():
         raise CheckpointError(f"{source} holds no tokenizers", allowed="a folder in diffusers' layout")
     folder = Folder(path)
-    main, *others = _card(folder)["languages"]
     found = {}
-    for language, base in {main: "", **{tag: f"conditioners/{tag}/" for tag in others}}.items():
+    for language, base in bases(_card(folder)).items():
         config = folder.json(f"{base}text_encoder/config.json")
         positions = config.get("max_position_embeddings", diffusers.TEXT_DEFAULTS["max_position_embeddings"])
         found[language] = diffusers.read_tokenizer(folder, f"{base}tokenizer", positions)
@@ -222,8 +253,12 @@ def remove(folder: str | Path, language: str, *, dry_run: bool = False) -> None:
         raise unknown("language", language, others)
     if dry_run:
         return
-    _write_card(ours, {**card, "languages": [tag for tag in card["languages"] if tag != language]})
-    shutil.rmtree(ours.root / "conditioners" / language)  # not listed any more: a crash here leaves only its files
+    there = bases(card)
+    base = there.pop(language)
+    read_by = {tag: by for tag, by in card["read_by"].items() if tag != language}
+    _write_card(ours, {**card, "languages": list(there), "read_by": read_by})
+    if base not in there.values():
+        shutil.rmtree(ours.root / base)  # not listed any more: a crash here leaves only its files
 
 
 def _own(folder: str | Path) -> tuple[Folder, dict]:
@@ -246,19 +281,18 @@ def _base(theirs: Folder, asked: str | None, language: str) -> str:
         if asked is not None:
             raise UserError(f"source language {asked} of a folder with one conditioner", allowed="none")
         return ""
-    main, *others = _card(theirs)["languages"]
-    bases = {main: "", **{tag: f"conditioners/{tag}/" for tag in others}}
+    there = bases(_card(theirs))
     if asked is None:
-        asked = language if language in bases or others else main
-    if asked not in bases:
-        raise unknown("source language", asked, bases)
-    return bases[asked]
+        asked = language if language in there or len(there) > 1 else next(iter(there))
+    if asked not in there:
+        raise unknown("source language", asked, there)
+    return there[asked]
 
 
 def _write_card(ours: Folder, card: dict) -> None:
-    """kotoe.json with these languages; what else it says stays, and a folder without one gets one."""
+    """kotoe.json with these languages and what reads them; what else it says stays. A folder without one gets one."""
     if ours.has("kotoe.json"):
-        value = {**ours.json("kotoe.json"), "languages": card["languages"]}
+        value = {**ours.json("kotoe.json"), "languages": card["languages"], "read_by": card["read_by"]}
     else:
         value = {
             "format": FORMAT,
@@ -267,7 +301,10 @@ def _write_card(ours: Folder, card: dict) -> None:
             "family": diffusers.unet_spec(ours.json("unet/config.json")).family,
             "licence": card["licence"],
             "languages": card["languages"],
+            "read_by": card["read_by"],
             "defaults": card["defaults"],
         }
+    if not value["read_by"]:
+        del value["read_by"]
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     write_atomic(ours.root / "kotoe.json", text.encode())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kotoe import builtin
-from kotoe.checkpoints import _card, _model_index, diffusers, kerascv, schedulers
+from kotoe.checkpoints import _card, _model_index, bases, diffusers, kerascv, schedulers
 from kotoe.checkpoints.files import Folder, entries, file_sha256, weights
 from kotoe.checkpoints.keras_h5 import layers_of
 from kotoe.config import to_json
@@ -32,15 +32,14 @@ def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
         return {"source": str(source), "folder": str(folder.root), **_describe_kerascv(folder)}
     index, card = _model_index(folder), _card(folder)
     schedule, grid, notes = schedulers.schedule_spec(folder.json("scheduler/scheduler_config.json"), index["scheduler"])
-    main, *others = card["languages"]
-    bases = {main: "", **{language: f"conditioners/{language}/" for language in others}}
+    places = dict.fromkeys(bases(card).values())  # several languages can have one
 
     unet = diffusers.unet_spec(folder.json("unet/config.json"))
     vae = diffusers.vae_spec(folder.json("vae/config.json"))
     components: dict[str, Any] = {"unet": _spec("UNet", unet), "vae": _spec("VAE", vae)}
     components["scheduler"] = _spec("ScheduleSpec", schedule)
     sizes, hashes = {}, {}
-    for part in ("unet", "vae", *(f"{base}text_encoder" for base in bases.values())):
+    for part in ("unet", "vae", *(f"{base}text_encoder" for base in places)):
         files = diffusers.weight_files(folder, part)
         sizes[part] = {
             "parameters": sum(math.prod(e.shape) for file in files for e in weights(entries(file, part), part)),
@@ -48,7 +47,7 @@ def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
         }
         each = [file_sha256(file) for file in files]
         hashes[part] = each[0] if len(each) == 1 else each
-    for base in bases.values():
+    for base in places:
         config = folder.json(f"{base}text_encoder/config.json")
         positions = config.get("max_position_embeddings", diffusers.TEXT_DEFAULTS["max_position_embeddings"])
         tokenizer = diffusers.read_tokenizer(folder, f"{base}tokenizer", positions)

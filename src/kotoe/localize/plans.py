@@ -46,7 +46,7 @@ from kotoe.tokenizers import Tokenizer
 
 SAME_PLACE = 0.02  # unexplained share under which two positions say the same
 QUERIES, QUESTIONED_STEPS = 96, 8  # of a cross-attention, and of the pictures they are recorded in, for `distil-reader`
-WIDEST_LOOK = 0.42  # of the positions that seven of eight steps of `distil-behind` look at
+WIDEST_LOOK, SELDOM = 0.30, 16  # share of the positions that `distil-behind` looks at in all but one of so many steps
 TEXTS_COUNTED = 20_000  # pairs that `aligned` students start from: more changed nothing
 
 
@@ -274,6 +274,7 @@ def task(
     batches = _paired(student, teacher, pairs, reading)
     if plan == "distil-pooled":
         clip(student, plan)  # has a pooled vector
+        batches = _paired(student, teacher, pairs, reading, to_eos=True)
         return Task(modules=modules, trains=way.trains, loss=pooled(eos=teacher.tokenizer.eos), batches=batches)
     if plan == "distil-states":
         check_lengths(student.tokenizer, teacher.tokenizer)
@@ -311,9 +312,16 @@ def _before_last(encoder: CLIPText) -> tuple[str, ...]:
     return ("text.text_model.embeddings.", *(f"text.text_model.encoder.layers.{i}." for i in range(count)))
 
 
-def _paired(student: Conditioner, teacher: Conditioner, pairs: Texts, reading: Reading) -> Callable[[int], TextPairs]:
+def _paired(
+    student: Conditioner, teacher: Conditioner, pairs: Texts, reading: Reading, *, to_eos: bool = False
+) -> Callable[[int], TextPairs]:
+    """to_eos: nothing behind the longest text is read. Encoders are causal: what follows changes nothing before it."""
+
     def batches(step: int) -> TextPairs:
         own, other = both_sides(step, student, teacher, pairs, reading)
+        if to_eos:
+            sides = ((own, student.tokenizer.eos), (other, teacher.tokenizer.eos))
+            own, other = (ids[:, : int(first_eos(ids, eos).max()) + 1] for ids, eos in sides)
         return TextPairs(ids=own, teacher_ids=other, teacher=_said(teacher, other, reading.processes))
 
     return batches
@@ -327,7 +335,7 @@ def _behind(student: Conditioner, teacher: Conditioner, pairs: Texts, reading: R
     def batches(step: int) -> TextBehind:
         own, other = both_sides(step, student, teacher, pairs, reading)
         mine, theirs = first_eos(own, student.tokenizer.eos), first_eos(other, teacher.tokenizer.eos)
-        if step % 8:  # encoders are causal: cutting what follows changes nothing before it
+        if step % SELDOM:  # encoders are causal: cutting what follows changes nothing before it
             ends = int(torch.maximum(mine, theirs).max())  # looking at nothing behind them would be no loss at all
             look = max(ends + 1, round(WIDEST_LOOK * own.shape[1]))
             own, other = own[:, :look], other[:, :look]

@@ -41,19 +41,19 @@ PLANS: Mapping[str, Way] = {
         about="puts an encoder in place that somebody has trained to say what the old one says (Bingsu)",
     ),
     "distil-behind": Way(
-        trains=("text.",), reads="pairs", starts=ANEW, steps=1000, batch=64, lr=1e-3,
+        trains=("text.",), reads="pairs", starts=ANEW, steps=1000, batch=32, lr=1e-3,
         about="the states behind the words, before the last layer, which draws in every language (ours)",
     ),
     "distil-reader": Way(
-        trains=("text.",), reads="pairs", starts=(*ANEW, "given"), steps=1000, batch=64, lr=1e-3,
+        trains=("text.",), reads="pairs", starts=(*ANEW, "given"), steps=1000, batch=32, lr=1e-3,
         about="what the frozen UNet reads: the answers to its recorded questions (ours)",
     ),
     "distil-states": Way(
-        trains=("text.",), reads="pairs", starts=(*ANEW, "given"), steps=1000, batch=64, lr=1e-3,
+        trains=("text.",), reads="pairs", starts=(*ANEW, "given"), steps=1000, batch=32, lr=1e-3,
         about="every state in its place (tohoku-nlp, GlueGen)",
     ),
     "distil-pooled": Way(
-        trains=("text.",), reads="pairs", starts=ANEW, steps=1000, batch=64, lr=1e-3,
+        trains=("text.",), reads="pairs", starts=ANEW, steps=1000, batch=32, lr=1e-3,
         about="the pooled vector alone (Bingsu, M-CLIP)",
     ),
     "stage1": Way(
@@ -74,7 +74,7 @@ PLANS: Mapping[str, Way] = {
         about="encoder and UNet together, after stage1 (rinna's second stage)",
     ),
     "adapter": Way(
-        trains=("text.transformation",), reads="pairs", starts=("given",), steps=1000, batch=64, lr=1e-3,
+        trains=("text.transformation",), reads="pairs", starts=("given",), steps=1000, batch=32, lr=1e-3,
         about="the projection behind a frozen multilingual encoder (AltDiffusion; GlueGen, MuLan, PEA)",
     ),
 }  # fmt: skip
@@ -221,7 +221,7 @@ class Studying:
     languages: the new languages, BCP 47 tags.
     plans:     plans of `kotoe localize`; those that read nothing or need a given student are left out.
     starts:    where students start from, for the plans that have a choice; each plan's own by default.
-    budgets:   steps of 64 texts.
+    budgets:   steps of 32 texts.
     n:         prompts of one object that a cell is evaluated on, and half as many of two.
     count:     pairs a language.
     tier:      everyday or all: which objects.
