@@ -113,7 +113,7 @@ def altclip(run: Path, settings: dict[str, Any], seed: int, *, base: str, langua
     pairs = emoji_pairs(run, LANGUAGES, settings["pairs"], seed)
     wanted = Localizing(
         base=base, student=random_xlm(run, base, settings, seed), language=language, run=str(run / "altclip"),
-        plan="distil-reader", start="given", pairs=pairs, dropout=0.1, long_prompt="cut", seed=seed, device=device,
+        plan="distil-reader", start="given", pairs=(pairs,), dropout=0.1, long_prompt="cut", seed=seed, device=device,
         **settings["altclip"],
     )  # fmt: skip
     return str(done(wanted))

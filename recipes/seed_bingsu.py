@@ -43,7 +43,7 @@ def stages(
     """The one stage's configuration. pairs: of English and Korean, and of English and English."""
     return (
         Localizing(
-            base=base, language=LANGUAGE, run=str(run / "distil"), plan="distil-pooled", start="warm", pairs=pairs,
+            base=base, language=LANGUAGE, run=str(run / "distil"), plan="distil-pooled", start="warm", pairs=(pairs,),
             tokenizer=tokenizer, batch_size=64, lr=4e-4, schedule="constant", warmup_steps=0, weight_decay=1e-4,
             beta2=0.999, ema=0.0, dropout=0.0, long_prompt="cut", seed=seed, device=device, **SIZES[size]["distil"],
         ),

@@ -44,7 +44,7 @@ def needed(recipe: str, size: str, **given: str | None) -> None:
 
 def done(wanted: Localizing) -> Path:
     """Do a stage, or go on with it; gives the folder of its model."""
-    texts = None if wanted.pairs is None else Texts(**read_pairs(wanted.pairs))
+    texts = Texts(**read_pairs(*wanted.pairs)) if wanted.pairs else None
     bundle = load(wanted.base, dtype="float32", device=wanted.device)
     captions = None
     if wanted.images is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kotoe.errors import UserError
-from kotoe.localize.lint import Finding, encoders, lint, of_language, over_limit, rows, unknown_pieces
+from kotoe.localize.lint import Finding, encoders, lint, of_languages, over_limit, rows, unknown_pieces
 from kotoe.localize.localize import forecast, localize
 from kotoe.localize.plans import Texts
 from kotoe.localize.settings import Localizing
@@ -26,13 +26,13 @@ def said(found: list[Finding]) -> str:
 
 
 def wanted(folder: Path, **changed: Any) -> Localizing:
-    values: dict[str, Any] = {"base": "tiny", "language": "ko", "run": str(folder / "run"), "pairs": "pairs.tsv"}
+    values: dict[str, Any] = {"base": "tiny", "language": "ko", "run": str(folder / "run"), "pairs": ("pairs.tsv",)}
     return Localizing(**{**values, "steps": 2, "batch_size": 8, "vocab_size": 277, "long_prompt": "cut", **changed})
 
 
 def test_clean_texts_have_no_findings() -> None:
     assert rows(PAIRS) == []
-    assert of_language(PAIRS.target, "ko") == []
+    assert of_languages(PAIRS.target, ("ko",)) == []
     assert over_limit(tiny_tokenizer("en"), PAIRS.source, "translations", "error") == []
 
 
@@ -47,14 +47,19 @@ def test_duplicates_contradictions_and_the_untranslated_are_counted() -> None:
 @pytest.mark.parametrize(("strange", "level"), [(1, "note"), (4, "warning"), (40, "error")])
 def test_texts_in_another_script_are_shown_with_their_share(strange: int, level: str) -> None:
     texts = ["빨간 고양이"] * (60 - strange) + ["a red cat"] * strange
-    (found,) = of_language(texts, "ko")
+    (found,) = of_languages(texts, ("ko",))
     assert found.level == level
     assert f"{strange / 60:.1%} of the texts are not in ko by their script: 'a red cat'" in found.what
 
 
+def test_a_script_that_nobody_asked_for_is_one_of_them() -> None:
+    (found,) = of_languages(["빨간 고양이", "แมวสีแดง"], ("ko",))
+    assert "50.0% of the texts are not in ko by their script: 'แมวสีแดง'" in found.what
+
+
 def test_latin_letters_and_signs_tell_nothing() -> None:
-    assert of_language(["a red cat", "!?"], "fi") == []
-    assert of_language(["123", "!?"], "ko") == []
+    assert of_languages(["a red cat", "!?"], ("fi",)) == []
+    assert of_languages(["123", "!?"], ("ko",)) == []
 
 
 def test_texts_over_the_limit_stop_or_are_said() -> None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from kotoe import study as studies
+from kotoe.checkpoints import conditioners
 from kotoe.config import read_json
 from kotoe.errors import UserError
 from kotoe.localize.settings import Studying
@@ -35,15 +36,19 @@ def test_the_cells_of_a_study_are_named_by_what_they_are() -> None:
 def test_a_study_measures_and_reports(out: Path) -> None:
     document = read_json(out / "results.json")
     start, trained = sorted(document["cells"], key=lambda cell: cell["steps"])
-    assert (start["texts"], trained["texts"]) == (0, 128)
+    assert (start["texts"], trained["texts"]) == (0, 64)
     assert start["flop"] == 0 == start["seconds"]
     assert trained["flop"] > 1e10
     assert trained["seconds"] > 0
     assert set(trained["figures"]) == set(studies.FIGURES)
     assert document["english"]["figures"]["r1"]["value"] > 0.4
+    (control,) = document["controls"]  # Finnish read by the English encoder
+    assert (control["language"], control["figures"]["r1"]["value"]) == ("fi", 0)
+    cell = out / "cells" / "distil-behind-aligned-fi-2"
+    assert conditioners.read(cell / "conditioner", "fi").conditioner.tokenizer.vocab_size == trained["vocab_size"]
     table = (out / "report.md").read_text()
     assert table.count("| fi | distil-behind | aligned |") == 2
-    assert "| 128 |" in table
+    assert "| 64 |" in table
     with Image.open(out / "r1.png") as drawn:
         assert drawn.size[1] == 2 * 32 + 4 * 34
 

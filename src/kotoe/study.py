@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kotoe.checkpoints import Bundle, load
+from kotoe.checkpoints import Bundle, conditioners, load
 from kotoe.config import dumps, read_json, to_json
 from kotoe.data.captions import caption
 from kotoe.data.emoji import atlas, scene
@@ -69,6 +69,9 @@ def study(wanted: Studying, *, say: Callable[[str], None] = lambda text: None) -
     teacher = bundle.default_language
     alone = bundle.changed(conditioners={teacher: bundle.conditioner()})
     english = _kept(out / "cells" / f"english-{wanted.n}.json", lambda: _figures(alone, teacher, wanted))
+    for language in wanted.languages:
+        file = out / "controls" / f"{language}-{wanted.n}.json"
+        _kept(file, lambda language=language: _read_by_teacher(alone, language, wanted))  # type: ignore[misc]
     todo = list(cells(wanted))
     for k, cell in enumerate(todo):
         file = out / "cells" / cell.name / f"result-{wanted.n}.json"
@@ -79,7 +82,12 @@ def study(wanted: Studying, *, say: Callable[[str], None] = lambda text: None) -
             r1 = found["figures"]["r1"]["value"]
             share = r1 / english["figures"]["r1"]["value"]
             say(f"{cell.name}: R@1 {r1:.1%}, {share:.1%} of English, {found['seconds']:.0f} s")
-    document = {"study": to_json(wanted), "english": english, "cells": _all(out, wanted.n)}
+    document = {
+        "study": to_json(wanted),
+        "english": english,
+        "controls": [read_json(file) for file in sorted((out / "controls").glob(f"*-{wanted.n}.json"))],
+        "cells": [read_json(file) for file in sorted((out / "cells").glob(f"*/result-{wanted.n}.json"))],
+    }
     write_atomic(out / "results.json", dumps(document, indent=2) + "\n")
     write_atomic(out / "report.md", "\n".join(report(document)) + "\n")
     if document["cells"]:
@@ -95,14 +103,15 @@ def _kept(file: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _all(out: Path, n: int) -> list[dict[str, Any]]:
-    return [read_json(file) for file in sorted((out / "cells").glob(f"*/result-{n}.json"))]
-
-
 def _figures(bundle: Bundle, language: str, wanted: Studying) -> dict[str, Any]:
     found = suites.evaluate(bundle, languages=(language,), n=wanted.n, tier=wanted.tier, controls=False)
     figures = found.results["languages"][language]
     return {"language": language, "figures": {k: figures[k] for k in FIGURES}}
+
+
+def _read_by_teacher(alone: Bundle, language: str, wanted: Studying) -> dict[str, Any]:
+    """The control: prompts of the language read by the encoder that is there already."""
+    return _figures(conditioners.swap(alone, language, alone.conditioner()), language, wanted)
 
 
 def _measured(alone: Bundle, cell: Cell, wanted: Studying, out: Path) -> dict[str, Any]:
@@ -114,7 +123,7 @@ def _measured(alone: Bundle, cell: Cell, wanted: Studying, out: Path) -> dict[st
         language=cell.language,
         run=str(out / "cells" / cell.name / "run"),
         plan=cell.plan,
-        pairs="the world's own",
+        pairs=("the world's own",),
         start=cell.start,
         steps=max(1, cell.steps),
         batch_size=ROWS,
@@ -127,6 +136,7 @@ def _measured(alone: Bundle, cell: Cell, wanted: Studying, out: Path) -> dict[st
     student = found.bundle.conditioner(cell.language)
     each = _flops(asked, alone, student, texts, captions)
     (Path(asked.run) / "state.pt").unlink()  # the optimizer's: a finished cell is not gone on with
+    conditioners.write(student, out / "cells" / cell.name / "conditioner", dtype=torch.float16)
     return {
         **to_json(cell),
         **figures,

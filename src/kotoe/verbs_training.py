@@ -167,7 +167,7 @@ def _localized(common: Common, wanted: Localizing, processes: Any) -> int:
     from kotoe.localize import pictures
     from kotoe.localize.plans import Texts
 
-    pairs = None if wanted.pairs is None else Texts(**read_pairs(wanted.pairs))
+    pairs = Texts(**read_pairs(*wanted.pairs)) if wanted.pairs else None
     source = None if wanted.images is None else pictures.listed(wanted)
     bundle = bundle_of(wanted.base, "float32", Loading(), wanted.device)
     captions = None

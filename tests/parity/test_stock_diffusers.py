@@ -136,7 +136,7 @@ def test_stock_draws_the_same_from_a_language_that_localize_taught(family: str, 
     base = save(with_schedule(family, sampler="ddim", timestep_spacing="trailing"), tmp_path / "base")
     source, target = zip(*pairs("th", 200), strict=True)
     asked = Localizing(
-        base=str(base), language="th", run=str(tmp_path / "run"), pairs="pairs.tsv", steps=3, batch_size=8,
+        base=str(base), language="th", run=str(tmp_path / "run"), pairs=("pairs.tsv",), steps=3, batch_size=8,
         vocab_size=400, long_prompt="cut",
     )  # fmt: skip
     found = localize(load(base, dtype="float32"), asked, pairs=Texts(source=source, target=target), progress=False)

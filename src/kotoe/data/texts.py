@@ -76,15 +76,18 @@ def read_texts(path: str | Path, column: str | None = None) -> Iterator[str]:
     return (row.texts[0] for row in read_columns(path, () if column is None else (column,)))
 
 
-def read_pairs(path: str | Path) -> dict[str, list[str]]:
-    """The columns source and target of a file of parallel text, each row with something in both."""
-    rows = [row.texts for row in read_columns(path, ("source", "target"))]
-    empty = sum(not source.strip() or not target.strip() for source, target in rows)
-    if empty:
-        raise UserError(
-            f"{path}: {empty} of {len(rows)} pairs have nothing on one side",
-            allowed="a text in both columns of every row",
-        )
+def read_pairs(*paths: str | Path) -> dict[str, list[str]]:
+    """The columns source and target of files of parallel text, each row with something in both."""
+    rows: list[tuple[str, ...]] = []
+    for path in paths:
+        new = [row.texts for row in read_columns(path, ("source", "target"))]
+        empty = sum(not source.strip() or not target.strip() for source, target in new)
+        if empty:
+            raise UserError(
+                f"{path}: {empty} of {len(new)} pairs have nothing on one side",
+                allowed="a text in both columns of every row",
+            )
+        rows += new
     return {"source": [source for source, _ in rows], "target": [target for _, target in rows]}
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from kotoe.checkpoints import Bundle
-from kotoe.language import SCRIPTS, detect
+from kotoe.language import SCRIPTS, UNDETERMINED, detect
 from kotoe.localize.fertility import UNKNOWN, vocabulary
 from kotoe.localize.plans import Texts
 from kotoe.localize.settings import PLANS, Localizing
@@ -47,7 +47,7 @@ def lint(
         found += rows(pairs)
         found += over_limit(bundle.conditioner().tokenizer, pairs.source, "translations", wanted.long_prompt)
     if texts:
-        found += of_language(texts, wanted.language)
+        found += of_languages(texts, wanted.tags)
         found += over_limit(student.tokenizer, texts, "texts", wanted.long_prompt)
         found += unknown_pieces(student.tokenizer, texts)
     found += encoders(bundle.conditioner(), student)
@@ -102,21 +102,20 @@ def rows(pairs: Texts) -> list[Finding]:
     return found
 
 
-def of_language(texts: Sequence[str], language: str) -> list[Finding]:
-    """Texts in a script that this language isn't written in, as far as scripts tell."""
-    base = language.lower().split("-")[0]
-    own = {script for script, tags in SCRIPTS.items() if base in tags}
-    if not own and base not in ("zh", "ja", "yue"):
+def of_languages(texts: Sequence[str], languages: Sequence[str]) -> list[Finding]:
+    """Texts in a script that none of these languages is written in, as far as scripts tell."""
+    scripted = {"zh", "ja", "yue", *(tag for tags in SCRIPTS.values() for tag in tags)}
+    if any(language.lower().split("-")[0] not in scripted for language in languages):
         return []  # Latin letters stand in texts of every language
     looked = texts[:LOOKED_AT]
-    other = [text for text in looked if _tells(text) and not _may_be(text, language)]
+    other = [text for text in looked if _tells(text) and not _may_be(text, languages)]
     if not other:
         return []
     share = len(other) / len(looked)
     return [
         Finding(
             level="error" if share > 0.5 else "warning" if share > MUCH else "note",
-            what=f"{share:.1%} of the texts are not in {language} by their script: {_some(other)}",
+            what=f"{share:.1%} of the texts are not in {' or '.join(languages)} by their script: {_some(other)}",
             do="Take them out, or say which language they are in",
         )
     ]
@@ -126,8 +125,8 @@ def _tells(text: str) -> bool:
     return any(unicodedata.category(c).startswith("L") for c in text)
 
 
-def _may_be(text: str, language: str) -> bool:
-    return detect(text, ("en", language), "en").tag == language
+def _may_be(text: str, languages: Sequence[str]) -> bool:
+    return detect(text, ("en", *languages, UNDETERMINED), "en").tag in languages
 
 
 def over_limit(tokenizer: Tokenizer, texts: Sequence[str], what: str, long_prompt: str) -> list[Finding]:

@@ -26,7 +26,7 @@ from kotoe.config import to_json
 from kotoe.errors import UserError
 from kotoe.localize.fit import Plan, fit
 from kotoe.localize.lint import Finding, lint
-from kotoe.localize.plans import Captioned, Captions, Reading, Task, Texts, clip, new_student, task
+from kotoe.localize.plans import TEXTS_COUNTED, Captioned, Captions, Reading, Task, Texts, clip, new_student, task
 from kotoe.localize.settings import PLANS, Localizing
 from kotoe.localize.spread import ALONE, Processes
 from kotoe.localize.vocabulary import train_sentencepiece
@@ -71,11 +71,12 @@ def localize(
     processes.share(wanted.batch_size or way.batch)
     if wanted.shard and processes.count == 1:
         raise UserError("shard with one process", allowed="several: torchrun --nproc-per-node N -m kotoe localize ...")
-    if wanted.language in bundle.languages and not way.changes_unet:
+    taken = [tag for tag in wanted.tags if tag in bundle.languages]
+    if taken and not way.changes_unet:
         raise UserError(
-            f"{bundle.name} has a conditioner for {wanted.language}",
+            f"{bundle.name} has a conditioner for {', '.join(taken)}",
             allowed="another tag",
-            hint=f"Take it out first: kotoe conditioner remove FOLDER --language {wanted.language}",
+            hint=f"Take it out first: kotoe conditioner remove FOLDER --language {taken[0]}",
         )
     if way.reads == "captions" and captions is None:
         raise UserError(f"plan {wanted.plan} without captioned pictures", allowed="--images SOURCE")
@@ -84,11 +85,12 @@ def localize(
         with processes.in_turn():  # the first may have to train it
             tokenizer = _tokenizer(bundle, wanted, run, pairs, said)
         student = Conditioner(wanted.language, tokenizer, _encoder(bundle, wanted, tokenizer, pairs))
-        conditioners.swap(bundle, wanted.language, student)  # does it fit?
+        conditioners.swap(bundle, wanted.tags, student)  # does it fit?
         _heed(lint(bundle, wanted, student, pairs, said), on_finding)
-        report: dict[str, Any] = {"plan": wanted.plan, "language": wanted.language, "vocab_size": tokenizer.vocab_size}
+        report: dict[str, Any] = {"plan": wanted.plan, "languages": list(wanted.tags)}
+        report["vocab_size"] = tokenizer.vocab_size
         if way.reads == "nothing":
-            return Localized(bundle=conditioners.swap(bundle, wanted.language, student), report=report)
+            return Localized(bundle=conditioners.swap(bundle, wanted.tags, student), report=report)
         if captions is not None and not isinstance(captions, Captions):
             with processes.in_turn():  # the first encodes, the others find the cache
                 captions = captions.encoded(run)
@@ -105,7 +107,7 @@ def localize(
         report |= _trained(what, wanted, bundle, student, run, progress, processes)
         if captions is not None and captions.about:
             report["pictures"] = dict(captions.about)
-    return Localized(bundle=conditioners.swap(bundle, wanted.language, student), report=report)
+    return Localized(bundle=conditioners.swap(bundle, wanted.tags, student), report=report)
 
 
 def write(found: Localized, wanted: Localizing, *, overwrite: bool = False) -> Path:
@@ -117,10 +119,10 @@ def write(found: Localized, wanted: Localizing, *, overwrite: bool = False) -> P
     if not source.is_dir():
         return save(found.bundle, out, dtype="float16", overwrite=overwrite)
     part = Path(wanted.run) / "conditioner"
-    conditioners.write(found.bundle.conditioner(wanted.language), part, dtype=torch.float16)
+    conditioners.write(found.bundle.conditioner(wanted.tags[0]), part, dtype=torch.float16)
     with replacing(out, overwrite=overwrite, marker="model_index.json") as new:
         shutil.copytree(source, new, dirs_exist_ok=True)
-        conditioners.add(new, wanted.language, part)
+        conditioners.add(new, wanted.language, part, serves=wanted.serves)
     return out
 
 
@@ -204,7 +206,18 @@ def _encoder(bundle: Bundle, wanted: Localizing, tokenizer: Tokenizer, pairs: Te
         return conditioners.read(wanted.student, wanted.language, dtype="float32").conditioner.encoder
     teacher = bundle.conditioner()
     encoder = clip(teacher, "a new encoder")
-    return new_student(encoder, tokenizer, wanted.begins, seed=wanted.seed, other=teacher.tokenizer, pairs=pairs)
+    if wanted.serves and pairs is not None:  # which come file by file, and not all are counted
+        order = torch.randperm(len(pairs.target), generator=torch.Generator().manual_seed(wanted.seed)).tolist()
+        pairs = Texts(source=[pairs.source[i] for i in order], target=[pairs.target[i] for i in order])
+    return new_student(
+        encoder,
+        tokenizer,
+        wanted.begins,
+        seed=wanted.seed,
+        other=teacher.tokenizer,
+        pairs=pairs,
+        counted=TEXTS_COUNTED * len(wanted.tags),
+    )
 
 
 def _trained(

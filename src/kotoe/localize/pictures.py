@@ -30,16 +30,17 @@ def listed(wanted: Localizing) -> Source:
     """The rows of `wanted.images`; no picture is opened. A row that says it is in another language is left out."""
     assert wanted.images is not None
     source = read_rows(wanted.images, caption_column=wanted.caption_column, image_column=wanted.image_column)
+    wants = {_base(tag) for tag in wanted.tags}
     rows: list[Row] = []
     others: list[Skipped] = []
     for row in source.rows:
-        if row.language is None or _base(row.language) == _base(wanted.language):
+        if row.language is None or _base(row.language) in wants:
             rows.append(row)
         else:
-            others.append(Skipped(row.name, f"its caption is in {row.language}, not {wanted.language}"))
+            others.append(Skipped(row.name, f"its caption is in {row.language}, not {' or '.join(wanted.tags)}"))
     if not rows:
         raise UserError(
-            f"none of {len(others)} captions is in {wanted.language} ({others[0].name}: {others[0].reason})",
+            f"none of {len(others)} captions is in {' or '.join(wanted.tags)} ({others[0].name}: {others[0].reason})",
             allowed="captions of that language; a column `language` says otherwise",
         )
     return replace(source, rows=rows, skipped=[*source.skipped, *others])

@@ -47,19 +47,27 @@ from kotoe.tokenizers import Tokenizer
 SAME_PLACE = 0.02  # unexplained share under which two positions say the same
 QUERIES, QUESTIONED_STEPS = 96, 8  # of a cross-attention, and of the pictures they are recorded in, for `distil-reader`
 WIDEST_LOOK, SELDOM = 0.30, 16  # share of the positions that `distil-behind` looks at in all but one of so many steps
-TEXTS_COUNTED = 20_000  # pairs that `aligned` students start from: more changed nothing
+TEXTS_COUNTED = 20_000  # pairs of a language that `aligned` students start from: more changed nothing
 
 
 # --- Students --------------------------------------------------------------------------------------------------
 
 
 def new_student(
-    teacher: CLIPText, tokenizer: Tokenizer, start: str, *, seed: int, other: Tokenizer, pairs: Texts | None
+    teacher: CLIPText,
+    tokenizer: Tokenizer,
+    start: str,
+    *,
+    seed: int,
+    other: Tokenizer,
+    pairs: Texts | None,
+    counted: int = TEXTS_COUNTED,
 ) -> CLIPText:
     """An encoder with the teacher's shape for another tokenizer.
 
-    start: "aligned", the teacher's weights, and for each token the mean of the teacher's tokens that stand in the
-           translations of texts with it (see align.py); "warm", the teacher's weights and new tokens; "scratch".
+    start:   "aligned", the teacher's weights, and for each token the mean of the teacher's tokens that stand in the
+             translations of texts with it (see align.py); "warm", the teacher's weights and new tokens; "scratch".
+    counted: pairs that aligned students start from.
     """
     if tokenizer.max_tokens > teacher.spec.max_tokens:
         raise UserError(
@@ -83,8 +91,8 @@ def new_student(
     if start == "aligned":
         if pairs is None:
             raise UserError("start aligned without parallel text", allowed="warm, scratch, or --pairs FILE")
-        mine = tokenizer.text_ids(pairs.target[:TEXTS_COUNTED])
-        found = align(mine, other.text_ids(pairs.source[:TEXTS_COUNTED]))
+        mine = tokenizer.text_ids(pairs.target[:counted])
+        found = align(mine, other.text_ids(pairs.source[:counted]))
         carried, seen = carried_over(theirs.cpu(), found, len(rows))
         rows[seen] = carried[seen].to(rows)
     for here, there in ((tokenizer.bos, other.bos), (tokenizer.eos, other.eos), (tokenizer.pad, other.pad)):

@@ -85,11 +85,13 @@ class Localizing:
     """A language for a model that exists.
 
     base:          the model: a name, built in or on the hub (owner/name), or a folder.
-    language:      the new language, a BCP 47 tag.
+    language:      the new language, a BCP 47 tag; with `serves` the name of their conditioner.
+    serves:        several languages that one conditioner shall read; its name is then mul, say.
     run:           the run's directory; the same command resumes it.
     plan:          which way: distil-behind, distil-reader, distil-states, distil-pooled or adapter from pairs; stage1,
                    kv or stage2 from captioned pictures; swap trains nothing.
-    pairs:         parallel text, .tsv, .jsonl or .parquet with columns source (the base's own language) and target.
+    pairs:         files of parallel text, .tsv, .csv, .jsonl or .parquet, with columns source (the base's own language)
+                   and target.
     images:        captioned pictures: a folder with metadata.jsonl or metadata.csv (file_name, text) or with a .txt
                    beside each; webdataset's .tar shards or .parquet: one, a folder of them or a range x-{000..012}.tar.
     caption_column: where captions are: text by default; in shards the .txt, or else text or caption of the .json.
@@ -130,8 +132,9 @@ class Localizing:
     base: str
     language: str
     run: str
+    serves: tuple[str, ...] = ()
     plan: str = "distil-behind"
-    pairs: str | None = None
+    pairs: tuple[str, ...] = ()
     images: str | None = None
     caption_column: str | None = None
     image_column: str | None = None
@@ -175,7 +178,9 @@ class Localizing:
                 f"plan {self.plan} from start {self.begins} {'without' if self.student is None else 'with'} a student",
                 allowed="--student with start given, and only with it",
             )
-        if (self.pairs is None) and way.reads == "pairs":
+        if len({tag.lower() for tag in self.serves}) != len(self.serves):
+            raise UserError(f"serves {', '.join(self.serves)}", allowed="every language once")
+        if not self.pairs and way.reads == "pairs":
             raise UserError(f"plan {self.plan} without parallel text", allowed="--pairs FILE")
         if self.images is not None and way.reads != "captions":
             readers = ", ".join(name for name, other in PLANS.items() if other.reads == "captions")
@@ -205,6 +210,11 @@ class Localizing:
             raise unknown("long_prompt", self.long_prompt, ("error", "cut"))
         if self.shard and self.plan != "stage2":
             raise UserError(f"shard with plan {self.plan}", allowed="stage2, which trains the UNet and the encoder")
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The languages that get the new conditioner."""
+        return self.serves or (self.language,)
 
     @property
     def begins(self) -> str:
