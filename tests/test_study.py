@@ -47,10 +47,13 @@ def test_a_study_measures_and_reports(out: Path) -> None:
     cell = out / "cells" / "distil-behind-aligned-fi-2"
     assert conditioners.read(cell / "conditioner", "fi").conditioner.tokenizer.vocab_size == trained["vocab_size"]
     table = (out / "report.md").read_text()
-    assert table.count("| fi | distil-behind | aligned |") == 2
+    assert table.count("| fi | distil-behind | aligned |") == 3  # both cells, and the better one
     assert "| 64 |" in table
+    for name in ("cost.png", "pictures.png"):
+        with Image.open(out / name) as drawn:
+            assert min(drawn.size) > 200
     with Image.open(out / "r1.png") as drawn:
-        assert drawn.size[1] == 2 * 32 + 4 * 34
+        assert drawn.size[1] == 2 * 32 + 3 * 34
 
 
 def test_what_is_done_is_not_done_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

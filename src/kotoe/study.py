@@ -9,30 +9,36 @@ torch's counter, times steps) and timed.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from kotoe.checkpoints import Bundle, conditioners, load
-from kotoe.config import dumps, read_json, to_json
+from kotoe.config import Request, dumps, read_json, to_json
 from kotoe.data.captions import caption
 from kotoe.data.emoji import atlas, scene
 from kotoe.data.latents import basis
 from kotoe.data.pairs import TWO, pairs
 from kotoe.evaluate import suites
+from kotoe.generate import generate
+from kotoe.labels import labelled_grid
 from kotoe.localize.localize import localize
 from kotoe.localize.plans import SELDOM, Captions, Reading, Task, Texts, task
 from kotoe.localize.settings import PLANS, Localizing, Studying
 from kotoe.runs import atomic, write_atomic
-from kotoe.study_picture import picture
+from kotoe.study_picture import bars, curves, drawable
 from kotoe.text import Conditioner
 
 ROWS, COUNTED = 32, 8  # of a step, and of a step whose operations are counted
+SHARES = (0.25, 0.5, 0.75, 0.9, 0.98)  # of English's R@1, whose cost is asked for
+SHOWN = 4  # pictures of a language
 FIGURES = ("r1", "r5", "r1_held_out", "relation", "background")
 
 
@@ -79,9 +85,8 @@ def study(wanted: Studying, *, say: Callable[[str], None] = lambda text: None) -
             say(f"{k + 1} of {len(todo)}: {cell.name}")
         found = _kept(file, lambda cell=cell: _measured(alone, cell, wanted, out))  # type: ignore[misc]
         if cell.steps:
-            r1 = found["figures"]["r1"]["value"]
-            share = r1 / english["figures"]["r1"]["value"]
-            say(f"{cell.name}: R@1 {r1:.1%}, {share:.1%} of English, {found['seconds']:.0f} s")
+            r1, part = found["figures"]["r1"]["value"], share(found, {"english": english})
+            say(f"{cell.name}: R@1 {r1:.1%}, {part:.1%} of English, {found['seconds']:.0f} s")
     document = {
         "study": to_json(wanted),
         "english": english,
@@ -91,9 +96,35 @@ def study(wanted: Studying, *, say: Callable[[str], None] = lambda text: None) -
     write_atomic(out / "results.json", dumps(document, indent=2) + "\n")
     write_atomic(out / "report.md", "\n".join(report(document)) + "\n")
     if document["cells"]:
-        with atomic(out / "r1.png") as temp:
-            picture(document).save(temp, format="PNG")
+        chosen = best(document)
+        drawn = {"r1.png": bars(document, list(chosen.values())), "cost.png": curves(document)}
+        drawn["pictures.png"] = _pictures(alone, wanted, [cell["language"] for cell in chosen.values()], chosen, out)
+        for name, image in drawn.items():
+            with atomic(out / name) as temp:
+                image.save(temp, format="PNG")
     return document
+
+
+def _pictures(
+    alone: Bundle, wanted: Studying, languages: Sequence[str], chosen: Mapping[str, Mapping[str, Any]], out: Path
+) -> Image.Image:
+    """The same scenes from the teacher and from each language's best cell, the same noise: a row a language."""
+    pictures, labels, tags = [], [], []
+    for language in (alone.default_language, *languages):
+        bundle = alone
+        if language != alone.default_language:
+            cell = Cell(**{name: chosen[language][name] for name in ("plan", "start", "language", "steps")})
+            source = out / "cells" / cell.name / "conditioner"
+            if not source.exists():  # measured before cells kept it
+                continue
+            bundle = conditioners.swap(alone, language, conditioners.read(source, language).conditioner)
+        items = suites.items(language, tier=wanted.tier, n=SHOWN)[:SHOWN]
+        for item in items:
+            request = Request(prompt=(item.prompt,), language=language, seed=item.seed, long_prompt="chunk")
+            pictures.append(generate(bundle, request)[0].image)
+            labels.append(f"{language}: {item.prompt}" if drawable(item.prompt, language) else language)
+            tags.append(language)
+    return labelled_grid(pictures, labels, tags, columns=SHOWN)
 
 
 def _kept(file: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -196,25 +227,92 @@ def _latents(tier: str, channels: int, count: int, seed: int) -> torch.Tensor:
 # --- Report ----------------------------------------------------------------------------------------------------
 
 
-def report(document: dict[str, Any]) -> Iterator[str]:
-    """Markdown: a row a cell, best first within its language."""
+def share(cell: Mapping[str, Any], document: Mapping[str, Any]) -> float:
+    """A cell's R@1 as a share of English's."""
+    return float(cell["figures"]["r1"]["value"] / document["english"]["figures"]["r1"]["value"])
+
+
+def best(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """By language the cell that recognises most, of equal ones the cheaper; best languages first."""
+    ordered = sorted(document["cells"], key=lambda c: (-share(c, document), c["flop"], c["language"]))
+    found: dict[str, Mapping[str, Any]] = {}
+    for cell in ordered:
+        found.setdefault(cell["language"], cell)
+    return found
+
+
+def report(document: Mapping[str, Any]) -> Iterator[str]:
+    """Markdown, a table a question."""
     english = document["english"]["figures"]
     r1, relation = _percent(english["r1"]), _percent(english["relation"])
-    yield f"English, the teacher: R@1 {r1}, relation of held-out pairs {relation}."
-    yield ""
-    heads = ("language", "plan", "start", "texts", "seconds", "TFLOP", "R@1 %", "of English", "R@5 %", "held out %")
-    yield "| " + " | ".join((*heads, "relation %")) + " |"
-    yield "|" + " --- |" * (len(heads) + 1)
-    ordered = sorted(document["cells"], key=lambda c: (c["language"], c["plan"], c["start"], c["texts"]))
-    for cell in ordered:
-        f = cell["figures"]
-        share = f["r1"]["value"] / english["r1"]["value"]
-        yield (
-            f"| {cell['language']} | {cell['plan']} | {cell['start']} | {cell['texts']:,} | {cell['seconds']:.0f} | "
-            f"{cell['flop'] / 1e12:.1f} | {_percent(f['r1'])} | {share:.3f} | {_percent(f['r5'])} | "
-            f"{_percent(f['r1_held_out'])} | {_percent(f['relation'])} |"
-        )
+    yield f"English, the teacher: R@1 {r1}, held out {_percent(english['r1_held_out'])}, relation {relation}."
+    yield from _table("What does each plan reach, and for what?", COLUMNS, _cells(document))
+    yield from _table("What does it cost to get there?", ("share of English", *_plans(document)), _costs(document))
+    yield from _table("Which languages are learnt how well?", COLUMNS, _languages(document))
+    yield from _table("And without any of it?", ("language", "read by the English encoder, R@1 %"), _controls(document))
 
 
-def _percent(score: dict[str, float]) -> str:
+COLUMNS = (
+    "language", "plan", "start", "steps", "texts", "seconds", "TFLOP", "R@1 %", "of English", "R@5 %", "held out %",
+    "relation %",
+)  # fmt: skip
+
+
+def _table(question: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    if rows:
+        yield from ("", f"## {question}", "", f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads))
+        yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def _row(cell: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
+    f = cell["figures"]
+    said = [cell["language"], cell["plan"], cell["start"], f"{cell['steps']:,}", f"{cell['texts']:,}"]
+    said += [f"{cell['seconds']:.0f}", f"{cell['flop'] / 1e12:.1f}", _percent(f["r1"]), f"{share(cell, document):.3f}"]
+    return [*said, *(_percent(f[name]) for name in ("r5", "r1_held_out", "relation"))]
+
+
+def _cells(document: Mapping[str, Any]) -> list[list[str]]:
+    """Languages that more than one plan or budget was tried on."""
+    counts = Counter(cell["language"] for cell in document["cells"])
+    ordered = sorted(document["cells"], key=lambda c: (c["plan"], c["start"], c["language"], c["steps"]))
+    return [_row(cell, document) for cell in ordered if counts[cell["language"]] > 1]
+
+
+def _languages(document: Mapping[str, Any]) -> list[list[str]]:
+    return [_row(cell, document) for cell in best(document).values()]
+
+
+def _plans(document: Mapping[str, Any]) -> list[str]:
+    return sorted({f"{cell['plan']}, {cell['start']}" for cell in document["cells"]})
+
+
+def _costs(document: Mapping[str, Any]) -> list[list[str]]:
+    """TFLOP of the cheapest cell that reaches a share, by plan, the mean over its languages; what wasn't reached in all
+    of them says how far the dearest cells came."""
+    rows = []
+    for wanted in SHARES:
+        row = [f"{wanted:.0%}"]
+        for plan in _plans(document):
+            own: dict[str, list[Mapping[str, Any]]] = {}
+            for cell in document["cells"]:
+                if f"{cell['plan']}, {cell['start']}" == plan:
+                    own.setdefault(cell["language"], []).append(cell)
+            costs = [
+                min((cell["flop"] for cell in cells if share(cell, document) >= wanted), default=None)
+                for cells in own.values()
+            ]
+            if None in costs:
+                most = max(cell["flop"] for cells in own.values() for cell in cells)
+                row.append(f"over {most / 1e12:.1f} ({len(costs) - costs.count(None)} of {len(costs)} languages)")
+            else:
+                row.append(f"{sum(c for c in costs if c is not None) / len(costs) / 1e12:.1f}")
+        rows.append(row)
+    return rows
+
+
+def _controls(document: Mapping[str, Any]) -> list[list[str]]:
+    return [[control["language"], _percent(control["figures"]["r1"])] for control in document["controls"]]
+
+
+def _percent(score: Mapping[str, float]) -> str:
     return f"{100 * score['value']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
