@@ -2,7 +2,8 @@
 
     python -m recipes.emoji_package runs src/kotoe/models/kotoe-emoji
 
-Reads runs/{vae,base,languages}. A run that goes on may be packaged too: its latest averages are taken.
+Reads runs/{vae,base,languages}, of the last the languages that are done: without any it writes the English model, the
+base that `emoji_languages.py` wants.
 """
 
 from __future__ import annotations
@@ -10,30 +11,31 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from kotoe.checkpoints import Bundle, Defaults, save
+from kotoe.checkpoints import Bundle, Defaults, conditioners, save
 from kotoe.text import Conditioner
 from recipes import emoji_base, emoji_languages, emoji_vae
+from recipes.seed_stages import model_of
 
 
 def bundle_of(runs: Path) -> Bundle:
     """The Bundle of a folder of runs, with the languages that have one."""
     unet, text, tokenizer = emoji_base.trained(runs / "base")
-    conditioners = {"en": Conditioner("en", tokenizer, text)}
-    for language in emoji_languages.LANGUAGES:
-        found = emoji_languages.trained(runs / "languages" / language, text)
-        if found is not None:
-            conditioners[language] = Conditioner(language, *found)
-    return Bundle(
+    bundle = Bundle(
         name="kotoe-emoji",
         unet=unet,
         vae=emoji_vae.trained(runs / "vae"),
         schedule=emoji_base.SCHEDULE,
-        conditioners=conditioners,
+        conditioners={"en": Conditioner("en", tokenizer, text)},
         default_language="en",
         family="sd1",
         licence="apache-2.0",
         defaults=Defaults(steps=emoji_base.STEPS, guidance_scale=emoji_base.GUIDANCE),
     )
+    for name, tags in emoji_languages.ENCODERS.items():
+        folder = model_of(runs / "languages" / name)
+        if folder.exists():
+            bundle = conditioners.swap(bundle, tags, conditioners.read(folder, tags[0]).conditioner)
+    return bundle
 
 
 def main(runs: str | Path, folder: str | Path) -> Path:

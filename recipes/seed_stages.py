@@ -10,6 +10,7 @@ import json
 import random
 import shutil
 from collections.abc import Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 from PIL import Image
@@ -76,14 +77,16 @@ def emoji_english(run: Path) -> str:
 
 
 def emoji_pairs(run: Path, languages: Sequence[str], count: int, seed: int) -> str:
-    """A file of English texts and their translations, the languages in turn."""
+    """A file of English texts and their translations, the languages in turn, each of other scenes."""
     file = run / "pairs.tsv"
     if not file.exists():
         run.mkdir(parents=True, exist_ok=True)
-        sides = [pairs(language, count, seed=seed) for language in languages]
-        rows = [next(sides[k % len(sides)]) for k in range(count)]
+        each = -(-count // len(languages))
+        sides = [pairs(language, each, seed=seed + k) for k, language in enumerate(languages)]
+        rows = islice(chain.from_iterable(zip(*sides, strict=True)), count)
         part = file.with_suffix(".part")
-        part.write_text("".join(f"{a}\t{b}\n" for a, b in [("source", "target"), *rows]), encoding="utf-8")
+        with part.open("w", encoding="utf-8", newline="\n") as out:
+            out.writelines(f"{a}\t{b}\n" for a, b in chain([("source", "target")], rows))
         part.rename(file)
     return str(file)
 

@@ -29,13 +29,16 @@ SHORT: dict[Any, dict[str, Any]] = {
     emoji_vae: {"crops": (2, 2), "scenes": (1, 2)},
     emoji_base: {"text": (2, 8), "routes": (5, 8), "drawing": (3, 8), "unet": (3, 4), "scenes": 200},
     emoji_decoder: {"drawn": (3, 4), "scenes": 6},
-    emoji_languages: {"routes": (5, 8), "reader": (2, 8), "stage1": (1, 4), "scenes": 60, "queries": 4},
-}
+    emoji_languages: {
+        "pairs": 400, "own": {"steps": 3, "batch_size": 8}, "pairs_of_all": 1500,
+        "mul": {"steps": 2, "batch_size": 8, "vocab_size": 3000},
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All recipes at a few steps, Korean for the other languages."""
+    """All recipes at a few steps, Korean for those with an encoder of their own."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         for recipe, settings in SHORT.items():
@@ -43,13 +46,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         emoji_vae.main(folder / "vae")
         emoji_base.main(folder / "base")
         emoji_decoder.main(folder / "vae")
-        emoji_languages.main(folder / "languages", languages=("ko",))
+        english = emoji_package.main(folder, folder / "english")
+        emoji_languages.main(folder / "languages", base=str(english), languages="ko,mul")
     return folder
 
 
 def test_what_the_recipes_leave_is_a_model_that_draws(runs: Path, tmp_path: Path) -> None:
     bundle = load(emoji_package.main(runs, tmp_path / "model"), dtype="float32")
-    assert bundle.languages == ("en", "ko")
+    assert bundle.languages[:2] == ("en", "ko")
+    assert len(bundle.languages) > 60
+    assert bundle.conditioner("fi").encoder is bundle.conditioner("th").encoder
     (drawn,) = generate(bundle, Request(prompt="파란 배경의 고양이", steps=2, seed=1))
     assert drawn.record.conditioner.language == "ko"
     unet, text, _ = emoji_base.trained(runs / "base")
