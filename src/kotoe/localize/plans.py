@@ -46,7 +46,7 @@ from kotoe.tokenizers import Tokenizer
 
 SAME_PLACE = 0.02  # unexplained share under which two positions say the same
 QUERIES, QUESTIONED_STEPS = 96, 8  # of a cross-attention, and of the pictures they are recorded in, for `distil-reader`
-WIDEST_LOOK, SELDOM = 0.30, 16  # share of the positions that `distil-behind` looks at in all but one of so many steps
+WIDEST_LOOK, SELDOM = 0.18, 8  # share of the positions that `distil-behind` looks at in all but one of so many steps
 TEXTS_COUNTED = 20_000  # pairs of a language that `aligned` students start from: more changed nothing
 
 
