@@ -46,6 +46,9 @@ def test_a_study_measures_and_reports(out: Path) -> None:
     assert (control["language"], control["figures"]["r1"]["value"]) == ("fi", 0)
     cell = out / "cells" / "distil-behind-aligned-fi-2"
     assert conditioners.read(cell / "conditioner", "fi").conditioner.tokenizer.vocab_size == trained["vocab_size"]
+    left = document["agreement"]["distil-behind-aligned-fi-2"]
+    assert 0 < left["read"] < document["agreement"]["distil-behind-aligned-fi-0"]["read"] * 1.2
+    assert left["pooled"] > 0
     table = (out / "report.md").read_text()
     assert table.count("| fi | distil-behind | aligned |") == 3  # both cells, and the better one
     assert "| 64 |" in table

@@ -30,7 +30,8 @@ from kotoe.evaluate import suites
 from kotoe.generate import generate
 from kotoe.labels import labelled_grid
 from kotoe.localize.localize import localize
-from kotoe.localize.plans import SELDOM, Captions, Reading, Task, Texts, task
+from kotoe.localize.losses import TextPairs, pooled, reader
+from kotoe.localize.plans import SELDOM, Captions, Reading, Task, Texts, questions, task
 from kotoe.localize.settings import PLANS, Localizing, Studying
 from kotoe.runs import atomic, write_atomic
 from kotoe.study_picture import bars, curves, drawable
@@ -39,6 +40,7 @@ from kotoe.text import Conditioner
 ROWS, COUNTED = 32, 8  # of a step, and of a step whose operations are counted
 SHARES = (0.25, 0.5, 0.75, 0.9, 0.98)  # of English's R@1, whose cost is asked for
 SHOWN = 4  # pictures of a language
+AGREED = 256  # held-out captions that student and teacher are compared on
 FIGURES = ("r1", "r5", "r1_held_out", "relation", "background")
 
 
@@ -87,11 +89,17 @@ def study(wanted: Studying, *, say: Callable[[str], None] = lambda text: None) -
         if cell.steps:
             r1, part = found["figures"]["r1"]["value"], share(found, {"english": english})
             say(f"{cell.name}: R@1 {r1:.1%}, {part:.1%} of English, {found['seconds']:.0f} s")
+    found_out = {}
+    for cell in map(_cell, _done(out, wanted.n)):
+        if (out / "cells" / cell.name / "conditioner").exists():  # not in cells measured before it was kept
+            file = out / "cells" / cell.name / "agreement.json"
+            found_out[cell.name] = _kept(file, lambda cell=cell: _agreement(alone, cell, wanted, out))  # type: ignore[misc]
     document = {
         "study": to_json(wanted),
         "english": english,
         "controls": [read_json(file) for file in sorted((out / "controls").glob(f"*-{wanted.n}.json"))],
-        "cells": [read_json(file) for file in sorted((out / "cells").glob(f"*/result-{wanted.n}.json"))],
+        "cells": _done(out, wanted.n),
+        "agreement": found_out,
     }
     write_atomic(out / "results.json", dumps(document, indent=2) + "\n")
     write_atomic(out / "report.md", "\n".join(report(document)) + "\n")
@@ -113,8 +121,7 @@ def _pictures(
     for language in (alone.default_language, *languages):
         bundle = alone
         if language != alone.default_language:
-            cell = Cell(**{name: chosen[language][name] for name in ("plan", "start", "language", "steps")})
-            source = out / "cells" / cell.name / "conditioner"
+            source = out / "cells" / _cell(chosen[language]).name / "conditioner"
             if not source.exists():  # measured before cells kept it
                 continue
             bundle = conditioners.swap(alone, language, conditioners.read(source, language).conditioner)
@@ -125,6 +132,14 @@ def _pictures(
             labels.append(f"{language}: {item.prompt}" if drawable(item.prompt, language) else language)
             tags.append(language)
     return labelled_grid(pictures, labels, tags, columns=SHOWN)
+
+
+def _done(out: Path, n: int) -> list[dict[str, Any]]:
+    return [read_json(file) for file in sorted((out / "cells").glob(f"*/result-{n}.json"))]
+
+
+def _cell(found: Mapping[str, Any]) -> Cell:
+    return Cell(**{name: found[name] for name in ("plan", "start", "language", "steps")})
 
 
 def _kept(file: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -178,6 +193,26 @@ def _measured(alone: Bundle, cell: Cell, wanted: Studying, out: Path) -> dict[st
         "vocab_size": found.report["vocab_size"],
         "threads": torch.get_num_threads(),
     }
+
+
+def _agreement(alone: Bundle, cell: Cell, wanted: Studying, out: Path) -> dict[str, float]:
+    """What a student leaves unexplained of the teacher, on held-out captions: of its pooled vector, and of what the
+    UNet reads of its states."""
+    folder = out / "cells" / cell.name / "conditioner"
+    student, teacher = conditioners.read(folder, cell.language, dtype="float32").conditioner, alone.conditioner()
+    source, target = zip(
+        *pairs(cell.language, AGREED, tier=wanted.tier, seed=wanted.seed, split="held-out"), strict=True
+    )
+    modules, nothing = {"text": student.encoder, "unet": alone.unet}, torch.Generator()
+    with torch.no_grad():
+        rows = TextPairs(
+            ids=torch.tensor(student.tokenizer.encode(target, long_prompt="cut").ids),
+            teacher_ids=torch.tensor(teacher.tokenizer.encode(source, long_prompt="cut").ids),
+            teacher=teacher.encode(source, long_prompt="cut").states,
+        )
+        bank = questions(alone, Texts(source=source, target=target), seed=wanted.seed)
+        found = {"pooled": pooled(eos=teacher.tokenizer.eos), "read": reader(bank)}
+        return {name: float(loss(modules, rows, nothing)[0]) for name, loss in found.items()}
 
 
 def _flops(asked: Localizing, alone: Bundle, student: Conditioner, texts: Texts, captions: Captions | None) -> int:
@@ -248,6 +283,7 @@ def report(document: Mapping[str, Any]) -> Iterator[str]:
     yield f"English, the teacher: R@1 {r1}, held out {_percent(english['r1_held_out'])}, relation {relation}."
     yield from _table("What does each plan reach, and for what?", COLUMNS, _cells(document))
     yield from _table("What does it cost to get there?", ("share of English", *_plans(document)), _costs(document))
+    yield from _table("Is a pooled vector enough?", AGREEMENT, _agreements(document))
     yield from _table("Which languages are learnt how well?", COLUMNS, _languages(document))
     yield from _table("And without any of it?", ("language", "read by the English encoder, R@1 %"), _controls(document))
 
@@ -256,6 +292,29 @@ COLUMNS = (
     "language", "plan", "start", "steps", "texts", "seconds", "TFLOP", "R@1 %", "of English", "R@5 %", "held out %",
     "relation %",
 )  # fmt: skip
+
+
+AGREEMENT = (
+    "plan", "start", "language", "steps", "unexplained of the pooled vector", "of what the UNet reads",
+    "R@1 of English",
+)  # fmt: skip
+
+
+def _agreements(document: Mapping[str, Any]) -> list[list[str]]:
+    """The dearest cell of every plan and language."""
+    dearest: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+    for cell in sorted(document["cells"], key=lambda c: c["steps"]):
+        if _cell(cell).name in document["agreement"]:
+            dearest[cell["plan"], cell["start"], cell["language"]] = cell
+    plans = {plan for plan, _, _ in dearest}
+    if len(plans) < 2:
+        return []
+    rows = []
+    for (plan, start, language), cell in sorted(dearest.items()):
+        left = document["agreement"][_cell(cell).name]
+        said = [plan, start, language, f"{cell['steps']:,}", f"{left['pooled']:.3f}", f"{left['read']:.3f}"]
+        rows.append([*said, f"{share(cell, document):.3f}"])
+    return rows
 
 
 def _table(question: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
