@@ -77,9 +77,6 @@ def study(wanted: Studying, *, say: Callable[[str], None] = lambda text: None) -
     teacher = bundle.default_language
     alone = bundle.changed(conditioners={teacher: bundle.conditioner()})
     english = _kept(out / "cells" / f"english-{wanted.n}.json", lambda: _figures(alone, teacher, wanted))
-    for language in wanted.languages:
-        file = out / "controls" / f"{language}-{wanted.n}.json"
-        _kept(file, lambda language=language: _read_by_teacher(alone, language, wanted))  # type: ignore[misc]
     todo = list(cells(wanted))
     for k, cell in enumerate(todo):
         file = out / "cells" / cell.name / f"result-{wanted.n}.json"
@@ -89,6 +86,9 @@ def study(wanted: Studying, *, say: Callable[[str], None] = lambda text: None) -
         if cell.steps:
             r1, part = found["figures"]["r1"]["value"], share(found, {"english": english})
             say(f"{cell.name}: R@1 {r1:.1%}, {part:.1%} of English, {found['seconds']:.0f} s")
+    for language in wanted.languages:
+        file = out / "controls" / f"{language}-{wanted.n}.json"
+        _kept(file, lambda language=language: _read_by_teacher(alone, language, wanted))  # type: ignore[misc]
     found_out = {}
     for cell in map(_cell, _done(out, wanted.n)):
         if (out / "cells" / cell.name / "conditioner").exists():  # not in cells measured before it was kept
