@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from recipes import study as recipe
 
 from kotoe import study as studies
 from kotoe.checkpoints import conditioners
 from kotoe.config import read_json
+from kotoe.data.captions import LANGUAGES
 from kotoe.errors import UserError
-from kotoe.localize.settings import Studying
+from kotoe.localize.settings import PLANS, Studying
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +88,27 @@ def test_a_steps_operations_are_those_of_its_matrix_products() -> None:
         ({"plans": ("distil",)}, "unknown plan"),
         ({"starts": ("cold",)}, "unknown start"),
         ({"budgets": (-1,)}, "budgets"),
+        ({"n": 1}, "n 1. Allowed: 2 to 400"),
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused(changed: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Studying(out="x", **changed)
+
+
+def test_the_recipe_is_all_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = recipe.stages(tmp_path, "cpu")
+    asked = [cell for wanted in stages for cell in studies.cells(wanted)]
+    plans = {name for name, way in PLANS.items() if way.starts[0] != "given"}
+    assert {cell.plan for cell in asked} == plans
+    for plan in plans:
+        for language in ("ja", "zh", "ko"):
+            assert len({c.steps for c in asked if (c.plan, c.language) == (plan, language) and c.steps}) >= 3
+    further = {cell.language for cell in asked} - {"ja", "zh", "ko"}
+    assert len(further) >= 30
+    assert further <= set(LANGUAGES)
+    few = {"languages": ("fi",), "budgets": (1,), "n": 2, "count": 100}
+    monkeypatch.setitem(recipe.SIZES, "cpu", (("one", few), ("one", {**few, "plans": ("distil-pooled",)})))
+    recipe.main(tmp_path, threads="2")
+    assert len(read_json(tmp_path / "one/results.json")["cells"]) == 2
+    assert "## Is a pooled vector enough?" in (tmp_path / "one/report.md").read_text()

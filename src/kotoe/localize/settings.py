@@ -263,5 +263,7 @@ class Studying:
         for start in self.starts:
             if not any(start in PLANS[plan].starts for plan in self.plans):
                 raise unknown("start", start, {s for plan in self.plans for s in PLANS[plan].starts} - {"given"})
+        if not 2 <= self.n <= 400:
+            raise UserError(f"n {self.n}", allowed="2 to 400: every other prompt is of a combination never trained on")
         if not all(budget >= 0 for budget in self.budgets):
             raise UserError(f"budgets {self.budgets}", allowed="0 (the start itself) or more steps")
