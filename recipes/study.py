@@ -3,9 +3,9 @@
     kotoe train recipes/study.py --run runs/study
 
 Studies of `kotoe study localization`, each with its tables and pictures in a folder of the run: `plans`, every plan
-that needs no encoder from elsewhere, in Japanese, Chinese and Korean at three budgets or more; `starts`, where a student
-can start; `languages`, the best text-only plan in further ones. What is done is kept: stopped anywhere, the same command
-goes on. What came of it, and how long it took: benchmarks/localization.md. threads: torch's own choice by default.
+that needs no encoder from elsewhere, in Japanese, Chinese and Korean at three budgets or more; `starts`, where a
+student can start; `languages`, the best text-only plan in further ones. What is done is kept: the same command goes on.
+What came of it, and how long it took: benchmarks/localization.md. threads: torch's own choice by default.
 """
 
 from __future__ import annotations

@@ -109,6 +109,6 @@ def test_the_recipe_is_all_of_the_study(tmp_path: Path, monkeypatch: pytest.Monk
     assert further <= set(LANGUAGES)
     few = {"languages": ("fi",), "budgets": (1,), "n": 2, "count": 100}
     monkeypatch.setitem(recipe.SIZES, "cpu", (("one", few), ("one", {**few, "plans": ("distil-pooled",)})))
-    recipe.main(tmp_path, threads="2")
+    recipe.main(tmp_path)
     assert len(read_json(tmp_path / "one/results.json")["cells"]) == 2
     assert "## Is a pooled vector enough?" in (tmp_path / "one/report.md").read_text()

@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from kotoe.evaluate import suites
 from kotoe.generate import generate
 from kotoe.labels import labelled_grid
 from kotoe.localize.localize import localize
-from kotoe.localize.losses import TextPairs, pooled, reader
+from kotoe.localize.losses import Queries, TextPairs, pooled, reader
 from kotoe.localize.plans import SELDOM, Captions, Reading, Task, Texts, questions, task
 from kotoe.localize.settings import PLANS, Localizing, Studying
 from kotoe.runs import atomic, write_atomic
@@ -89,17 +89,12 @@ def study(wanted: Studying, *, say: Callable[[str], None] = lambda text: None) -
     for language in wanted.languages:
         file = out / "controls" / f"{language}-{wanted.n}.json"
         _kept(file, lambda language=language: _read_by_teacher(alone, language, wanted))  # type: ignore[misc]
-    found_out = {}
-    for cell in map(_cell, _done(out, wanted.n)):
-        if (out / "cells" / cell.name / "conditioner").exists():  # not in cells measured before it was kept
-            file = out / "cells" / cell.name / "agreement.json"
-            found_out[cell.name] = _kept(file, lambda cell=cell: _agreement(alone, cell, wanted, out))  # type: ignore[misc]
     document = {
         "study": to_json(wanted),
         "english": english,
         "controls": [read_json(file) for file in sorted((out / "controls").glob(f"*-{wanted.n}.json"))],
         "cells": _done(out, wanted.n),
-        "agreement": found_out,
+        "agreement": _agreement(alone, wanted, out),
     }
     write_atomic(out / "results.json", dumps(document, indent=2) + "\n")
     write_atomic(out / "report.md", "\n".join(report(document)) + "\n")
@@ -195,24 +190,41 @@ def _measured(alone: Bundle, cell: Cell, wanted: Studying, out: Path) -> dict[st
     }
 
 
-def _agreement(alone: Bundle, cell: Cell, wanted: Studying, out: Path) -> dict[str, float]:
-    """What a student leaves unexplained of the teacher, on held-out captions: of its pooled vector, and of what the
-    UNet reads of its states."""
-    folder = out / "cells" / cell.name / "conditioner"
-    student, teacher = conditioners.read(folder, cell.language, dtype="float32").conditioner, alone.conditioner()
-    source, target = zip(
-        *pairs(cell.language, AGREED, tier=wanted.tier, seed=wanted.seed, split="held-out"), strict=True
-    )
-    modules, nothing = {"text": student.encoder, "unet": alone.unet}, torch.Generator()
-    with torch.no_grad():
-        rows = TextPairs(
-            ids=torch.tensor(student.tokenizer.encode(target, long_prompt="cut").ids),
-            teacher_ids=torch.tensor(teacher.tokenizer.encode(source, long_prompt="cut").ids),
-            teacher=teacher.encode(source, long_prompt="cut").states,
-        )
-        bank = questions(alone, Texts(source=source, target=target), seed=wanted.seed)
-        found = {"pooled": pooled(eos=teacher.tokenizer.eos), "read": reader(bank)}
-        return {name: float(loss(modules, rows, nothing)[0]) for name, loss in found.items()}
+def _agreement(alone: Bundle, wanted: Studying, out: Path) -> dict[str, Any]:
+    """By cell what its student leaves unexplained of the teacher, on held-out captions: of its pooled vector, and of
+    what the UNet reads of its states. Not of cells measured before students were kept."""
+    found, teacher = {}, alone.conditioner()
+
+    @cache
+    def told(language: str) -> Texts:
+        sides = zip(*pairs(language, AGREED, tier=wanted.tier, seed=wanted.seed, split="held-out"), strict=True)
+        return Texts(**dict(zip(("source", "target"), sides, strict=True)))
+
+    @cache
+    def bank() -> Queries:  # the English side is the same for every language
+        return questions(alone, told(wanted.languages[0]), seed=wanted.seed)
+
+    def measured(cell: Cell) -> dict[str, float]:
+        texts = told(cell.language)
+        student = conditioners.read(kept(cell), cell.language, dtype="float32").conditioner
+        modules, nothing = {"text": student.encoder, "unet": alone.unet}, torch.Generator()
+        with torch.no_grad():
+            rows = TextPairs(
+                ids=torch.tensor(student.tokenizer.encode(texts.target, long_prompt="cut").ids),
+                teacher_ids=torch.tensor(teacher.tokenizer.encode(texts.source, long_prompt="cut").ids),
+                teacher=teacher.encode(texts.source, long_prompt="cut").states,
+            )
+            losses = {"pooled": pooled(eos=teacher.tokenizer.eos), "read": reader(bank())}
+            return {name: float(loss(modules, rows, nothing)[0]) for name, loss in losses.items()}
+
+    def kept(cell: Cell) -> Path:
+        return out / "cells" / cell.name / "conditioner"
+
+    for cell in map(_cell, _done(out, wanted.n)):
+        if kept(cell).exists():
+            file = kept(cell).with_name("agreement.json")
+            found[cell.name] = _kept(file, lambda cell=cell: measured(cell))  # type: ignore[misc]
+    return found
 
 
 def _flops(asked: Localizing, alone: Bundle, student: Conditioner, texts: Texts, captions: Captions | None) -> int:
