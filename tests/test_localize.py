@@ -16,7 +16,7 @@ from kotoe.localize.align import align, carried_over
 from kotoe.localize.lint import Finding
 from kotoe.localize.localize import Localized, localize, write
 from kotoe.localize.losses import behind
-from kotoe.localize.plans import Captions, Texts, asked_of, drawn, period
+from kotoe.localize.plans import Captions, Kept, Reading, Texts, asked_of, drawn, period, task
 from kotoe.localize.settings import PLANS, Localizing
 from kotoe.text import CLIPText
 from seeds import alt_diffusion
@@ -118,6 +118,34 @@ def test_a_plan_overfits_one_batch_and_changes_only_what_it_trains(plan: str, tm
         assert any(not torch.equal(after[n], before[n]) for n in trained)
     assert found.report["changed"] == found.report["trained"] or plan in ("stage1", "stage2", "unet", "distil-pooled")
     assert found.report["frozen"] > 0
+
+
+@pytest.mark.parametrize("room", [0, 2 * 4 * 77 * 32, 2**20], ids=["none fits", "two fit", "all fit"])
+def test_a_frozen_encoder_reads_a_text_once(room: int) -> None:
+    """As many of the first texts as there is room for, and the empty one; what it says of all is the same."""
+    student = tiny_conditioner("ko", 32)
+    reading = Reading(seed=0, batch=4, dropout=0.0, long_prompt="cut", device=torch.device("cpu"))
+    texts = [*PAIRS.target[:4], ""]
+    asked: list[int] = []
+    student.encoder.register_forward_hook(lambda module, args, out: asked.append(len(args[0])))
+    kept = Kept(student, texts[:4], reading, room=room)
+    first, second = kept(texts), kept([*texts[::-1], texts[0]])
+    fit_in = min(4, room // (4 * student.tokenizer.max_tokens * 32))
+    often = [4 - fit_in] if fit_in < 4 else []  # those that don't fit are read at every step, together
+    assert asked == [1] * (fit_in + 1) + often + often
+    with torch.no_grad():
+        alike = student.encoder(reading.ids(student.tokenizer, texts, [False] * 5))
+    assert torch.allclose(first, alike, atol=1e-5)
+    assert torch.equal(second[:-1].flip(0), first)
+    assert torch.equal(second[-1], first[0])
+
+
+@pytest.mark.parametrize(("plan", "keeps"), [("unet", True), ("kv", True), ("stage1", False), ("stage2", False)])
+def test_states_are_kept_where_the_encoder_does_not_learn(plan: str, keeps: bool) -> None:
+    base, student = tiny_bundle("sd2"), tiny_conditioner("ko", 32)
+    reading = Reading(seed=0, batch=4, dropout=0.0, long_prompt="cut", device=torch.device("cpu"))
+    batch = task(plan, base, student, reading, pairs=None, captions=CAPTIONS).batches(0)
+    assert batch.text.is_floating_point() == keeps
 
 
 def test_what_should_be_frozen_and_is_not_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
