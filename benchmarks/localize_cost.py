@@ -40,7 +40,9 @@ CHILD = """\
 import json, resource, sys, tempfile, torch
 from kotoe import load
 from kotoe.data.pairs import pairs
+from kotoe.localize import plans
 from kotoe.localize.localize import forecast, localize
+from kotoe.localize.losses import Queries
 from kotoe.localize.plans import Captions, Texts
 from kotoe.localize.settings import PLANS, Localizing
 from kotoe.runs import Following
@@ -51,6 +53,12 @@ bundle = bundle.changed(conditioners={"en": bundle.conditioner()})
 edge = int(pixels) // 8
 captions = Captions(texts=target[:16], latents=torch.randn(16, bundle.vae.spec.latent_channels, edge, edge).half())
 way = PLANS[plan]
+if what == "size":  # recording them is 512 passes through the UNet; a step costs the same whatever they ask
+    def questions(bundle, pairs, *, seed, per_layer=plans.QUERIES):
+        layers = bundle.unet.cross_attentions()
+        widths = [(layer, layer.to_q.out_features) for layer in layers]
+        return Queries(tuple(layer.split(torch.randn(1, per_layer, width))[0] for layer, width in widths))
+    plans.questions = questions
 given = {"student": folder} if way.starts[0] == "given" else {}
 with tempfile.TemporaryDirectory() as place:
     asked = Localizing(base=folder, language="en" if given else "fi", run=place + "/run", plan=plan, pairs=("fi.tsv",),
@@ -120,7 +128,8 @@ def card(document: dict) -> str:
 ## Stable Diffusion 1.5's size
 
 Random weights, float32, AdamW; pictures of {document["pixels"]} x {document["pixels"]} with `--checkpointing`, their
-latents cached. Memory is all of the process's: model, gradients, optimizer.
+latents cached. Memory is all of the process's: model, gradients, optimizer. `distil-reader` records the UNet's
+questions first, 512 passes through it, which are not in here.
 
 | plan | rows a step | s a step | s a row | peak GiB |
 |---|---|---|---|---|
