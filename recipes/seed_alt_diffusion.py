@@ -131,10 +131,7 @@ def main(
         base = base or emoji_english(run)
         images = images or emoji_pictures(run, LANGUAGES, settings["pictures"], seed)
         student = student or altclip(run, settings, seed, base=base, language=language, device=device)
-    needed("seed_alt_diffusion.py", size, base=base, student=student, images=images)
-    assert base is not None
-    assert images is not None
-    assert student is not None
+    base, student, images = needed("seed_alt_diffusion.py", size, base=base, student=student, images=images)
     given: dict[str, Any] = {"base": base, "student": student, "images": images, "language": language}
     made = stages(run, size, **given, device=device, seed=seed, caption_column=caption_column)
     return [done(wanted) for wanted in made][-1]

@@ -74,9 +74,7 @@ def main(
     if size == "emoji":
         base = base or emoji_english(run)
         pairs = pairs or emoji_pairs(run, (LANGUAGE,), settings["pairs"], seed)
-    needed("seed_bingsu.py", size, base=base, pairs=pairs)
-    assert base is not None
-    assert pairs is not None
+    base, pairs = needed("seed_bingsu.py", size, base=base, pairs=pairs)
     if tokenizer is None:
         tokenizer = str(run / "tokenizer")
         if not Path(tokenizer).exists():

@@ -141,9 +141,7 @@ def main(
     if size == "emoji":
         base = base or BASE
         images = images or emoji_pictures(run, (LANGUAGE,), SIZES[size]["pictures"], seed)
-    needed("seed_cool_japan.py", size, base=base, images=images)
-    assert base is not None
-    assert images is not None
+    base, images = needed("seed_cool_japan.py", size, base=base, images=images)
     (wanted,) = stages(
         run, size, base=base, images=images, device=device_of(size, device), seed=seed, caption_column=caption_column
     )

@@ -80,9 +80,7 @@ def main(
     if size == "emoji":
         base = base or emoji_english(run)
         images = images or emoji_pictures(run, (LANGUAGE,), settings["pictures"], seed)
-    needed("seed_rinna.py", size, base=base, images=images)
-    assert base is not None
-    assert images is not None
+    base, images = needed("seed_rinna.py", size, base=base, images=images)
     given: dict[str, Any] = {"base": base, "images": images, "device": device_of(size, device), "seed": seed}
     given["caption_column"] = caption_column
     if tokenizer is None:

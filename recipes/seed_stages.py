@@ -35,12 +35,13 @@ def device_of(size: str, device: str | None) -> str:
     return device or ("cpu" if size == "emoji" else "cuda")
 
 
-def needed(recipe: str, size: str, **given: str | None) -> None:
-    """Refuse a size for which something wasn't given."""
+def needed(recipe: str, size: str, **given: str | None) -> list[str]:
+    """What was given, in its order. Raises UserError for a size for which some of it wasn't."""
     missing = [name for name, value in given.items() if value is None]
     if missing:
         asked = " ".join(f"--set {name}={name.upper()}" for name in missing)
         raise UserError(f"{recipe} at size {size} without {', '.join(missing)}", allowed=asked)
+    return [value for value in given.values() if value is not None]
 
 
 def done(wanted: Localizing) -> Path:

@@ -100,10 +100,7 @@ def main(
         base = base or emoji_english(run)
         images = images or emoji_pictures(run, (LANGUAGE,), settings["pictures"], seed)
         student = student or random_bert(run, base, settings, seed)
-    needed("seed_taiyi.py", size, base=base, student=student, images=images)
-    assert base is not None
-    assert images is not None
-    assert student is not None
+    base, student, images = needed("seed_taiyi.py", size, base=base, student=student, images=images)
     (wanted,) = stages(
         run, size, base=base, student=student, images=images, device=device_of(size, device), seed=seed,
         caption_column=caption_column,

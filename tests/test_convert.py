@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kotoe import cli
+from commands import running
 from kotoe.checkpoints import load, save
 from kotoe.checkpoints.files import file_sha256
 from kotoe.checkpoints.inspect import describe
@@ -22,14 +22,8 @@ def source() -> Made:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        cli.main([str(a) for a in arguments])
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return code, captured.out, captured.err
+    done = running(capsys)(*arguments)
+    return done.code, done.out, done.err
 
 
 def test_convert(
