@@ -19,7 +19,7 @@ LAYERS = [
     {"checkpoints", "builtin", "hub", "numerics", "translate"},
     {"generate"},
     {"localize", "data", "evaluate", "safety", "bench"},
-    {"serve", "study", "study_picture"},
+    {"serve", "study", "study_picture", "study_report"},
     {"cli", "verbs", "verbs_tokenizer", "verbs_training", "console", "__init__", "__main__"},
 ]
 SIBLINGS = 5  # this layer's packages don't see each other, except:

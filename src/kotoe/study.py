@@ -9,7 +9,6 @@ torch's counter, times steps) and timed.
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -35,10 +34,10 @@ from kotoe.localize.plans import SELDOM, Captions, Reading, Task, Texts, questio
 from kotoe.localize.settings import PLANS, Localizing, Studying
 from kotoe.runs import atomic, write_atomic
 from kotoe.study_picture import bars, curves, drawable
+from kotoe.study_report import best, name_of, report, share
 from kotoe.text import Conditioner
 
 ROWS, COUNTED = 32, 8  # of a step, and of a step whose operations are counted
-SHARES = (0.25, 0.5, 0.75, 0.9, 0.98)  # of English's R@1, whose cost is asked for
 SHOWN = 4  # pictures of a language
 AGREED = 256  # held-out captions that student and teacher are compared on
 FIGURES = ("r1", "r5", "r1_held_out", "relation", "background")
@@ -55,7 +54,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.plan}-{self.start}-{self.language}-{self.steps}"
+        return name_of(to_json(self))
 
 
 def cells(wanted: Studying) -> Iterator[Cell]:
@@ -116,7 +115,7 @@ def _pictures(
     for language in (alone.default_language, *languages):
         bundle = alone
         if language != alone.default_language:
-            source = out / "cells" / _cell(chosen[language]).name / "conditioner"
+            source = out / "cells" / name_of(chosen[language]) / "conditioner"
             if not source.exists():  # measured before cells kept it
                 continue
             bundle = conditioners.swap(alone, language, conditioners.read(source, language).conditioner)
@@ -269,121 +268,3 @@ def _latents(tier: str, channels: int, count: int, seed: int) -> torch.Tensor:
         rendered = world.render(shown[first : first + 256])
         parts.append(base.encode(rendered.float() / 127.5 - 1).half())
     return torch.cat(parts)
-
-
-# --- Report ----------------------------------------------------------------------------------------------------
-
-
-def share(cell: Mapping[str, Any], document: Mapping[str, Any]) -> float:
-    """A cell's R@1 as a share of English's."""
-    return float(cell["figures"]["r1"]["value"] / document["english"]["figures"]["r1"]["value"])
-
-
-def best(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """By language the cell that recognises most, of equal ones the cheaper; best languages first."""
-    ordered = sorted(document["cells"], key=lambda c: (-share(c, document), c["flop"], c["language"]))
-    found: dict[str, Mapping[str, Any]] = {}
-    for cell in ordered:
-        found.setdefault(cell["language"], cell)
-    return found
-
-
-def report(document: Mapping[str, Any]) -> Iterator[str]:
-    """Markdown, a table a question."""
-    english = document["english"]["figures"]
-    r1, relation = _percent(english["r1"]), _percent(english["relation"])
-    yield f"English, the teacher: R@1 {r1}, held out {_percent(english['r1_held_out'])}, relation {relation}."
-    yield from _table("What does each plan reach, and for what?", COLUMNS, _cells(document))
-    yield from _table("What does it cost to get there?", ("share of English", *_plans(document)), _costs(document))
-    yield from _table("Is a pooled vector enough?", AGREEMENT, _agreements(document))
-    yield from _table("Which languages are learnt how well?", COLUMNS, _languages(document))
-    yield from _table("And without any of it?", ("language", "read by the English encoder, R@1 %"), _controls(document))
-
-
-COLUMNS = (
-    "language", "plan", "start", "steps", "texts", "seconds", "TFLOP", "R@1 %", "of English", "R@5 %", "held out %",
-    "relation %",
-)  # fmt: skip
-
-
-AGREEMENT = (
-    "plan", "start", "language", "steps", "unexplained of the pooled vector", "of what the UNet reads",
-    "R@1 of English",
-)  # fmt: skip
-
-
-def _agreements(document: Mapping[str, Any]) -> list[list[str]]:
-    """The dearest cell of every plan and language."""
-    dearest: dict[tuple[str, str, str], Mapping[str, Any]] = {}
-    for cell in sorted(document["cells"], key=lambda c: c["steps"]):
-        if _cell(cell).name in document["agreement"]:
-            dearest[cell["plan"], cell["start"], cell["language"]] = cell
-    plans = {plan for plan, _, _ in dearest}
-    if len(plans) < 2:
-        return []
-    rows = []
-    for (plan, start, language), cell in sorted(dearest.items()):
-        left = document["agreement"][_cell(cell).name]
-        said = [plan, start, language, f"{cell['steps']:,}", f"{left['pooled']:.3f}", f"{left['read']:.3f}"]
-        rows.append([*said, f"{share(cell, document):.3f}"])
-    return rows
-
-
-def _table(question: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    if rows:
-        yield from ("", f"## {question}", "", f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads))
-        yield from (f"| {' | '.join(row)} |" for row in rows)
-
-
-def _row(cell: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
-    f = cell["figures"]
-    said = [cell["language"], cell["plan"], cell["start"], f"{cell['steps']:,}", f"{cell['texts']:,}"]
-    said += [f"{cell['seconds']:.0f}", f"{cell['flop'] / 1e12:.1f}", _percent(f["r1"]), f"{share(cell, document):.3f}"]
-    return [*said, *(_percent(f[name]) for name in ("r5", "r1_held_out", "relation"))]
-
-
-def _cells(document: Mapping[str, Any]) -> list[list[str]]:
-    """Languages that more than one plan or budget was tried on."""
-    counts = Counter(cell["language"] for cell in document["cells"])
-    ordered = sorted(document["cells"], key=lambda c: (c["plan"], c["start"], c["language"], c["steps"]))
-    return [_row(cell, document) for cell in ordered if counts[cell["language"]] > 1]
-
-
-def _languages(document: Mapping[str, Any]) -> list[list[str]]:
-    return [_row(cell, document) for cell in best(document).values()]
-
-
-def _plans(document: Mapping[str, Any]) -> list[str]:
-    return sorted({f"{cell['plan']}, {cell['start']}" for cell in document["cells"]})
-
-
-def _costs(document: Mapping[str, Any]) -> list[list[str]]:
-    """TFLOP of the cheapest cell that reaches a share, by plan, the mean over its languages; what wasn't reached in all
-    of them says how far the dearest cells came."""
-    rows = []
-    for wanted in SHARES:
-        row = [f"{wanted:.0%}"]
-        for plan in _plans(document):
-            own: dict[str, list[Mapping[str, Any]]] = {}
-            for cell in document["cells"]:
-                if f"{cell['plan']}, {cell['start']}" == plan:
-                    own.setdefault(cell["language"], []).append(cell)
-            costs = [
-                min((cell["flop"] for cell in cells if share(cell, document) >= wanted), default=None)
-                for cells in own.values()
-            ]
-            if None in costs:
-                most = max(cell["flop"] for cells in own.values() for cell in cells)
-                row.append(f"over {most / 1e12:.1f} ({len(costs) - costs.count(None)} of {len(costs)} languages)")
-            else:
-                row.append(f"{sum(c for c in costs if c is not None) / len(costs) / 1e12:.1f}")
-        rows.append(row)
-    return rows
-
-
-def _controls(document: Mapping[str, Any]) -> list[list[str]]:
-    return [[control["language"], _percent(control["figures"]["r1"])] for control in document["controls"]]
-
-
-def _percent(score: Mapping[str, float]) -> str:
-    return f"{100 * score['value']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"

@@ -215,6 +215,7 @@ def study(common: Common, values: Values) -> int:
     wanted: Studying = part_of(values, Studying)
     show_config("study localization", to_json(wanted))
     from kotoe import study as studies
+    from kotoe.study_report import report
 
     if common.dry_run:
         names = [cell.name for cell in studies.cells(wanted)]
@@ -226,5 +227,5 @@ def study(common: Common, values: Values) -> int:
     except KeyboardInterrupt:
         say(f"kotoe: interrupted; the same command goes on from {wanted.out}")
         return INTERRUPTED
-    finish(common, document, list(studies.report(document)))
+    finish(common, document, list(report(document)))
     return 0
