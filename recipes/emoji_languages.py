@@ -1,12 +1,11 @@
-"""kotoe-emoji, part 4 of 4: Japanese, Chinese and Korean, an encoder each, and one encoder for all other languages.
+"""kotoe-emoji, part 4 of 4: Japanese, Chinese and Korean, an encoder each, and one encoder for all languages.
 
     kotoe train recipes/emoji_languages.py --run runs/languages --set base=ENGLISH
     kotoe train recipes/emoji_languages.py --run runs/languages --set languages=ja,mul
 
 Each is one `kotoe localize` from parallel text alone (plan `distil-behind` from aligned tokens), its model in
 runs/languages/<name>/bundle. base: a folder with the English model, as `emoji_package.py` writes it; by default the
-built-in one. `mul` reads every language that the captions have and that has no encoder of its own. What they reach:
-benchmarks/localization.md.
+built-in one. `mul` reads every language of the captions but English. What they reach: benchmarks/localization.md.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from recipes.seed_stages import device_of, done, emoji_english, emoji_pairs
 OWN = ("ja", "zh", "ko")
 ENCODERS: dict[str, tuple[str, ...]] = {  # name: the languages it reads
     **{tag: (tag,) for tag in OWN},
-    "mul": tuple(tag for tag in LANGUAGES if tag not in ("en", *OWN)),
+    "mul": tuple(tag for tag in LANGUAGES if tag != "en"),
 }
 SIZES: dict[str, dict[str, Any]] = {
     "cpu": {

@@ -112,9 +112,11 @@ def test_only_the_conditioner_in_use_is_read(folder: Path) -> None:
     bundle = load(folder)
     assert bundle.languages == LANGUAGES
     assert "ja" in bundle.conditioners
+    assert bundle.tokenizer("ja").vocab_size == bundle.tokenizer("ko").vocab_size
     assert bundle.conditioners.loaded == ()
     korean = bundle.conditioner("ko")
     assert bundle.conditioners.loaded == ("ko",)
+    assert bundle.tokenizer("ko") is korean.tokenizer
     assert bundle.conditioner("ko") is korean
     with pytest.raises(CheckpointError, match=r"conditioners/ja/text_encoder: model\.safetensors \(6 bytes\) is trunc"):
         bundle.conditioner("ja")

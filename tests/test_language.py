@@ -52,6 +52,26 @@ def test_fewer_languages_leave_less_doubt() -> None:
     assert detect("แมว", ("en", "th")).tag == "th"
 
 
+def test_where_the_script_leaves_a_choice_the_fewest_tokens_decide() -> None:
+    """French and Ukrainian, Russian: one encoder reads them all. A doubt that changes no reader is none."""
+    tokens = {"en": 5, "fr": 3, "uk": 4, "ru": 4, "ja": 6, "zh": 6}
+    reader = {"fr": "mul", "uk": "mul", "ru": "mul"}
+
+    def spelt(tag: str) -> tuple[object, int]:
+        return reader.get(tag, tag), tokens[tag]
+
+    assert detect("un chat", ("en", "fr"), spelt=spelt) == Detected(tag="fr", source="detected")
+    assert detect("кот", ("en", "ru", "uk"), spelt=spelt) == Detected(tag="ru", source="detected")
+    assert detect("un café", ("en", "fr"), spelt=spelt) == Detected(tag="fr", source="detected")
+    assert detect("un café", ("en",), spelt=spelt) == Detected(tag="en", source="unsure")
+    reader.clear()
+    assert detect("кот", ("en", "uk", "ru"), spelt=spelt) == Detected(tag="ru", source="unsure")
+    assert detect("猫", ("ja", "zh"), spelt=spelt) == Detected(tag="zh", source="unsure")
+    tokens["ja"] = 1
+    assert detect("猫", ("ja", "zh"), spelt=spelt) == Detected(tag="ja", source="detected")
+    assert detect("的猫", ("ja", "zh"), spelt=spelt) == Detected(tag="zh", source="detected")  # characters come first
+
+
 def test_simplified_and_traditional() -> None:
     both = ("zh-Hans", "zh-Hant", "en")
     assert detect("蓝色背景上的猫", both, "en").tag == "zh-Hans"

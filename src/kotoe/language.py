@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -73,6 +73,8 @@ MIXED = 0.3  # a second script with this share of the text makes the first doubt
 TRANSLATED = "With --translator a prompt in another language is translated first"
 
 Source = Literal["asked", "detected", "unsure"]
+Spelt = Callable[[str], tuple[object, int]]
+"""Of a language: what reads it, and how many tokens that makes of the text. One reader can have several languages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,12 +149,16 @@ def of_script(text: str) -> str | None:
     return found.tag if found.source == "detected" else None
 
 
-def detect(text: str, available: Collection[str], default: str | None = None) -> Detected:
+def detect(
+    text: str, available: Collection[str], default: str | None = None, *, spelt: Spelt | None = None
+) -> Detected:
     """The likeliest of the available languages for a text.
 
-    source is "unsure" when the script leaves a choice, when scripts are mixed, or when there are no letters.
+    source is "unsure" when the script leaves a choice of readers, when scripts are mixed, or when there are no letters.
     default: the model's own language, taken when the text says nothing. A conditioner whose language nobody has named
     ("und") reads every text that no other does. UserError when its script has no language here.
+    spelt:   decides where the script doesn't: a tokenizer needs few tokens for the language that it was made of. None:
+             each language has a reader of its own, and none is better than another.
     """
     default = next(iter(available)) if default is None else default
     if set(available) == {UNDETERMINED}:
@@ -162,26 +168,41 @@ def detect(text: str, available: Collection[str], default: str | None = None) ->
         return Detected(tag=default, source="unsure")
     (script, most), *others = scripts.most_common()
     mixed = sum(count for _, count in others) >= MIXED * (most + sum(count for _, count in others))
-    tag, sure = _language(script, text, available, default)
+    tag, sure = _language(script, text, available, default, spelt)
     return Detected(tag=tag, source="detected" if sure and not mixed else "unsure")
 
 
-def _language(script: str, text: str, available: Collection[str], default: str) -> tuple[str, bool]:
+def _language(
+    script: str, text: str, available: Collection[str], default: str, spelt: Spelt | None
+) -> tuple[str, bool]:
     by_base: dict[str, str] = {}
     for tag in available:
         by_base.setdefault(tag.lower().replace("_", "-").split("-")[0], tag)
     if script == "CJK":
-        return _han(text, available, by_base)
+        return _han(text, available, by_base, spelt)
     if script == "LATIN":
         latin = [tag for base, tag in by_base.items() if base not in NOT_LATIN]
         if not latin:
             return _unnamed("Latin", available), False
-        choice = default if default in latin else latin[0]
-        return choice, len(latin) == 1 and text.isascii()
+        latin.sort(key=lambda tag: tag != default)
+        tag, sure = _fewest_tokens(latin, spelt)
+        return tag, sure and (len(latin) > 1 or text.isascii())
     readings = [by_base[base] for base in SCRIPTS.get(script, ()) if base in by_base]
     if not readings:
         return _unnamed(script.capitalize(), available), False
-    return readings[0], len(readings) == 1
+    return _fewest_tokens(readings, spelt)
+
+
+def _fewest_tokens(languages: Sequence[str], spelt: Spelt | None) -> tuple[str, bool]:
+    """The language whose reader makes the fewest tokens of the text, the first of equals, and whether no other does."""
+    if spelt is None or len(languages) == 1:
+        return languages[0], len(languages) == 1
+    readers: dict[object, tuple[int, str]] = {}
+    for tag in languages:
+        reader, tokens = spelt(tag)
+        readers.setdefault(reader, (tokens, tag))
+    fewest, tag = min(readers.values(), key=lambda found: found[0])
+    return tag, sum(tokens == fewest for tokens, _ in readers.values()) == 1
 
 
 def _unnamed(script: str, available: Collection[str]) -> str:
@@ -191,7 +212,7 @@ def _unnamed(script: str, available: Collection[str]) -> str:
     raise _no_language(script, available)
 
 
-def _han(text: str, available: Collection[str], by_base: dict[str, str]) -> tuple[str, bool]:
+def _han(text: str, available: Collection[str], by_base: dict[str, str], spelt: Spelt | None) -> tuple[str, bool]:
     readings = [by_base[base] for base in HAN if base in by_base]
     if not readings:
         return _unnamed("Han", available), False
@@ -208,8 +229,9 @@ def _han(text: str, available: Collection[str], by_base: dict[str, str]) -> tupl
         ending = "hant" if traditional > simplified else "hans"
         chinese = [t for t in chinese if t.lower().endswith(ending)] or chinese
     possessive = "的" in text.replace("目的", "")  # between nouns only in Chinese
-    sure = simplified > japanese or possessive or (len(han) >= SURE_HAN and not japanese) or "ja" not in by_base
-    return chinese[0], sure
+    if simplified > japanese or possessive or (len(han) >= SURE_HAN and not japanese) or "ja" not in by_base:
+        return chinese[0], True
+    return _fewest_tokens((chinese[0], by_base["ja"]), spelt)
 
 
 def _no_language(script: str, available: Collection[str]) -> UserError:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from kotoe.checkpoints import Bundle, Conditioners
+from kotoe.checkpoints import Bundle
 from kotoe.checkpoints.files import fill, skeleton
 from kotoe.errors import UserError, unknown
-from kotoe.text import CLIPText, Conditioner
+from kotoe.text import CLIPText, Conditioner, Conditioners
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 

@@ -9,6 +9,7 @@ Legend: B texts, L tokens, D text width.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -184,3 +185,46 @@ class Conditioner:
             windows = windows[..., : max(tokens.counts) + special]
         states = self.encoder(windows.flatten(0, 1))  # (B * windows, max_tokens, D)
         return Context(states.unflatten(0, windows.shape[:2]).flatten(1, 2), tokens)  # (B, L, D)
+
+
+class Conditioners(Mapping[str, Conditioner]):
+    """Language to Conditioner, each read when first asked for: a cold start pays only for the language it uses.
+
+    tokenizers: reads a language's tokenizer without its encoder, for the languages that have one.
+    """
+
+    def __init__(
+        self,
+        readers: Mapping[str, Callable[[], Conditioner]],
+        tokenizers: Mapping[str, Callable[[], Tokenizer]] | None = None,
+    ) -> None:
+        self._readers, self._loaded, self._lock = dict(readers), {}, threading.Lock()  # type: ignore[var-annotated]
+        self._tokenizers = dict(tokenizers or {})
+
+    def __getitem__(self, language: str) -> Conditioner:
+        with self._lock:
+            if language not in self._loaded:
+                with torch.inference_mode(False):  # what is read first while drawing can be trained and reused too
+                    self._loaded[language] = self._readers[language]()
+            return self._loaded[language]
+
+    def __contains__(self, language: object) -> bool:
+        return language in self._readers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def tokenizer(self, language: str) -> Tokenizer:
+        """A language's tokenizer. Its encoder is not read where that can be helped."""
+        with self._lock:
+            if language not in self._loaded and language in self._tokenizers:
+                return self._tokenizers[language]()
+        return self[language].tokenizer
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Languages read so far."""
+        return tuple(self._loaded)

@@ -131,6 +131,11 @@ def target_language(bundle: Bundle, request: Request) -> str | None:
 def _language(bundle: Bundle, prompt: str) -> tuple[str, Source, DetectionRecord | None]:
     """A prompt's language: by its script where that is sure, else by the detector, else as without a translator."""
     translator, ours = bundle.translator, bundle.languages
+
+    def spelt(language: str) -> tuple[int, int]:
+        tokenizer = bundle.tokenizer(language)
+        return id(tokenizer), len(tokenizer.text_ids([prompt])[0])
+
     if translator is not None and set(ours) != {UNDETERMINED}:
         sure = of_script(prompt)
         if sure is not None and sure not in map(primary, ours):
@@ -141,13 +146,13 @@ def _language(bundle: Bundle, prompt: str) -> tuple[str, Source, DetectionRecord
             if found.score >= SURE:
                 return found.language, "detected", found
         try:
-            ordinary = detect(prompt, ours, bundle.default_language)
+            ordinary = detect(prompt, ours, bundle.default_language, spelt=spelt)
         except UserError as error:
             hint = "Say which language it is (--language)"
             hint += ", or give a detector (--detector)" if found is None else f"; {found.label!r} is unsure"
             raise UserError(error.given, allowed=error.allowed, hint=hint) from None
         return ordinary.tag, ordinary.source if sure is not None else "unsure", found
-    ordinary = detect(prompt, ours, bundle.default_language)
+    ordinary = detect(prompt, ours, bundle.default_language, spelt=spelt)
     return ordinary.tag, ordinary.source, None
 
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ from kotoe.checkpoints.files import (
 from kotoe.checkpoints.keys import DIFFUSERS_VERSION
 from kotoe.errors import CheckpointError, UserError, nearest, unknown
 from kotoe.spec import BertSpec, ScheduleSpec, TextSpec
-from kotoe.text import CLIPText, Conditioner
+from kotoe.text import CLIPText, Conditioner, Conditioners
 from kotoe.tokenizers import SPM_STOCK, Tokenizer, parse_json
 from kotoe.unet import UNet
 from kotoe.vae import VAE
@@ -135,6 +135,12 @@ class Bundle:
             raise unknown("language", language, self.conditioners)
         return self.conditioners[language]
 
+    def tokenizer(self, language: str) -> Tokenizer:
+        """The tokenizer of a language; of languages that one encoder reads it is the same object."""
+        if isinstance(self.conditioners, Conditioners) and language in self.conditioners:
+            return self.conditioners.tokenizer(language)
+        return self.conditioner(language).tokenizer
+
     @property
     def low_memory(self) -> bool:
         """Whether the parts come to the device in turn."""
@@ -190,34 +196,6 @@ def conditioner_hashes(conditioner: Conditioner) -> dict[str, str]:
         "tokenizer": known["tokenizer"] if "tokenizer" in known else conditioner.tokenizer.sha256,
         "text_encoder": known["text_encoder"] if "text_encoder" in known else tensors_sha256(conditioner.encoder),
     }
-
-
-class Conditioners(Mapping[str, Conditioner]):
-    """Language to Conditioner, each read when first asked for: a cold start pays only for the language it uses."""
-
-    def __init__(self, readers: Mapping[str, Callable[[], Conditioner]]) -> None:
-        self._readers, self._loaded, self._lock = dict(readers), {}, threading.Lock()  # type: ignore[var-annotated]
-
-    def __getitem__(self, language: str) -> Conditioner:
-        with self._lock:
-            if language not in self._loaded:
-                with torch.inference_mode(False):  # what is read first while drawing can be trained and reused too
-                    self._loaded[language] = self._readers[language]()
-            return self._loaded[language]
-
-    def __contains__(self, language: object) -> bool:
-        return language in self._readers
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._readers)
-
-    def __len__(self) -> int:
-        return len(self._readers)
-
-    @property
-    def loaded(self) -> tuple[str, ...]:
-        """Languages read so far."""
-        return tuple(self._loaded)
 
 
 def load(
@@ -280,9 +258,12 @@ def load(
     notes += [f"{part}/ is not used" for part in NOT_LOADED if folder.has(part)]
     main = card["languages"][0]
 
-    @cache  # several languages can have one
+    words = cache(partial(diffusers.tokenizer_of, folder))  # several languages can have one
+
+    @cache
     def conditioner(base: str) -> Conditioner:
-        found = diffusers.read_conditioner(folder, base, main, dtypes["text_encoder"], place, allow_pickle)
+        kind = dtypes["text_encoder"]
+        found = diffusers.read_conditioner(folder, base, main, kind, place, allow_pickle, tokenizer=words(base))
         diffusers.check_fits(found, unet.spec.cross_attention_dim, f"{base}text_encoder")
         return found
 
@@ -297,7 +278,10 @@ def load(
         unet=unet,
         vae=vae,
         schedule=schedule,
-        conditioners=Conditioners({language: of(language, base) for language, base in bases(card).items()}),
+        conditioners=Conditioners(
+            {language: of(language, base) for language, base in bases(card).items()},
+            {language: partial(words, base) for language, base in bases(card).items()},
+        ),
         default_language=main,
         family=unet.spec.family,
         licence=card["licence"],

@@ -8,7 +8,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -18,7 +18,6 @@ from kotoe.checkpoints import (
     FORMAT,
     LANGUAGE,
     Bundle,
-    Conditioners,
     _card,
     _write_encoder,
     bases,
@@ -29,7 +28,7 @@ from kotoe.checkpoints.files import Folder, choose_dtype
 from kotoe.errors import CheckpointError, UserError, unknown
 from kotoe.language import UNDETERMINED
 from kotoe.runs import write_atomic
-from kotoe.text import Conditioner
+from kotoe.text import Conditioner, Conditioners
 from kotoe.tokenizers import Tokenizer
 
 INDICES = tuple(f"{stem}{v}.safetensors.index.json" for stem in diffusers.WEIGHTS for v in ("", ".fp16", ".bf16"))
@@ -47,7 +46,8 @@ def swap(bundle: Bundle, languages: str | Collection[str], conditioner: Conditio
     diffusers.check_fits(conditioner, bundle.unet.spec.cross_attention_dim, what)
     kept = {tag: partial(bundle.conditioners.__getitem__, tag) for tag in bundle.conditioners}
     new = {tag: partial(replace, conditioner, language=tag) for tag in tags}
-    return replace(bundle, conditioners=Conditioners({**kept, **new}), folder=None)
+    tokenizers = {tag: partial(bundle.tokenizer, tag) for tag in kept if tag not in new}
+    return replace(bundle, conditioners=Conditioners({**kept, **new}, tokenizers), folder=None)
 
 
 def check_tags(tags: Collection[str]) -> None:
@@ -232,12 +232,8 @@ def tokenizers(source: str | Path) -> dict[str, Tokenizer]:
     if not path.is_dir() or not (path / "model_index.json").is_file():
         raise CheckpointError(f"{source} holds no tokenizers", allowed="a folder in diffusers' layout")
     folder = Folder(path)
-    found = {}
-    for language, base in bases(_card(folder)).items():
-        config = folder.json(f"{base}text_encoder/config.json")
-        positions = config.get("max_position_embeddings", diffusers.TEXT_DEFAULTS["max_position_embeddings"])
-        found[language] = diffusers.read_tokenizer(folder, f"{base}tokenizer", positions)
-    return found
+    tokenizer = cache(partial(diffusers.tokenizer_of, folder))  # several languages can have one
+    return {language: tokenizer(base) for language, base in bases(_card(folder)).items()}
 
 
 def remove(folder: str | Path, language: str, *, dry_run: bool = False) -> None:

@@ -428,12 +428,16 @@ def read_conditioner(
     dtype: torch.dtype | None,
     device: torch.device,
     allow_pickle: bool = False,
+    *,
+    tokenizer: Tokenizer | None = None,
 ) -> Conditioner:
-    """The Conditioner under `base` ("" for the folder itself, else "conditioners/<language>/")."""
+    """The Conditioner under `base` ("" for the folder itself, else "conditioners/<language>/").
+
+    tokenizer: the one that `tokenizer_of` read there, if it has.
+    """
     part = f"{base}text_encoder"
     config = folder.json(f"{part}/config.json")
-    positions = config.get("max_position_embeddings", TEXT_DEFAULTS["max_position_embeddings"])
-    tokenizer = read_tokenizer(folder, f"{base}tokenizer", positions)
+    tokenizer = tokenizer or tokenizer_of(folder, base)
     spec = encoder_spec(config, tokenizer, f"{part}/config.json")
     paths = weight_files(folder, part, allow_pickle)
     net = skeleton(lambda: encoder_of(spec))
@@ -443,6 +447,13 @@ def read_conditioner(
     )
     hashes = LazyHashes({"text_encoder": paths}, {"tokenizer": tokenizer.sha256})
     return Conditioner(language, tokenizer, fill(net, tensors), hashes)
+
+
+def tokenizer_of(folder: Folder, base: str) -> Tokenizer:
+    """The tokenizer of the conditioner under `base`. No weights are read."""
+    config = folder.json(f"{base}text_encoder/config.json")
+    positions = config.get("max_position_embeddings", TEXT_DEFAULTS["max_position_embeddings"])
+    return read_tokenizer(folder, f"{base}tokenizer", positions)
 
 
 def read_tokenizer(folder: Folder, part: str, positions: int | None = None) -> Tokenizer:

@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kotoe.checkpoints import Bundle, Conditioners, Defaults
+from kotoe.checkpoints import Bundle, Defaults
 from kotoe.checkpoints.diffusers import check_tokenizer, read_tokenizer, stock_text
 from kotoe.checkpoints.files import (
     SHOWN,
@@ -33,7 +33,7 @@ from kotoe.checkpoints.keras_h5 import Layer, layers_of, library, write_layers
 from kotoe.checkpoints.keys import make_spec
 from kotoe.errors import CheckpointError, UserError
 from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec, VAESpec
-from kotoe.text import CLIPText, Conditioner
+from kotoe.text import CLIPText, Conditioner, Conditioners
 from kotoe.tokenizers import Tokenizer
 from kotoe.unet import UNet
 from kotoe.vae import VAE

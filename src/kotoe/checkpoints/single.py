@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kotoe.bert import BertText
-from kotoe.checkpoints import Bundle, Conditioners, compvis, diffusers
+from kotoe.checkpoints import Bundle, compvis, diffusers
 from kotoe.checkpoints.compvis import TEXTS
 from kotoe.checkpoints.files import (
     FLOATS,
@@ -40,7 +40,7 @@ from kotoe.errors import CheckpointError, UserError, unknown
 from kotoe.runs import atomic
 from kotoe.schedule import alphas_cumprod
 from kotoe.spec import BertSpec, ScheduleSpec, UNetSpec, VAESpec
-from kotoe.text import CLIPText, Conditioner
+from kotoe.text import CLIPText, Conditioner, Conditioners
 from kotoe.tokenizers import Tokenizer
 from kotoe.unet import UNet
 from kotoe.vae import VAE
