@@ -14,9 +14,9 @@ from kotoe.checkpoints import Bundle, conditioners, load, save
 from kotoe.errors import CheckpointError, UserError
 from kotoe.localize.align import align, carried_over
 from kotoe.localize.lint import Finding
-from kotoe.localize.localize import Localized, localize, write
+from kotoe.localize.localize import Localized, forecast, localize, write
 from kotoe.localize.losses import behind
-from kotoe.localize.plans import Captions, Kept, Reading, Texts, asked_of, drawn, period, task
+from kotoe.localize.plans import Captions, Kept, Reading, Texts, asked_of, drawn, new_student, period, task
 from kotoe.localize.settings import PLANS, Localizing
 from kotoe.text import CLIPText
 from seeds import alt_diffusion
@@ -64,6 +64,8 @@ def wanted(folder: Path, plan: str, **changed: Any) -> Localizing:
         given["student"] = korean(folder)
     if plan == "adapter":
         given["student"] = str(alt_diffusion(folder / "multilingual"))
+    if plan == "swap":
+        given["steps"] = 0
     values: dict[str, Any] = {
         "base": "tiny", "language": "ko", "run": str(folder / "run"), "plan": plan, "pairs": ("pairs.tsv",),
         "steps": 20, "batch_size": 8, "lr": 3e-3, "vocab_size": 277, "dropout": 0.0, "long_prompt": "cut",
@@ -103,7 +105,7 @@ def test_a_plan_overfits_one_batch_and_changes_only_what_it_trains(plan: str, tm
     base = tiny_bundle("sd2")
     start = localize(
         base,
-        replace(asked, plan="swap", start=None, student=asked.student or korean(tmp_path), run=str(tmp_path / "swap")),
+        wanted(tmp_path, "swap", student=asked.student or korean(tmp_path), run=str(tmp_path / "swap")),
     )
     before = named(start.bundle, "ko")
     found = run(asked, base)
@@ -379,6 +381,24 @@ def test_what_is_asked_behind_the_words() -> None:
 # --- Settings ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("plan", ["distil-behind", "stage1"])
+def test_no_steps_leave_the_student_as_it_starts(plan: str, tmp_path: Path) -> None:
+    asked = wanted(tmp_path, plan, steps=0, start="aligned")
+    base = tiny_bundle("sd2")
+    found = run(asked, base)
+    student = found.bundle.conditioner("ko")
+    teacher = base.conditioner("en")
+    assert isinstance(teacher.encoder, CLIPText)
+    fresh = new_student(
+        teacher.encoder, student.tokenizer, "aligned", seed=asked.seed, other=teacher.tokenizer, pairs=PAIRS
+    )
+    assert all(torch.equal(p, student.encoder.state_dict()[name]) for name, p in fresh.state_dict().items())
+    assert found.report["steps"] == 0
+    assert not (Path(asked.run) / "state.pt").exists()
+    cost = forecast(base, replace(asked, run=str(tmp_path / "dry")), pairs=PAIRS, captions=CAPTIONS)
+    assert (cost["steps"], cost["seconds"]) == (0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -387,7 +407,8 @@ def test_what_is_asked_behind_the_words() -> None:
         ({"student": "x"}, "with a student"),
         ({"serves": ("ko", "KO")}, "serves ko, KO"),
         ({"pairs": ()}, "without parallel text"),
-        ({"steps": 0}, "steps 0"),
+        ({"steps": -1}, "steps -1"),
+        ({"plan": "swap", "steps": 1, "student": "x"}, "steps 1 with plan swap"),
         ({"lr": 0.0}, "lr 0.0"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"long_prompt": "chunk"}, "long_prompt"),

@@ -165,25 +165,24 @@ def _measured(alone: Bundle, cell: Cell, wanted: Studying, out: Path) -> dict[st
         plan=cell.plan,
         pairs=("the world's own",),
         start=cell.start,
-        steps=max(1, cell.steps),
+        steps=cell.steps,
         batch_size=ROWS,
-        lr=1e-12 if cell.steps == 0 else None,
         long_prompt="cut",
         seed=wanted.seed,
     )
     found = localize(alone, asked, pairs=texts, captions=captions, progress=False)
     figures = _figures(found.bundle, cell.language, wanted)
     student = found.bundle.conditioner(cell.language)
-    each = _flops(asked, alone, student, texts, captions)
-    (Path(asked.run) / "state.pt").unlink()  # the optimizer's: a finished cell is not gone on with
+    each = _flops(asked, alone, student, texts, captions) if cell.steps else 0
+    (Path(asked.run) / "state.pt").unlink(missing_ok=True)  # the optimizer's: a finished cell is not gone on with
     conditioners.write(student, out / "cells" / cell.name / "conditioner", dtype=torch.float16)
     return {
         **to_json(cell),
         **figures,
         "texts": ROWS * cell.steps,
-        "seconds": found.report["seconds"] if cell.steps else 0.0,
+        "seconds": found.report.get("seconds", 0.0),
         "flop": each * cell.steps,
-        "loss": found.report["loss"],
+        "loss": found.report.get("loss"),
         "vocab_size": found.report["vocab_size"],
         "threads": torch.get_num_threads(),
     }

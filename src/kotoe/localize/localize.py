@@ -89,8 +89,8 @@ def localize(
         _heed(lint(bundle, wanted, student, pairs, said), on_finding)
         report: dict[str, Any] = {"plan": wanted.plan, "languages": list(wanted.tags)}
         report["vocab_size"] = tokenizer.vocab_size
-        if way.reads == "nothing":
-            return Localized(bundle=conditioners.swap(bundle, wanted.tags, student), report=report)
+        if wanted.taken == 0:
+            return Localized(bundle=conditioners.swap(bundle, wanted.tags, student), report={**report, "steps": 0})
         if captions is not None and not isinstance(captions, Captions):
             with processes.in_turn():  # the first encodes, the others find the cache
                 captions = captions.encoded(run)
@@ -139,13 +139,10 @@ def forecast(
 
     on_finding: as of `localize`. The bundle is changed by a plan that trains its UNet: load it again afterwards.
     """
-    way = PLANS[wanted.plan]
-    steps = wanted.steps or way.steps
-    if way.reads == "nothing":
-        return {"steps": 0, "seconds": 0.0}
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        trial = replace(wanted, run=processes.agreed(f"{folder}/run"), steps=TRIAL, log_every=1)
+        tried = TRIAL if wanted.taken else 0
+        trial = replace(wanted, run=processes.agreed(f"{folder}/run"), steps=tried, log_every=1)
         localize(
             bundle,
             trial,
@@ -156,16 +153,18 @@ def forecast(
             processes=processes,
         )
         whole = time.perf_counter() - began
+        if not tried:
+            return {"steps": 0, "prepare_s": round(whole, 1), "seconds": 0.0}
         seconds = [row["seconds"] for row in Following(trial.run).metrics()]
         processes.wait()  # before the first takes the folder away
     each = (seconds[-1] - seconds[WARMING - 1]) / (TRIAL - WARMING)
     on_gpu = torch.device(wanted.device).type == "cuda"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     cost = {
-        "steps": steps,
+        "steps": wanted.taken,
         "prepare_s": round(whole - seconds[-1], 1),
         "step_s": round(each, 4),
-        "seconds": round(each * steps, 1),
+        "seconds": round(each * wanted.taken, 1),
         "peak_memory_gib": round((torch.cuda.max_memory_allocated() if on_gpu else peak) / 2**30, 3),
     }
     return cost if captions is None or not captions.about else {**cost, "pictures": dict(captions.about)}
@@ -239,7 +238,7 @@ def _trained(
         name=f"{wanted.language}/{wanted.plan}",
         trainable=what.trains,
         loss=what.loss,
-        steps=wanted.steps or way.steps,
+        steps=wanted.taken,
         lr=wanted.lr or way.lr,
         schedule=wanted.schedule,
         warmup_steps=wanted.warmup_steps,

@@ -108,7 +108,7 @@ class Localizing:
     start:         aligned, tokens begin as the mean of those they translate; warm, the base's weights with new tokens;
                    scratch; given, the encoder of `student`. The plan's own by default.
     student:       a model or a folder with tokenizer/ and text_encoder/ whose encoder is to be the new language's.
-    steps:         how long to train; the plan's own number by default.
+    steps:         how long to train; the plan's own number by default. 0: not at all, the student stays as it starts.
     batch_size:    rows of a step; the plan's own number by default.
     lr:            peak learning rate; the plan's own by default.
     schedule:      after warming up the rate falls by a half cosine to a fiftieth, or stays constant.
@@ -188,11 +188,13 @@ class Localizing:
         for name in ("caption_column", "image_column", "resolution", "cache"):
             if self.images is None and getattr(self, name) is not None:
                 raise UserError(f"--{name.replace('_', '-')} without pictures", allowed="it with --images SOURCE")
-        least_of = {"steps": 1, "resolution": 1, "batch_size": 1, "vocab_size": 16, "log_every": 1, "threads": 1}
+        least_of = {"steps": 0, "resolution": 1, "batch_size": 1, "vocab_size": 16, "log_every": 1, "threads": 1}
         for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name} {value}", allowed=f"{least} or more")
+        if way.reads == "nothing" and self.taken:
+            raise UserError(f"steps {self.steps} with plan {self.plan}", allowed="0: it trains nothing")
         if self.lr is not None and not self.lr > 0:
             raise UserError(f"lr {self.lr}", allowed="above 0")
         for name in ("dropout", "beta2", "ema"):
@@ -210,6 +212,11 @@ class Localizing:
             raise unknown("long_prompt", self.long_prompt, ("error", "cut"))
         if self.shard and self.plan != "stage2":
             raise UserError(f"shard with plan {self.plan}", allowed="stage2, which trains the UNet and the encoder")
+
+    @property
+    def taken(self) -> int:
+        """Steps that are taken."""
+        return PLANS[self.plan].steps if self.steps is None else self.steps
 
     @property
     def tags(self) -> tuple[str, ...]:
