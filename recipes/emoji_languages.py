@@ -1,11 +1,12 @@
-"""kotoe-emoji, part 4 of 4: Japanese, Chinese and Korean, an encoder each, and one encoder for all languages.
+"""kotoe-emoji, part 4 of 4: an encoder for Japanese, Chinese and Korean, and one for 38 further languages.
 
     kotoe train recipes/emoji_languages.py --run runs/languages --set base=ENGLISH
-    kotoe train recipes/emoji_languages.py --run runs/languages --set languages=ja,mul
+    kotoe train recipes/emoji_languages.py --run runs/languages --set languages=mul
 
 Each is one `kotoe localize` from parallel text alone (plan `distil-behind` from aligned tokens), its model in
 runs/languages/<name>/bundle. base: a folder with the English model, as `emoji_package.py` writes it; by default the
-built-in one. `mul` reads every language of the captions but English. What they reach: benchmarks/localization.md.
+built-in one. Large vocabularies pay: words that are one token each begin with a meaning, those in pieces have to be
+learnt (docs/log.md). What they reach: benchmarks/localization.md.
 """
 
 from __future__ import annotations
@@ -13,34 +14,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kotoe.data.captions import LANGUAGES
+from kotoe.checkpoints import SEVERAL
 from kotoe.errors import unknown
 from kotoe.localize.settings import Localizing
 from recipes.seed_stages import device_of, done, emoji_english, emoji_pairs
 
-OWN = ("ja", "zh", "ko")
 ENCODERS: dict[str, tuple[str, ...]] = {  # name: the languages it reads
-    **{tag: (tag,) for tag in OWN},
-    "mul": tuple(tag for tag in LANGUAGES if tag != "en"),
-}
+    "cjk": ("ja", "zh", "ko", "zh-Hant"),
+    "mul": (
+        "am", "ar", "bn", "cs", "de", "el", "es", "eu", "fa", "fi", "fr", "he", "hi", "hu", "hy", "id", "it", "ka",
+        "km", "ml", "mn", "my", "ne", "nl", "pl", "pt", "ro", "ru", "si", "sv", "sw", "ta", "te", "th", "tr", "uk",
+        "ur", "vi",
+    ),
+}  # fmt: skip
 SIZES: dict[str, dict[str, Any]] = {
     "cpu": {
-        "pairs": 100_000, "own": {"steps": 3000}, "pairs_of_all": 600_000,
-        "mul": {"steps": 16_000, "vocab_size": 16_000},
+        "cjk": {"steps": 10_000, "vocab_size": 6_000}, "mul": {"steps": 14_000, "vocab_size": 24_000},
+        "pairs": 600_000,
     },
     "gpu": {
-        "pairs": 1_000_000, "own": {"steps": 10_000, "batch_size": 128}, "pairs_of_all": 20_000_000,
-        "mul": {"steps": 40_000, "batch_size": 512, "vocab_size": 16_000},
+        "cjk": {"steps": 20_000, "batch_size": 256, "vocab_size": 6_000},
+        "mul": {"steps": 40_000, "batch_size": 512, "vocab_size": 24_000}, "pairs": 20_000_000,
     },
 }  # fmt: skip
 
 
 def stage(run: Path, name: str, size: str, *, base: str, pairs: str, device: str = "cpu", seed: int = 0) -> Localizing:
     """An encoder's configuration."""
-    several = ENCODERS[name] if len(ENCODERS[name]) > 1 else ()
     return Localizing(
-        base=base, language=name, serves=several, run=str(run / name), pairs=(pairs,), long_prompt="cut", seed=seed,
-        device=device, **SIZES[size]["mul" if several else "own"],
+        base=base, language=SEVERAL, serves=ENCODERS[name], run=str(run / name), pairs=(pairs,), long_prompt="cut",
+        seed=seed, device=device, **SIZES[size][name],
     )  # fmt: skip
 
 
@@ -56,7 +59,6 @@ def main(
     base = base or emoji_english(run)
     made = {}
     for name in names:
-        count = SIZES[size]["pairs" if len(ENCODERS[name]) == 1 else "pairs_of_all"]
-        texts = emoji_pairs(run / f"pairs-{name}", ENCODERS[name], count, seed)
+        texts = emoji_pairs(run / f"pairs-{name}", ENCODERS[name], SIZES[size]["pairs"], seed)
         made[name] = done(stage(run, name, size, base=base, pairs=texts, device=device_of("emoji", device), seed=seed))
     return made

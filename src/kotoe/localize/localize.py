@@ -205,7 +205,8 @@ def _encoder(bundle: Bundle, wanted: Localizing, tokenizer: Tokenizer, pairs: Te
         return conditioners.read(wanted.student, wanted.language, dtype="float32").conditioner.encoder
     teacher = bundle.conditioner()
     encoder = clip(teacher, "a new encoder")
-    if wanted.serves and pairs is not None:  # which come file by file, and not all are counted
+    counted = TEXTS_COUNTED * len(wanted.tags)
+    if pairs is not None and len(pairs.target) > counted:  # files stand one behind the other
         order = torch.randperm(len(pairs.target), generator=torch.Generator().manual_seed(wanted.seed)).tolist()
         pairs = Texts(source=[pairs.source[i] for i in order], target=[pairs.target[i] for i in order])
     return new_student(
@@ -215,7 +216,7 @@ def _encoder(bundle: Bundle, wanted: Localizing, tokenizer: Tokenizer, pairs: Te
         seed=wanted.seed,
         other=teacher.tokenizer,
         pairs=pairs,
-        counted=TEXTS_COUNTED * len(wanted.tags),
+        counted=counted,
     )
 
 
