@@ -254,6 +254,16 @@ def test_a_line_takes_one_font_where_one_has_it_all() -> None:
         assert labels._line_runs(text, None) == [(whole, text)]
 
 
+def test_the_plain_cut_comes_before_a_bold_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "share/fonts"
+    folder.mkdir(parents=True)
+    for name in ("Sans-Bold", "Sans-Regular", "SansB", "DejaVuSans-Oblique"):
+        (folder / f"{name}.ttf").write_bytes(b"")
+    monkeypatch.setattr(labels, "_folders", lambda: [folder])
+    found = [path.stem for path in labels._fonts.__wrapped__("")]
+    assert found == ["DejaVuSans-Oblique", "SansB", "Sans-Regular", "Sans-Bold"]
+
+
 def test_missing_glyphs_are_named() -> None:
     with pytest.raises(UserError, match=r"no font here has \U000e01f0|no font here has .*\(U\+3FFFD\)"):
         labels.check_labels(["a cat \U0003fffd"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import struct
 import sys
 import unicodedata
@@ -30,6 +31,7 @@ PREFERRED = (
     *("Hiragino Sans", "PingFang", "AppleSDGothicNeo", "Arial Unicode", "DroidSansFallback", "wqy-microhei"),
     *("YuGothM", "msgothic", "msyh", "malgun", "ipag", "NanumGothic", "NotoSans-Regular", "DejaVuSans"),
 )
+CUT = re.compile(r"(?i)bold|black|heavy|medium|light|thin|italic|oblique|condensed|slanted")
 # Collections hold one face per country, with its own forms of the same characters.
 FACES = {"ja": "JP", "ko": "KR", "zh": "SC", "zh-hans": "SC", "zh-hant": "TC", "zh-tw": "TC", "zh-hk": "HK"}
 LARGEST_FONT_BYTES = 256 * 2**20
@@ -168,8 +170,8 @@ def _runs(label: str, language: str | None) -> list[Run]:
         raise UserError(
             f"no font here has {named}",
             allowed="labels in scripts with a font installed",
-            hint=f"Install one (Debian: fonts-noto-cjk; anywhere: pip install noto-cjk-sans-otc), or name one in "
-            f"{FONT_VARIABLE}",
+            hint="Install one (Debian: fonts-noto-cjk, for further scripts fonts-noto-core; anywhere, for Chinese, "
+            f"Japanese and Korean: pip install noto-cjk-sans-otc), or name one in {FONT_VARIABLE}",
         )
     pairs = groupby(zip(faces, text, strict=True), key=lambda pair: pair[0])
     return [(face, "".join(character for _, character in group)) for face, group in pairs]
@@ -248,9 +250,9 @@ def _fonts(asked: str) -> tuple[Path, ...]:
             raise UserError(f"{FONT_VARIABLE} names {path}, which is not a font", allowed="a TrueType or OpenType file")
     found = [p for folder in _folders() for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES]
 
-    def rank(path: Path) -> tuple[int, int]:  # the plain cut before Bold and Oblique
+    def rank(path: Path) -> tuple[int, bool, int]:  # the plain cut before Bold and Oblique
         named = (i for i, name in enumerate(PREFERRED) if path.name.startswith(name))
-        return next(named, len(PREFERRED)), len(path.name)
+        return next(named, len(PREFERRED)), CUT.search(path.stem) is not None, len(path.name)
 
     return tuple(dict.fromkeys([*own, *sorted(found, key=rank)]))
 
