@@ -109,6 +109,13 @@ def test_the_recipe_is_all_of_the_study(tmp_path: Path, monkeypatch: pytest.Monk
     assert further <= set(LANGUAGES)
     few = {"languages": ("fi",), "budgets": (1,), "n": 2, "count": 100}
     monkeypatch.setitem(recipe.SIZES, "cpu", (("one", few), ("one", {**few, "plans": ("distil-pooled",)})))
+    languages = recipe.emoji_languages
+    monkeypatch.setattr(languages, "ENCODERS", {"mul": ("fi", "sw")})
+    monkeypatch.setitem(languages.SIZES, "cpu", {"mul": {"steps": 1, "batch_size": 4, "vocab_size": 400}, "pairs": 400})
+    monkeypatch.setattr(recipe, "TOGETHER", 2)
     recipe.main(tmp_path)
+    reached = read_json(tmp_path / "together/mul-reached/results.json")["languages"]
+    assert list(reached) == ["en", "fi", "sw"]
+    assert reached["en"]["r1"]["value"] > reached["fi"]["r1"]["value"] == 0
     assert len(read_json(tmp_path / "one/results.json")["cells"]) == 2
     assert "## Is a pooled vector enough?" in (tmp_path / "one/report.md").read_text()
