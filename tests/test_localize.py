@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kotoe.checkpoints import Bundle, conditioners, load, save
+from kotoe.data.pairs import pairs
 from kotoe.errors import CheckpointError, UserError
 from kotoe.localize.align import align, carried_over
 from kotoe.localize.lint import Finding
@@ -294,6 +295,18 @@ def test_one_conditioner_for_several_languages(tmp_path: Path) -> None:
     localize(base, replace(asked, serves=("ko", "ja"), run=str(tmp_path / "third"), steps=1), pairs=both,
              progress=False, on_finding=told.append)  # fmt: skip
     assert any("50.0% of the texts are not in ko or ja by their script" in finding.what for finding in told)
+
+
+@pytest.mark.needs("cldr")
+@pytest.mark.needs("unicode-data")
+def test_a_vocabulary_grows_with_the_languages(tmp_path: Path) -> None:
+    told = {tag: list(pairs(tag, 1500, seed=0)) for tag in ("fi", "hy")}
+    for served, least, most in ((("fi",), 1000, 2000), (("fi", "hy"), 2001, 4000)):
+        rows = [row for tag in served for row in told[tag]]
+        asked = wanted(tmp_path, "distil-behind", language="mul", serves=served, steps=0, start="warm", vocab_size=None,
+                       run=str(tmp_path / str(len(served))))  # fmt: skip
+        found = run(asked, pairs=Texts(source=[a for a, _ in rows], target=[b for _, b in rows]))
+        assert least <= found.report["vocab_size"] <= most
 
 
 def test_a_language_that_is_there_is_refused(tmp_path: Path) -> None:

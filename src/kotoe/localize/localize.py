@@ -34,7 +34,7 @@ from kotoe.runs import Following, Run
 from kotoe.text import CLIPText, Conditioner
 from kotoe.tokenizers import Tokenizer, load_tokenizer
 
-VOCABULARY = 2000
+VOCABULARY = 2000  # pieces a language
 GAMMA = 5.0  # of min-snr
 TRIAL, WARMING = 10, 2  # steps that a forecast takes, and of these the ones it doesn't count
 # settings that may differ when a run is resumed
@@ -196,7 +196,8 @@ def _tokenizer(
     if not texts:
         raise UserError("no texts to train a tokenizer on", allowed="--pairs, --images or --tokenizer")
     positions = bundle.conditioner().encoder.spec.max_tokens
-    size, at_most = (VOCABULARY, True) if wanted.vocab_size is None else (wanted.vocab_size, False)
+    usual = VOCABULARY * len(wanted.tags)
+    size, at_most = (usual, True) if wanted.vocab_size is None else (wanted.vocab_size, False)
     return train_sentencepiece(texts, folder, size, max_tokens=positions, at_most=at_most)
 
 

@@ -104,7 +104,7 @@ class Localizing:
     cache:         the folder for the pictures' latents, which runs can share; by default in the run's directory.
     out:           the folder that gets the model with its new language; by default `bundle` in the run's directory.
     tokenizer:     a folder with the new language's tokenizer; by default one is trained on the texts.
-    vocab_size:    of the tokenizer to be trained; by default 2,000, or as many as the texts have.
+    vocab_size:    of the tokenizer to be trained; by default 2,000 a language, or as many as the texts have.
     start:         aligned, tokens begin as the mean of those they translate; warm, the base's weights with new tokens;
                    scratch; given, the encoder of `student`. The plan's own by default.
     student:       a model or a folder with tokenizer/ and text_encoder/ whose encoder is to be the new language's.
