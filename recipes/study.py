@@ -3,8 +3,8 @@
     kotoe train recipes/study.py --run runs/study
 
 Studies of `kotoe study localization`, each with its tables and pictures in a folder of the run: `plans`, every plan
-that needs no encoder from elsewhere, in Japanese, Chinese and Korean at three budgets or more; `starts`, where a
-student can start; `languages`, the best text-only plan in further ones. And `together`: encoders that several languages
+that needs no encoder from elsewhere, in Japanese, Chinese and Korean at three budgets or more, and in Japanese from
+wherever a student can start; `languages`, the best text-only plan in further ones. And `together`: encoders that several languages
 share (`emoji_languages.py`), and what the model draws in each. What is done is kept: the same command goes on. What
 came of it, and how long it took: benchmarks/localization.md. threads: torch's own choice by default.
 """
@@ -33,7 +33,7 @@ SIZES: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
         ("plans", {"languages": CJK, "plans": ("distil-behind",), "budgets": (50, 150, 500, 1200)}),
         ("plans", {"languages": CJK, "plans": TEXT_ONLY, "budgets": (50, 150, 500)}),
         ("plans", {"languages": CJK, "plans": ("stage1",), "budgets": (0, 50, 150, 500)}),
-        ("starts", {"languages": ("ja",), "starts": ("aligned", "warm", "scratch"), "budgets": (0, 50, 150, 500)}),
+        ("plans", {"languages": ("ja",), "starts": ("aligned", "warm", "scratch"), "budgets": (0, 50, 150, 500)}),
         ("languages", {"languages": FURTHER, "budgets": (500,), "n": 100}),
     ),
 }
