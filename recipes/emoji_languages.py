@@ -4,20 +4,24 @@
     kotoe train recipes/emoji_languages.py --run runs/languages --set languages=mul
 
 Each is one `kotoe localize` from parallel text alone (plan `distil-behind` from aligned tokens), its model in
-runs/languages/<name>/bundle. base: a folder with the English model, as `emoji_package.py` writes it; by default the
-built-in one. Large vocabularies pay: words that are one token each begin with a meaning, those in pieces have to be
-learnt (docs/log.md). What they reach: benchmarks/localization.md.
+runs/languages/<name>/bundle, and what is reached by it in runs/languages/<name>-reached.json. base: a folder with the
+English model, as `emoji_package.py` writes it; by default the built-in one. Large vocabularies pay: words that are one
+token each begin with a meaning, those in pieces have to be learnt (docs/log.md).
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from kotoe.checkpoints import SEVERAL
+from kotoe import evaluate
+from kotoe.checkpoints import SEVERAL, load
+from kotoe.config import read_json
 from kotoe.errors import unknown
 from kotoe.localize.settings import Localizing
-from recipes.seed_stages import device_of, done, emoji_english, emoji_pairs
+from kotoe.runs import write_atomic
+from recipes.seed_stages import device_of, done, emoji_english, emoji_pairs, model_of
 
 ENCODERS: dict[str, tuple[str, ...]] = {  # name: the languages it reads
     "cjk": ("ja", "zh", "ko", "zh-Hant"),
@@ -27,6 +31,7 @@ ENCODERS: dict[str, tuple[str, ...]] = {  # name: the languages it reads
         "ur", "vi",
     ),
 }  # fmt: skip
+JUDGED = 100  # prompts of one object in each language, and half as many of two
 SIZES: dict[str, dict[str, Any]] = {
     "cpu": {
         "cjk": {"steps": 10_000, "vocab_size": 6_000}, "mul": {"steps": 14_000, "vocab_size": 24_000},
@@ -61,4 +66,16 @@ def main(
     for name in names:
         texts = emoji_pairs(run / f"pairs-{name}", ENCODERS[name], SIZES[size]["pairs"], seed)
         made[name] = done(stage(run, name, size, base=base, pairs=texts, device=device_of("emoji", device), seed=seed))
+        reached(run, name)
     return made
+
+
+def reached(run: Path, name: str) -> dict[str, float]:
+    """R@1 of the languages that an encoder reads, as a share of English's (0 where that is 0). Drawn once, and kept."""
+    file = run / f"{name}-reached.json"
+    if not file.exists():
+        bundle = load(model_of(run / name), dtype="float32")
+        found = evaluate.run(bundle, languages=("en", *ENCODERS[name]), n=JUDGED, controls=False)
+        write_atomic(file, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    languages = read_json(file)["languages"]
+    return {tag: found["gap"]["value"] if "gap" in found else 0.0 for tag, found in languages.items() if tag != "en"}

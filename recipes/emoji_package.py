@@ -3,7 +3,7 @@
     python -m recipes.emoji_package runs src/kotoe/models/kotoe-emoji
 
 Reads runs/{vae,base,languages}, of the last the languages that are done: without any it writes the English model, the
-base that `emoji_languages.py` wants.
+base that `emoji_languages.py` wants. Languages below ENOUGH of English's R@1 are left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from kotoe.checkpoints import Bundle, Defaults, conditioners, save
 from kotoe.text import Conditioner
 from recipes import emoji_base, emoji_languages, emoji_vae
 from recipes.seed_stages import model_of
+
+ENOUGH = 0.8  # of English's R@1
 
 
 def bundle_of(runs: Path) -> Bundle:
@@ -31,10 +33,13 @@ def bundle_of(runs: Path) -> Bundle:
         licence="apache-2.0",
         defaults=Defaults(steps=emoji_base.STEPS, guidance_scale=emoji_base.GUIDANCE),
     )
-    for name, tags in emoji_languages.ENCODERS.items():
+    for name in emoji_languages.ENCODERS:
         folder = model_of(runs / "languages" / name)
         if folder.exists():
-            bundle = conditioners.swap(bundle, tags, conditioners.read(folder, tags[0]).conditioner)
+            shares = emoji_languages.reached(runs / "languages", name)
+            tags = [tag for tag, share in shares.items() if share >= ENOUGH]
+            if tags:
+                bundle = conditioners.swap(bundle, tags, conditioners.read(folder, tags[0]).conditioner)
     return bundle
 
 

@@ -4,9 +4,9 @@
 
 Studies of `kotoe study localization`, each with its tables and pictures in a folder of the run: `plans`, every plan
 that needs no encoder from elsewhere, in Japanese, Chinese and Korean at three budgets or more, and in Japanese from
-wherever a student can start; `languages`, the best text-only plan in further ones. And `together`: encoders that several languages
-share (`emoji_languages.py`), and what the model draws in each. What is done is kept: the same command goes on. What
-came of it, and how long it took: benchmarks/localization.md. threads: torch's own choice by default.
+wherever a student can start; `languages`, the best text-only plan in further ones. And `together`: encoders that
+several languages share, and what they reach (`emoji_languages.py`). What is done is kept: the same command goes on.
+What came of it, and how long it took: benchmarks/localization.md. threads: torch's own choice by default.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kotoe import evaluate
-from kotoe.checkpoints import load
 from kotoe.localize.settings import Studying
 from kotoe.study import study
 from recipes import emoji_languages
@@ -27,7 +25,6 @@ FURTHER = (
     "zh-Hant",
 )  # fmt: skip
 TEXT_ONLY = ("distil-pooled", "distil-reader", "distil-states")
-TOGETHER = 100  # prompts of one object, and half as many of two, by which shared encoders are judged
 SIZES: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "cpu": (
         ("plans", {"languages": CJK, "plans": ("distil-behind",), "budgets": (50, 150, 500, 1200)}),
@@ -44,17 +41,8 @@ def stages(run: Path, size: str, *, seed: int = 0, threads: int | None = None) -
     return [Studying(out=str(run / name), seed=seed, threads=threads, **asked) for name, asked in SIZES[size]]
 
 
-def together(run: Path, *, seed: int = 0) -> None:
-    """Encoders that several languages share, and how well the model draws in each: `evaluate`'s four files."""
-    for name, folder in emoji_languages.main(run, seed=seed).items():
-        out = run / f"{name}-reached"
-        if not (out / "results.json").exists():
-            bundle = load(folder, dtype="float32")
-            evaluate.run(bundle, languages=("en", *emoji_languages.ENCODERS[name]), n=TOGETHER, controls=False, out=out)
-
-
 def main(run: str | Path, *, size: str = "cpu", seed: int = 0, threads: str | None = None) -> None:
     """Everything that is not done yet."""
     for wanted in stages(Path(run), size, seed=seed, threads=None if threads is None else int(threads)):
         study(wanted, say=print)
-    together(Path(run) / "together", seed=seed)
+    emoji_languages.main(Path(run) / "together", seed=seed)

@@ -43,6 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for recipe, settings in SHORT.items():
             patch.setitem(recipe.SIZES, "cpu", {**recipe.SIZES["cpu"], **settings})
+        patch.setattr(emoji_languages, "JUDGED", 1)
         emoji_vae.main(folder / "vae")
         emoji_base.main(folder / "base")
         emoji_decoder.main(folder / "vae")
@@ -51,7 +52,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_the_recipes_leave_is_a_model_that_draws(runs: Path, tmp_path: Path) -> None:
+def test_languages_that_are_far_from_english_are_left_out(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = {"fi": 0.9, "th": 0.8, "sw": 0.79}
+    monkeypatch.setattr(emoji_languages, "reached", lambda _, name: shares if name == "mul" else {"ja": 0.1})
+    bundle = emoji_package.bundle_of(runs)
+    assert bundle.languages == ("en", "fi", "th")
+
+
+def test_what_the_recipes_leave_is_a_model_that_draws(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emoji_package, "ENOUGH", 0.0)  # after three steps nothing is recognised
     bundle = load(emoji_package.main(runs, tmp_path / "model"), dtype="float32")
     assert bundle.languages[:4] == ("en", "ja", "zh", "ko")
     assert len(bundle.languages) > 40

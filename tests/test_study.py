@@ -112,9 +112,9 @@ def test_the_recipe_is_all_of_the_study(tmp_path: Path, monkeypatch: pytest.Monk
     languages = recipe.emoji_languages
     monkeypatch.setattr(languages, "ENCODERS", {"mul": ("fi", "sw")})
     monkeypatch.setitem(languages.SIZES, "cpu", {"mul": {"steps": 1, "batch_size": 4, "vocab_size": 400}, "pairs": 400})
-    monkeypatch.setattr(recipe, "TOGETHER", 2)
+    monkeypatch.setattr(languages, "JUDGED", 2)
     recipe.main(tmp_path)
-    reached = read_json(tmp_path / "together/mul-reached/results.json")["languages"]
+    reached = read_json(tmp_path / "together/mul-reached.json")["languages"]
     assert list(reached) == ["en", "fi", "sw"]
     assert reached["en"]["r1"]["value"] > reached["fi"]["r1"]["value"] == 0
     assert len(read_json(tmp_path / "one/results.json")["cells"]) == 2

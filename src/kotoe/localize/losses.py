@@ -279,13 +279,14 @@ def behind(*, text: str = "text") -> Loss:
     the words. The last layer, the same in both, makes of it what a UNet reads.
 
     Words differ in number and order between languages; the states behind them, which have read the whole text, needn't.
-    Normalised as layers do; squared error over the teacher's variance.
+    Squared error over the teacher's variance, every state in units of the teacher's spread, not of its own: a layer's
+    norm sees no scale, but what the layer's answer is added to has one, and unasked it grows.
     """
 
     def loss(modules: Mapping[str, Any], batch: TextBehind, _: torch.Generator) -> Answer:
-        before = modules[text].before_last(batch.ids).float()  # (B, L, D)
-        said, asked = (F.layer_norm(x[batch.behind], x.shape[-1:]) for x in (before, batch.before.float()))
-        left_over = unexplained(said, asked)
+        said, asked = modules[text].before_last(batch.ids).float()[batch.behind], batch.before.float()[batch.behind]
+        unit = asked.std(dim=-1, keepdim=True, correction=0)  # (N, 1)
+        left_over = unexplained(said / unit, asked / unit)
         return left_over, {"unexplained": float(left_over.detach())}
 
     return loss

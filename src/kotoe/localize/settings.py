@@ -41,7 +41,7 @@ PLANS: Mapping[str, Way] = {
         about="puts an encoder in place that somebody has trained to say what the old one says (Bingsu)",
     ),
     "distil-behind": Way(
-        trains=("text.",), reads="pairs", starts=ANEW, steps=1000, batch=32, lr=1e-3,
+        trains=("text.",), reads="pairs", starts=(*ANEW, "given"), steps=1000, batch=32, lr=1e-3,
         about="the states behind the words, before the last layer, which draws in every language (ours)",
     ),
     "distil-reader": Way(
