@@ -408,7 +408,7 @@ class Record:
     torch: str
     model: ModelRecord
     conditioner: ConditionerRecord
-    language_source: Literal["asked", "detected", "unsure"]
+    language_source: Literal["asked", "detected", "shared", "unsure"]
     prompt: str
     negative_prompt: str
     translation: TranslationRecord | None = None

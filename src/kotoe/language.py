@@ -72,14 +72,14 @@ MIXED = 0.3  # a second script with this share of the text makes the first doubt
 
 TRANSLATED = "With --translator a prompt in another language is translated first"
 
-Source = Literal["asked", "detected", "unsure"]
+Source = Literal["asked", "detected", "shared", "unsure"]
 Spelt = Callable[[str], tuple[object, int]]
 """Of a language: what reads it, and how many tokens that makes of the text. One reader can have several languages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detected:
-    """A language the model has, and how it was found."""
+    """A language the model has, and how it was found. "shared": one reader has this and others that it may be in."""
 
     tag: str
     source: Source
@@ -154,7 +154,8 @@ def detect(
 ) -> Detected:
     """The likeliest of the available languages for a text.
 
-    source is "unsure" when the script leaves a choice of readers, when scripts are mixed, or when there are no letters.
+    source is "shared" when the script leaves a choice of languages, but not of what reads them, and "unsure" when it
+    leaves a choice of readers, when scripts are mixed, or when there are no letters.
     default: the model's own language, taken when the text says nothing. A conditioner whose language nobody has named
     ("und") reads every text that no other does. UserError when its script has no language here.
     spelt:   decides where the script doesn't: a tokenizer needs few tokens for the language that it was made of. None:
@@ -168,13 +169,13 @@ def detect(
         return Detected(tag=default, source="unsure")
     (script, most), *others = scripts.most_common()
     mixed = sum(count for _, count in others) >= MIXED * (most + sum(count for _, count in others))
-    tag, sure = _language(script, text, available, default, spelt)
-    return Detected(tag=tag, source="detected" if sure and not mixed else "unsure")
+    tag, source = _language(script, text, available, default, spelt)
+    return Detected(tag=tag, source="unsure" if mixed else source)
 
 
 def _language(
     script: str, text: str, available: Collection[str], default: str, spelt: Spelt | None
-) -> tuple[str, bool]:
+) -> tuple[str, Source]:
     by_base: dict[str, str] = {}
     for tag in available:
         by_base.setdefault(tag.lower().replace("_", "-").split("-")[0], tag)
@@ -183,26 +184,26 @@ def _language(
     if script == "LATIN":
         latin = [tag for base, tag in by_base.items() if base not in NOT_LATIN]
         if not latin:
-            return _unnamed("Latin", available), False
+            return _unnamed("Latin", available), "unsure"
         latin.sort(key=lambda tag: tag != default)
-        tag, sure = _fewest_tokens(latin, spelt)
-        return tag, sure and (len(latin) > 1 or text.isascii())
+        tag, source = _fewest_tokens(latin, spelt)
+        return tag, source if len(latin) > 1 or text.isascii() else "unsure"
     readings = [by_base[base] for base in SCRIPTS.get(script, ()) if base in by_base]
     if not readings:
-        return _unnamed(script.capitalize(), available), False
+        return _unnamed(script.capitalize(), available), "unsure"
     return _fewest_tokens(readings, spelt)
 
 
-def _fewest_tokens(languages: Sequence[str], spelt: Spelt | None) -> tuple[str, bool]:
+def _fewest_tokens(languages: Sequence[str], spelt: Spelt | None) -> tuple[str, Source]:
     """The language whose reader makes the fewest tokens of the text, the first of equals, and whether no other does."""
     if spelt is None or len(languages) == 1:
-        return languages[0], len(languages) == 1
-    readers: dict[object, tuple[int, str]] = {}
-    for tag in languages:
-        reader, tokens = spelt(tag)
-        readers.setdefault(reader, (tokens, tag))
-    fewest, tag = min(readers.values(), key=lambda found: found[0])
-    return tag, sum(tokens == fewest for tokens, _ in readers.values()) == 1
+        return languages[0], "detected" if len(languages) == 1 else "unsure"
+    read = [(*spelt(tag), tag) for tag in languages]
+    fewest = min(tokens for _, tokens, _ in read)
+    least = [(reader, tag) for reader, tokens, tag in read if tokens == fewest]
+    if len({reader for reader, _ in least}) > 1:
+        return least[0][1], "unsure"
+    return least[0][1], "detected" if len(least) == 1 else "shared"
 
 
 def _unnamed(script: str, available: Collection[str]) -> str:
@@ -212,25 +213,25 @@ def _unnamed(script: str, available: Collection[str]) -> str:
     raise _no_language(script, available)
 
 
-def _han(text: str, available: Collection[str], by_base: dict[str, str], spelt: Spelt | None) -> tuple[str, bool]:
+def _han(text: str, available: Collection[str], by_base: dict[str, str], spelt: Spelt | None) -> tuple[str, Source]:
     readings = [by_base[base] for base in HAN if base in by_base]
     if not readings:
-        return _unnamed("Han", available), False
+        return _unnamed("Han", available), "unsure"
     han = [c for c in unicodedata.normalize("NFKC", text) if _script(c) == "CJK"]
     simplified = sum(_in("gb2312", c) and not _in("shift_jis", c) for c in han)
     japanese = sum(_in("shift_jis", c) and not _in("gb2312", c) and not _in("big5", c) for c in han)
     traditional = sum(_in("big5", c) and not _in("gb2312", c) for c in han)
     if japanese > simplified:
-        return by_base.get("ja", readings[0]), "ja" in by_base
+        return by_base.get("ja", readings[0]), "detected" if "ja" in by_base else "unsure"
     chinese = [tag for tag in available if tag.lower().split("-")[0] in ("zh", "yue")]
     if not chinese:
-        return readings[0], False
+        return readings[0], "unsure"
     if len(chinese) > 1:  # zh-Hans beside zh-Hant: the forms decide where they differ
         ending = "hant" if traditional > simplified else "hans"
         chinese = [t for t in chinese if t.lower().endswith(ending)] or chinese
     possessive = "的" in text.replace("目的", "")  # between nouns only in Chinese
     if simplified > japanese or possessive or (len(han) >= SURE_HAN and not japanese) or "ja" not in by_base:
-        return chinese[0], True
+        return chinese[0], "detected"
     return _fewest_tokens((chinese[0], by_base["ja"]), spelt)
 
 
