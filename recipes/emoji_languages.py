@@ -7,6 +7,9 @@ Each is one `kotoe localize` from parallel text alone (plan `distil-behind` from
 runs/languages/<name>/bundle, and what is reached by it in runs/languages/<name>-reached.json. base: a folder with the
 English model, as `emoji_package.py` writes it; by default the built-in one. Large vocabularies pay: words that are one
 token each begin with a meaning, those in pieces have to be learnt (docs/log.md).
+
+The built-in model still has an encoder each for Japanese, Chinese and Korean, by an earlier form of this file: its card
+says how they were trained. What these two reached so far: benchmarks/localization.md.
 """
 
 from __future__ import annotations

@@ -26,7 +26,18 @@ from kotoe.config import to_json
 from kotoe.errors import UserError
 from kotoe.localize.fit import Plan, fit
 from kotoe.localize.lint import Finding, lint
-from kotoe.localize.plans import TEXTS_COUNTED, Captioned, Captions, Reading, Task, Texts, clip, new_student, task
+from kotoe.localize.plans import (
+    TEXTS_COUNTED,
+    Captioned,
+    Captions,
+    Reading,
+    Task,
+    Texts,
+    clip,
+    end_alike,
+    new_student,
+    task,
+)
 from kotoe.localize.settings import PLANS, Localizing
 from kotoe.localize.spread import ALONE, Processes
 from kotoe.localize.vocabulary import train_sentencepiece
@@ -85,6 +96,8 @@ def localize(
         with processes.in_turn():  # the first may have to train it
             tokenizer = _tokenizer(bundle, wanted, run, pairs, said)
         student = Conditioner(wanted.language, tokenizer, _encoder(bundle, wanted, tokenizer, pairs))
+        if wanted.plan == "distil-behind":
+            end_alike(clip(student, wanted.plan), clip(bundle.conditioner(), wanted.plan))
         conditioners.swap(bundle, wanted.tags, student)  # does it fit?
         _heed(lint(bundle, wanted, student, pairs, said), on_finding)
         report: dict[str, Any] = {"plan": wanted.plan, "languages": list(wanted.tags)}

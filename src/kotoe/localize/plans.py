@@ -103,6 +103,21 @@ def new_student(
     return student
 
 
+def end_alike(student: CLIPText, teacher: CLIPText) -> None:
+    """Give a student the teacher's last layer and final norm, which `distil-behind` doesn't train."""
+    own, theirs = student.spec, teacher.spec
+    words = {name: getattr(own, name) for name in ("vocab_size", "max_tokens", "bos", "eos", "pad", "projection_dim")}
+    if own != replace(theirs, **words):
+        raise UserError(
+            "distil-behind for an encoder whose layers aren't the teacher's in number and size",
+            allowed="one begun from the teacher",
+            hint="distil-reader teaches any encoder",
+        )
+    last = theirs.num_layers + theirs.layer
+    student.text_model.encoder.layers[last].load_state_dict(teacher.text_model.encoder.layers[last].state_dict())
+    student.text_model.final_layer_norm.load_state_dict(teacher.text_model.final_layer_norm.state_dict())
+
+
 # --- Batches ---------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +293,7 @@ def task(
     if plan == "distil-behind":
         return Task(
             modules=modules,
-            trains=_before_last(clip(student, plan), clip(teacher, plan)),
+            trains=_before_last(clip(student, plan)),
             loss=behind(),
             batches=_behind(student, teacher, pairs, reading),
         )
@@ -317,24 +332,9 @@ def projection(encoder: CLIPText | BertText) -> tuple[str, ...]:
     return (rf"text\.{names}\.",)
 
 
-def _before_last(encoder: CLIPText, teacher: CLIPText) -> tuple[str, ...]:
-    """What `distil-behind` trains: everything before the last layer that is run. That one draws, in every language: the
-    encoder gets the teacher's."""
+def _before_last(encoder: CLIPText) -> tuple[str, ...]:
+    """What `distil-behind` trains: everything before the last layer that is run. That one draws, in every language."""
     count = encoder.spec.num_layers + encoder.spec.layer
-    last = ("text_model.final_layer_norm.", f"text_model.encoder.layers.{count}.")
-    ours, theirs = (dict(x.named_parameters()) for x in (encoder, teacher))
-    shared = [name for name in theirs if name.startswith(last)]
-    if encoder.spec.layer != teacher.spec.layer or any(
-        name not in ours or ours[name].shape != theirs[name].shape for name in shared
-    ):
-        raise UserError(
-            "distil-behind for an encoder whose layers aren't the teacher's in number and size",
-            allowed="one begun from the teacher",
-            hint="distil-reader teaches any encoder",
-        )
-    with torch.no_grad():
-        for name in shared:
-            ours[name].copy_(theirs[name])
     return ("text.text_model.embeddings.", *(f"text.text_model.encoder.layers.{i}." for i in range(count)))
 
 
