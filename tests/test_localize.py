@@ -70,7 +70,7 @@ def wanted(folder: Path, plan: str, **changed: Any) -> Localizing:
     values: dict[str, Any] = {
         "base": "tiny", "language": "ko", "run": str(folder / "run"), "plan": plan, "pairs": ("pairs.tsv",),
         "steps": 20, "batch_size": 8, "lr": 3e-3, "vocab_size": 277, "dropout": 0.0, "long_prompt": "cut",
-        "log_every": 1, **given, **changed,
+        "log_every": 1, "dtype": "float32", **given, **changed,
     }  # fmt: skip
     return Localizing(**values)
 

@@ -169,6 +169,7 @@ def _measured(alone: Bundle, cell: Cell, wanted: Studying, out: Path) -> dict[st
         batch_size=ROWS,
         long_prompt="cut",
         seed=wanted.seed,
+        dtype=wanted.dtype,
     )
     found = localize(alone, asked, pairs=texts, captions=captions, progress=False)
     figures = _figures(found.bundle, cell.language, wanted)
@@ -185,6 +186,7 @@ def _measured(alone: Bundle, cell: Cell, wanted: Studying, out: Path) -> dict[st
         "loss": found.report.get("loss"),
         "vocab_size": found.report["vocab_size"],
         "threads": torch.get_num_threads(),
+        "dtype": found.report["dtype"],
     }
 
 

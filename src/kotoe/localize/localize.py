@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from torch import nn
 from kotoe import builtin
 from kotoe.bert import BertText
 from kotoe.checkpoints import Bundle, conditioners, save
-from kotoe.checkpoints.files import replacing, tensor_sha256
+from kotoe.checkpoints.files import choose_dtype, replacing, tensor_sha256
 from kotoe.config import to_json
 from kotoe.errors import UserError
 from kotoe.localize.fit import Plan, fit
@@ -91,6 +91,7 @@ def localize(
         )
     if way.reads == "captions" and captions is None:
         raise UserError(f"plan {wanted.plan} without captioned pictures", allowed="--images SOURCE")
+    wanted = replace(wanted, dtype=computing(wanted))
     with processes.run(wanted.run, {**to_json(wanted), "base_sha256": bundle.sha256}, free=FREE) as run:
         said = None if captions is None else captions.texts
         with processes.in_turn():  # the first may have to train it
@@ -100,7 +101,7 @@ def localize(
             end_alike(clip(student, wanted.plan), clip(bundle.conditioner(), wanted.plan))
         conditioners.swap(bundle, wanted.tags, student)  # does it fit?
         _heed(lint(bundle, wanted, student, pairs, said), on_finding)
-        report: dict[str, Any] = {"plan": wanted.plan, "languages": list(wanted.tags)}
+        report: dict[str, Any] = {"plan": wanted.plan, "languages": list(wanted.tags), "dtype": wanted.dtype}
         report["vocab_size"] = tokenizer.vocab_size
         if wanted.taken == 0:
             return Localized(bundle=conditioners.swap(bundle, wanted.tags, student), report={**report, "steps": 0})
@@ -183,6 +184,12 @@ def forecast(
     return cost if captions is None or not captions.about else {**cost, "pictures": dict(captions.about)}
 
 
+def computing(wanted: Localizing) -> Literal["float32", "bfloat16"]:
+    """What its networks compute in on its device."""
+    chosen = choose_dtype(wanted.dtype, torch.device(wanted.device))
+    return "bfloat16" if chosen == torch.bfloat16 else "float32"
+
+
 # --- Parts -----------------------------------------------------------------------------------------------------
 
 
@@ -262,7 +269,7 @@ def _trained(
         ema=wanted.ema,
         seed=wanted.seed,
         log_every=wanted.log_every,
-        bf16=torch.device(wanted.device).type != "cpu",
+        bf16=computing(wanted) == "bfloat16",
         recompute=wanted.checkpointing,
     )
     fit(

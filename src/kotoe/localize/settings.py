@@ -122,6 +122,8 @@ class Localizing:
     long_prompt:   texts over the limit: error, or cut, which says how many.
     seed:          of everything that is drawn while training.
     device:        cpu, cuda or cuda:N.
+    dtype:         what the networks compute in; weights and losses are float32. "auto" is bfloat16 where the device
+                   computes in it, float32 elsewhere.
     overwrite:     replace the folder at `out`, if it is a model's.
     log_every:     steps between two lines of metrics.jsonl.
     threads:       processor threads; torch's own choice by default.
@@ -161,6 +163,7 @@ class Localizing:
     long_prompt: str = "error"
     seed: int = 0
     device: str = "cpu"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     overwrite: bool = False
     log_every: int = 25
     threads: int | None = None
@@ -203,7 +206,12 @@ class Localizing:
         for name in ("warmup_steps", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} {getattr(self, name)}", allowed="0 or more")
-        for name, choices in (("schedule", ("cosine", "constant")), ("weighting", ("min-snr", "plain"))):
+        closed = {
+            "schedule": ("cosine", "constant"),
+            "weighting": ("min-snr", "plain"),
+            "dtype": ("auto", "float32", "bfloat16"),
+        }
+        for name, choices in closed.items():
             if getattr(self, name) not in choices:
                 raise unknown(name, getattr(self, name), choices)
         if self.weighting != "min-snr" and way.reads != "captions":
@@ -243,6 +251,7 @@ class Studying:
     count:     pairs a language.
     tier:      everyday or all: which objects.
     seed:      of everything that is drawn.
+    dtype:     what training computes in, as of `kotoe localize`. Pictures are drawn in float32.
     threads:   processor threads; torch's own choice by default.
     """
 
@@ -256,6 +265,7 @@ class Studying:
     count: int = 40_000
     tier: str = "everyday"
     seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int | None = None
 
     def __post_init__(self) -> None:
