@@ -37,7 +37,7 @@ ENCODERS: dict[str, tuple[str, ...]] = {  # name: the languages it reads
 JUDGED = 100  # prompts of one object in each language, and half as many of two
 SIZES: dict[str, dict[str, Any]] = {
     "cpu": {
-        "cjk": {"steps": 10_000, "vocab_size": 6_000}, "mul": {"steps": 14_000, "vocab_size": 24_000},
+        "cjk": {"steps": 10_000, "vocab_size": 6_000}, "mul": {"steps": 20_000, "vocab_size": 24_000},
         "pairs": 600_000,
     },
     "gpu": {
