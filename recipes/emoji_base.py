@@ -47,7 +47,8 @@ from kotoe.samplers import SAMPLERS
 from kotoe.schedule import GRIDS
 from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec
 from kotoe.text import CLIPText, first_eos
-from kotoe.tokenizers import Tokenizer, load_tokenizer
+from kotoe.tokenizers import load_tokenizer
+from kotoe.tokens import Tokenizer
 from kotoe.unet import UNet
 from recipes.emoji_drawing import set_last_layer
 

@@ -19,7 +19,8 @@ from kotoe.errors import UserError
 from kotoe.localize import fertility, fertility_report
 from kotoe.localize.fertility import BYTES, PIECE, UNKNOWN, corpus, graphemes, measure, ratio, vocabulary
 from kotoe.localize.vocabulary import train_tokenizer
-from kotoe.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
+from kotoe.tokenizers import load_tokenizer, tokenizer_from_files
+from kotoe.tokens import Tokenizer
 from tiny import LINES
 
 TEXTS = [line for lines in LINES.values() for line in lines]

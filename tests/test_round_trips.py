@@ -28,7 +28,7 @@ from kotoe.checkpoints.files import file_sha256
 from kotoe.errors import CheckpointError, UserError
 from kotoe.spec import BertSpec, ScheduleSpec, TextSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText, Conditioner
-from kotoe.tokenizers import Tokenizer
+from kotoe.tokens import Tokenizer
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 from tiny import edit, seeded, tiny_tokenizer

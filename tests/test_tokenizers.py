@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from kotoe.errors import CheckpointError, UserError
 from kotoe.localize.vocabulary import train_clip_bpe, train_sentencepiece
-from kotoe.tokenizers import Tokenizer, load_tokenizer, parse_json, tokenizer_from_files
+from kotoe.tokenizers import load_tokenizer, parse_json, tokenizer_from_files
+from kotoe.tokens import Tokenizer
 from tiny import LINES, tiny_tokenizer
 
 LANGUAGES = ("en", "ja", "zh", "ko")

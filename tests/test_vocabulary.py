@@ -17,7 +17,8 @@ from kotoe.checkpoints import files as checkpoint_files
 from kotoe.errors import UserError
 from kotoe.localize import vocabulary
 from kotoe.localize.vocabulary import FAMILIES, NORMALIZATIONS, settled, train_tokenizer
-from kotoe.tokenizers import Tokenizer, load_tokenizer
+from kotoe.tokenizers import load_tokenizer
+from kotoe.tokens import Tokenizer
 from tiny import LINES
 
 TEXTS = [line for lines in LINES.values() for line in lines]

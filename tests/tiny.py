@@ -22,7 +22,8 @@ from kotoe.checkpoints import Bundle, Defaults
 from kotoe.localize.vocabulary import train_clip_bpe, train_sentencepiece
 from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText, Conditioner
-from kotoe.tokenizers import Tokenizer, load_tokenizer
+from kotoe.tokenizers import load_tokenizer
+from kotoe.tokens import Tokenizer
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 

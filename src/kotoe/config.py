@@ -32,6 +32,7 @@ LEGACY_SAMPLERS = ("ddim", "pndm")
 GRID_NAMES = ("linspace", "leading", "trailing", "karras", "kerascv", "kerascv_0_8_1")
 NumericsName = Literal["exact", "kerascv"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Emphasis = Literal["original", "no-norm", "ignore", "none"]
 Ending = Literal["zero", "legacy"]
 MAX_EDGE_PX = 8192  # a request beyond this is a slip or an attack, not a picture
 MAX_SEED = 2**32 - 1  # torch's CPU generator reads 32 bits
@@ -217,7 +218,13 @@ class Request:
     mask:            with init_image: white is redrawn, black is kept (inpainting).
     strength:        with init_image: the share of the steps to run, above 0.0 to 1.0; 0.8 when not given, and 1.0 with
                      a model made for inpainting.
-    long_prompt:     "error" refuses prompts over the encoder's token limit, "chunk" reads them piecewise.
+    long_prompt:     "error" refuses prompts over the encoder's token limit, "chunk" reads them piecewise, "cut" drops
+                     their ends and says which words those are.
+    emphasis:        what (word:1.3), [word] and BREAK do. "original": weights multiply a word's states, and each
+                     window's mean is restored, as in AUTOMATIC1111's web interface; "no-norm": it is not; "ignore":
+                     weights are read and not applied; "none": every mark is text.
+    full_width:      "folded" reads full-width letters, digits and marks as ordinary ones, and half-width kana as
+                     ordinary kana; "kept" leaves them as typed.
     padding:         "max_length" pads a text to the encoder's length, as models are trained; "longest" only to the
                      longer of prompt and negative prompt, so that a BERT without a mask reads (nearly) words alone.
     punctuation:     "kept", or "ascii": full-width marks of a prompt, such as ，and 。, are read as , and .
@@ -245,7 +252,9 @@ class Request:
     init_image: str | None = None
     mask: str | None = None
     strength: float | None = None
-    long_prompt: Literal["error", "chunk"] = "error"
+    long_prompt: Literal["error", "chunk", "cut"] = "error"
+    emphasis: Emphasis = "original"
+    full_width: Literal["folded", "kept"] = "folded"
     padding: Literal["max_length", "longest"] = "max_length"
     punctuation: Literal["kept", "ascii"] = "kept"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -400,8 +409,9 @@ class Record:
 
     prompt and negative_prompt are as given; `translation` has what was read instead, where the model lacks their
     language. detection: what a language detector said, where it was asked.
-    dtype is the UNet's. tokens: prompt tokens read, without start, end and padding. batch: (index, size), and threads:
-    arithmetic may round differently for other numbers of pictures at once or of threads, so a replay uses the same.
+    dtype is the UNet's. tokens: the prompt's, without start, end and padding; dropped, dropped_negative: pieces of it
+    and of the negative prompt that were not read (long_prompt "cut"). batch: (index, size), and threads: arithmetic
+    may round differently for other numbers of pictures at once or of threads, so a replay uses the same.
     """
 
     kotoe: str
@@ -428,7 +438,9 @@ class Record:
     mask: str | None = None
     mask_sha256: str | None = None
     strength: float | None = None
-    long_prompt: Literal["error", "chunk"]
+    long_prompt: Literal["error", "chunk", "cut"]
+    emphasis: Emphasis = "none"  # as pictures were drawn whose records don't say
+    full_width: Literal["folded", "kept"] = "kept"  # the same
     padding: Literal["max_length", "longest"] = "max_length"
     punctuation: Literal["kept", "ascii"] = "kept"
     numerics: NumericsName = "exact"
@@ -440,6 +452,7 @@ class Record:
     threads: int
     tokens: int
     dropped: tuple[str, ...] = ()
+    dropped_negative: tuple[str, ...] = ()
     batch: tuple[int, int] = (0, 1)
     seconds: float = field(default=0.0, compare=False)
 

@@ -41,6 +41,7 @@ from kotoe.denoise import Denoiser, begin, beside, denoiser, guided, inpainted
 from kotoe.errors import UserError
 from kotoe.language import ASCII_MARKS, Source
 from kotoe.numerics import NUMERICS, check_numerics, with_numerics
+from kotoe.prompts import Prompt, folded, literal, parse, unweighted
 from kotoe.rng import ImageNoise
 from kotoe.samplers import Step, along
 from kotoe.schedule import Walk, input_scale, sigma_to_t, told_timesteps, walk
@@ -111,6 +112,8 @@ class Read:
     positive: Tensor
     negative: Tensor | None
     tokens: int
+    dropped: tuple[str, ...] = ()
+    dropped_negative: tuple[str, ...] = ()
 
 
 OnStep = Callable[[Progress], None]
@@ -254,6 +257,12 @@ def plan(bundle: Bundle, request: Request) -> list[Job]:
     jobs = []
     for prompt in request.prompt:
         found = understood(bundle, request, prompt)
+        if found.translation is not None and not all(said(request, t).plain for t in (prompt, request.negative_prompt)):
+            raise UserError(
+                f"weights or BREAK in {prompt!r}, which is translated before it is read",
+                allowed="words alone, or a language that the model reads",
+                hint="--emphasis none hands all of it to the translator",
+            )
         for k in range(request.n):
             job = Job(
                 prompt=prompt,
@@ -320,17 +329,37 @@ def read_prompts(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> dict
             prompt, negative = given.prompt, given.negative_prompt
         else:
             prompt, negative = given, request.negative_prompt
-        said = prompt.translate(ASCII_MARKS) if request.punctuation == "ascii" else prompt
-        texts = [said, negative] if guided else [said]
+        translated = isinstance(given, TranslationRecord)
+        texts = [said(request, text, translated=translated) for text in ([prompt, negative] if guided else [prompt])]
         conditioner = bundle.conditioner(language)
         with bundle.at_work(conditioner.encoder):
-            context = conditioner.encode(texts, long_prompt=request.long_prompt, padding=request.padding)
+            context = conditioner.encode(
+                texts,
+                long_prompt=request.long_prompt,
+                padding=request.padding,
+                restore_mean=request.emphasis == "original",
+            )
+        dropped = [tuple(over) if request.long_prompt == "cut" else () for over in context.tokens.overflow]
         reads[language, given] = Read(
             positive=context.states[:1],
             negative=context.states[1:] if guided else None,
             tokens=context.tokens.counts[0],
+            dropped=dropped[0],
+            dropped_negative=dropped[1] if guided else (),
         )
     return reads
+
+
+def said(request: Request, text: str, *, translated: bool = False) -> Prompt:
+    """What a prompt, or a negative one, says by the request's settings. A translator's words have no grammar."""
+    if request.full_width == "folded":
+        text = folded(text)
+    if request.punctuation == "ascii":
+        text = text.translate(ASCII_MARKS)
+    if request.emphasis == "none" or translated:
+        return literal(text)
+    prompt = parse(text)
+    return unweighted(prompt) if request.emphasis == "ignore" else prompt
 
 
 def _batches(jobs: Sequence[Job], reads: Mapping[Reading, Read], size: int) -> Iterator[list[Job]]:
@@ -526,7 +555,7 @@ def _record(
         for name in (
             *("negative_prompt", "width", "height", "steps", "sampler", "grid", "ending", "guidance_scale"),
             *("guidance_rescale", "eta", "init_image", "mask", "strength", "long_prompt", "padding", "punctuation"),
-            "numerics",
+            *("emphasis", "full_width", "numerics"),
         )
     }
     return Record(
@@ -548,6 +577,8 @@ def _record(
         device=device,
         threads=torch.get_num_threads(),
         tokens=read.tokens,
+        dropped=read.dropped,
+        dropped_negative=read.dropped_negative,
         batch=batch,
         seconds=round(seconds, 4),
         **same,

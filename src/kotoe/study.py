@@ -121,7 +121,9 @@ def _pictures(
             bundle = conditioners.swap(alone, language, conditioners.read(source, language).conditioner)
         items = suites.items(language, tier=wanted.tier, n=SHOWN)[:SHOWN]
         for item in items:
-            request = Request(prompt=(item.prompt,), language=language, seed=item.seed, long_prompt="chunk")
+            request = Request(
+                prompt=(item.prompt,), language=language, seed=item.seed, long_prompt="chunk", emphasis="none"
+            )
             pictures.append(generate(bundle, request)[0].image)
             labels.append(f"{language}: {item.prompt}" if drawable(item.prompt, language) else language)
             tags.append(language)

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from kotoe.bert import BertText
 from kotoe.errors import UserError, unknown
 from kotoe.language import ASCII_MARKS
+from kotoe.prompts import Prompt
 from kotoe.spec import TextSpec
-from kotoe.tokenizers import Tokenizer, Tokens
+from kotoe.tokens import Tokenizer, Tokens
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -32,6 +33,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 PADDING = ("max_length", "longest")
+LARGEST_FACTOR = 10.0  # that gives weighted states their mean back
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": quick_gelu,
     "gelu": F.gelu,
@@ -146,6 +148,27 @@ class CLIPText(nn.Module):
         return self(ids)[torch.arange(len(ids)), first_eos(ids, self.spec.eos)]
 
 
+def emphasised(states: Tensor, weights: Tensor, *, restore_mean: bool) -> Tensor:
+    """States (B, L, D) times their tokens' weights (B, L), as AUTOMATIC1111's web interface weighs them.
+
+    restore_mean: then each window's states times one factor, so that their mean is what it was ("original" there; a
+                  window without weights stays the same to the bit). Else not ("no norm").
+    Raises UserError where no such factor makes sense: the mean has changed its sign, or is near to nothing.
+    """
+    heavy = states.float() * weights[:, :, None]  # (B, L, D)
+    if restore_mean:
+        before, after = states.float().mean((1, 2)), heavy.mean((1, 2))  # (B,)
+        factor = torch.where((weights == 1).all(1), 1.0, before / after)
+        if not bool(((factor > 0) & (factor < LARGEST_FACTOR)).all()):
+            raise UserError(
+                f"these weights move the mean of a text's states from {before.tolist()} to {after.tolist()}",
+                allowed=f"weights that change it by a factor below {LARGEST_FACTOR:g}",
+                hint="Weigh less, or take --emphasis no-norm",
+            )
+        heavy = heavy * factor[:, None, None]
+    return heavy.to(states)
+
+
 @dataclass(frozen=True)
 class Context:
     """What a UNet reads: states (B, L, D) and the tokenizer's report."""
@@ -167,10 +190,18 @@ class Conditioner:
         """Whether the text has marks that models of this kind (Chinese BERT) draw watermarks from."""
         return self.tokenizer.kind == "wordpiece" and text != text.translate(ASCII_MARKS)
 
-    def encode(self, texts: Sequence[str], *, long_prompt: str = "error", padding: str = "max_length") -> Context:
+    def encode(
+        self,
+        texts: Sequence[str | Prompt],
+        *,
+        long_prompt: str = "error",
+        padding: str = "max_length",
+        restore_mean: bool = True,
+    ) -> Context:
         """Texts to context (B, L, D). Over the token limit: an error, or with "chunk" several windows along L.
 
-        padding: "max_length" makes L the tokenizer's; "longest" reads only as far as the longest text's EOS.
+        padding:      "max_length" makes L the tokenizer's; "longest" reads only as far as the longest text's EOS.
+        restore_mean: of a window with weights; see `emphasised`.
         """
         if padding not in PADDING:
             raise unknown("padding", padding, PADDING)
@@ -184,6 +215,9 @@ class Conditioner:
             special = self.tokenizer.max_tokens - self.tokenizer.room
             windows = windows[..., : max(tokens.counts) + special]
         states = self.encoder(windows.flatten(0, 1))  # (B * windows, max_tokens, D)
+        if tokens.weights is not None:
+            weights = torch.tensor(tokens.weights, device=device).view(len(states), -1)  # (B * windows, max_tokens)
+            states = emphasised(states, weights[:, : states.shape[1]], restore_mean=restore_mean)
         return Context(states.unflatten(0, windows.shape[:2]).flatten(1, 2), tokens)  # (B, L, D)
 
 

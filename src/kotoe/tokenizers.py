@@ -2,24 +2,19 @@
 
 CLIP's byte-level BPE equals transformers' `CLIPTokenizer` id for id, WordPiece its `BertTokenizer`. SentencePiece
 is laid out as rinna's Japanese Stable Diffusion lays it out (no BOS, EOS appended, a pad of its own) or as XLM-RoBERTa
-does (ids moved by one, <s> before and </s> after). Nothing is ever truncated in silence: a text over the limit is an
-error that shows what would be dropped, unless the caller asks for `chunk` (all of it, in several windows) or `cut`.
-
-Legend: B texts, L = max_tokens positions of the text encoder.
+does (ids moved by one, <s> before and </s> after). What they all do stands in `tokens.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kotoe.errors import CheckpointError, UserError, unknown
+from kotoe.errors import CheckpointError
+from kotoe.tokens import Tokenizer
 
-LONG_PROMPT = ("error", "chunk", "cut")
 LARGEST_LIMIT = 100_000  # transformers writes 1e30 into model_max_length when there is no limit
 
 CLIP_CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -37,119 +32,6 @@ CLIP_SPECIALS = {
 }
 CLIP_PATTERN = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 WORD_END = "</w>"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tokens:
-    """Ids of B texts and the report on them.
-
-    ids:      (B, windows * L); window w of a text is columns w * L to (w + 1) * L, with its own BOS, EOS and padding.
-    counts:   tokens of each text, without BOS, EOS and padding.
-    overflow: the pieces of each text beyond the first window: used when chunked, dropped when cut, else empty.
-    windows:  windows per text; 1 unless chunked.
-    """
-
-    ids: list[list[int]]
-    counts: list[int]
-    overflow: list[list[str]]
-    windows: int = 1
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Tokenizer:
-    """One language's tokenizer. `load_tokenizer` makes it from a folder.
-
-    kind:       "clip-bpe", "wordpiece", "sentencepiece" or "xlm-roberta".
-    max_tokens: L, special tokens included; every window is exactly this long.
-    bos:        id before each text, or None for none. eos: id after it. pad: id that fills up to L.
-    vocab_size: one more than the largest id.
-    files:      name to content of the files it was made from; `sha256` identifies them.
-    text_ids:   texts to ids without BOS, EOS and padding.
-    text_pieces: one text to its readable pieces, one per id; "" for the further bytes of a character spelt in bytes.
-    """
-
-    kind: str
-    max_tokens: int
-    bos: int | None
-    eos: int
-    pad: int
-    vocab_size: int
-    files: Mapping[str, bytes]
-    text_ids: Callable[[Sequence[str]], list[list[int]]]
-    text_pieces: Callable[[str], list[str]]
-
-    @property
-    def room(self) -> int:
-        """Tokens of text that fit into one window."""
-        return self.max_tokens - 1 - (self.bos is not None)
-
-    @property
-    def sha256(self) -> str:
-        """Identity of the files: names, lengths and contents, in order of name."""
-        digest = hashlib.sha256()
-        for name in sorted(self.files):
-            digest.update(f"{name}\0{len(self.files[name])}\0".encode() + self.files[name])
-        return digest.hexdigest()
-
-    def encode(self, texts: Sequence[str], *, long_prompt: str = "error", windows: int = 1) -> Tokens:
-        """Ids (B, windows * L) of texts.
-
-        long_prompt: what to do with a text over `room` tokens. "error" raises a UserError showing what would be
-                     dropped; "chunk" splits it at the limit into windows that are encoded separately (shorter texts
-                     of the batch get empty windows); "cut" drops the rest and reports it in `overflow`.
-        windows:     at least this many windows, so that a prompt and its negative can be made equally long.
-        """
-        if isinstance(texts, str):
-            raise UserError(f"one text {texts!r} where a list is expected", allowed="a list of texts")
-        if long_prompt not in LONG_PROMPT:
-            raise unknown("long_prompt", long_prompt, LONG_PROMPT)
-        if windows < 1:
-            raise UserError(f"{windows} windows", allowed="1 or more")
-        for text in texts:
-            try:
-                text.encode()
-            except UnicodeEncodeError:  # half a character, as a terminal of another encoding leaves behind
-                raise UserError(f"the text {text!r} is not Unicode", hint="Use a UTF-8 terminal or file") from None
-        ids = self.text_ids(list(texts))
-        overflow = [self._overflow(text) if len(i) > self.room else [] for text, i in zip(texts, ids, strict=True)]
-        if long_prompt == "error":
-            for text, i, over in zip(texts, ids, overflow, strict=True):
-                if len(i) > self.room:
-                    raise self._too_long(text, len(i), over)
-        if long_prompt == "chunk":
-            windows = max([windows, *(-(-len(i) // self.room) for i in ids)])
-        return Tokens(
-            ids=[self._windows(i, windows) for i in ids],
-            counts=[len(i) for i in ids],
-            overflow=overflow,
-            windows=windows,
-        )
-
-    def _overflow(self, text: str) -> list[str]:
-        return [piece for piece in self.text_pieces(text)[self.room :] if piece]
-
-    def _windows(self, ids: list[int], windows: int) -> list[int]:
-        row: list[int] = []
-        for w in range(windows):
-            part = ids[w * self.room : (w + 1) * self.room]
-            row += [*([] if self.bos is None else [self.bos]), *part, self.eos]
-            row += [self.pad] * ((w + 1) * self.max_tokens - len(row))
-        return row
-
-    def _too_long(self, text: str, count: int, over: list[str]) -> UserError:
-        shown = over if len(over) <= 40 else [*over[:40], f"… ({len(over) - 40} more)"]
-        start = text if len(text) <= 40 else text[:40] + "…"
-        return UserError(
-            f"the prompt {start!r} has {count} tokens, {count - self.room} over the limit; these would be dropped: "
-            + " | ".join(shown),
-            allowed=f"{self.room} tokens",
-            hint="Shorten it, or pass --long-prompt chunk to use all of it",
-        )
-
-    def save(self, folder: Path | str) -> None:
-        """Write the tokenizer's files, byte for byte, into an existing folder."""
-        for name, content in self.files.items():
-            (Path(folder) / name).write_bytes(content)
 
 
 def load_tokenizer(folder: Path | str, *, positions: int | None = None) -> Tokenizer:
@@ -277,6 +159,9 @@ def _clip_bpe(files: Mapping[str, bytes], config: dict[str, Any], max_tokens: in
         spans = backend.encode(text, add_special_tokens=False).offsets
         return ["" if k and span == spans[k - 1] else text[slice(*span)] for k, span in enumerate(spans)]
 
+    def text_starts(text: str) -> list[int]:
+        return [start for start, _ in backend.encode(text, add_special_tokens=False).offsets]
+
     return Tokenizer(
         kind="clip-bpe",
         max_tokens=max_tokens,
@@ -287,6 +172,7 @@ def _clip_bpe(files: Mapping[str, bytes], config: dict[str, Any], max_tokens: in
         files=files,
         text_ids=text_ids,
         text_pieces=text_pieces,
+        text_starts=text_starts,
     )
 
 
@@ -464,6 +350,9 @@ def _wordpiece(files: Mapping[str, bytes], config: dict[str, Any], max_tokens: i
     def text_pieces(text: str) -> list[str]:
         return [text[slice(*span)] for span in backend.encode(text, add_special_tokens=False).offsets]
 
+    def text_starts(text: str) -> list[int]:
+        return [start for start, _ in backend.encode(text, add_special_tokens=False).offsets]
+
     return Tokenizer(
         kind="wordpiece",
         max_tokens=max_tokens,
@@ -474,6 +363,7 @@ def _wordpiece(files: Mapping[str, bytes], config: dict[str, Any], max_tokens: i
         files=files,
         text_ids=text_ids,
         text_pieces=text_pieces,
+        text_starts=text_starts,
     )
 
 
@@ -516,6 +406,18 @@ def _spm_model(files: Mapping[str, bytes], where: str) -> Any:
     return model
 
 
+def _spm_starts(model: Any, text: str) -> list[int]:
+    """Where each piece of a text begins. Pieces spell the normalised text, whose every character knows its origin."""
+    normalised, origins = model.normalize(text, with_offsets=True)
+    character = [k for k, c in enumerate(normalised) for _ in c.encode()]  # of each byte
+    starts, byte = [], 0
+    for i, piece in zip(model.encode(text, out_type=int), model.encode(text, out_type=str), strict=True):
+        space = len("▁".encode()) if len(piece) > 1 and piece.startswith("▁") else 0  # a piece is about its letters
+        starts.append(min(origins[character[byte + space]], len(text) - 1))
+        byte += 1 if model.is_byte(i) else len(piece.encode())
+    return starts
+
+
 def _sentencepiece(files: Mapping[str, bytes], config: dict[str, Any], max_tokens: int, where: str) -> Tokenizer:
     model = _spm_model(files, where)
     legacy = parse_json(files.get("special_tokens_map.json", b"{}"), f"{where}/special_tokens_map.json")
@@ -547,6 +449,12 @@ def _sentencepiece(files: Mapping[str, bytes], config: dict[str, Any], max_token
     def text_pieces(text: str) -> list[str]:
         return list(model.encode(cased(text), out_type=str))
 
+    def text_starts(text: str) -> list[int]:
+        if not lower:
+            return _spm_starts(model, text)
+        origin = [k for k, character in enumerate(text) for _ in character.lower()]  # a capital may become two letters
+        return [origin[min(at, len(origin) - 1)] for at in _spm_starts(model, text.lower())]
+
     return Tokenizer(
         kind="sentencepiece",
         max_tokens=max_tokens,
@@ -557,6 +465,7 @@ def _sentencepiece(files: Mapping[str, bytes], config: dict[str, Any], max_token
         files=files,
         text_ids=text_ids,
         text_pieces=text_pieces,
+        text_starts=text_starts,
     )
 
 
@@ -578,6 +487,9 @@ def _xlm_roberta(files: Mapping[str, bytes], config: dict[str, Any], max_tokens:
     def text_pieces(text: str) -> list[str]:
         return list(model.encode(text, out_type=str))
 
+    def text_starts(text: str) -> list[int]:
+        return _spm_starts(model, text)
+
     return Tokenizer(
         kind="xlm-roberta",
         max_tokens=max_tokens,
@@ -588,6 +500,7 @@ def _xlm_roberta(files: Mapping[str, bytes], config: dict[str, Any], max_tokens:
         files=files,
         text_ids=text_ids,
         text_pieces=text_pieces,
+        text_starts=text_starts,
     )
 
 

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kotoe import __version__, builtin
 from kotoe.config import Record, Request, dumps, from_json, to_json
@@ -40,6 +40,10 @@ from kotoe.console import (
 )
 from kotoe.errors import UserError, unknown
 from kotoe.runs import atomic, write_atomic
+
+if TYPE_CHECKING:
+    from kotoe.checkpoints import Bundle
+    from kotoe.generate import Job, Resolved
 
 MOST_THREADS = 1024
 
@@ -73,18 +77,12 @@ def generate(common: Common, values: Values) -> int:
             tag = job.prompt_language
             say(f"the language of {job.prompt!r} is unsure, it is read as {tag}; --language TAG settles it")
         if job.translation is not None:
-            said = job.translation
-            translations.append({"given": job.prompt, "translation": to_json(said)})
-            say(f"translated: {job.prompt!r} ({said.source}) is read as {said.prompt!r} ({said.target})")
+            other = job.translation
+            translations.append({"given": job.prompt, "translation": to_json(other)})
+            say(f"translated: {job.prompt!r} ({other.source}) is read as {other.prompt!r} ({other.target})")
             if resolved.negative_prompt:
-                say(f"translated: {resolved.negative_prompt!r} is read as {said.negative_prompt!r}")
-    if resolved.punctuation == "kept":
-        read = [(job.language, job.prompt if job.translation is None else job.translation.prompt) for job in jobs]
-        for text in dict.fromkeys(text for tag, text in read if bundle.conditioner(tag).warns_of(text)):
-            say(
-                f"note: {text!r} has full-width punctuation, which gets watermarks from models trained as Taiyi was; "
-                "--punctuation ascii reads it as , and ."
-            )
+                say(f"translated: {resolved.negative_prompt!r} is read as {other.negative_prompt!r}")
+    _notes(bundle, resolved, jobs)
     config = {**to_json(resolved), **to_json(drawing), **to_json(loading)}
     show_config("generate", config)
     labels = _labels_wanted(drawing, [job.prompt for job in jobs], [job.prompt_language for job in jobs])
@@ -116,6 +114,26 @@ def generate(common: Common, values: Values) -> int:
         document["interrupted"], code = True, INTERRUPTED
     finish(common, document, [] if document["grid"] is None else [str(document["grid"])])
     return code
+
+
+def _notes(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> None:
+    """Say, before anything is drawn, what of the prompts is not read, and what is known to be read badly."""
+    from kotoe.generate import said
+
+    for language, given in dict.fromkeys(job.reading for job in jobs):
+        conditioner = bundle.conditioner(language)
+        texts = (given, request.negative_prompt) if isinstance(given, str) else (given.prompt, given.negative_prompt)
+        for text in dict.fromkeys(texts):
+            prompt = said(request, text, translated=not isinstance(given, str))
+            if any(conditioner.warns_of(part.text) for part in prompt.parts):
+                say(
+                    f"note: {text!r} has full-width punctuation, which gets watermarks from models trained as Taiyi "
+                    "was; --punctuation ascii reads it as , and ."
+                )
+            if request.long_prompt == "cut":
+                over = conditioner.tokenizer.encode([prompt], long_prompt="cut").overflow[0]
+                if over:
+                    say(f"note: the end of {text!r} is not read, {len(over)} pieces: {' | '.join(over)}")
 
 
 def _labels_wanted(drawing: Drawing, prompts: Sequence[str], languages: Sequence[str]) -> bool:

@@ -27,7 +27,8 @@ from kotoe.bert import BertText
 from kotoe.checkpoints.bert import bert_config, bert_spec, name_for, name_of
 from kotoe.errors import CheckpointError, UserError
 from kotoe.spec import BertSpec
-from kotoe.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
+from kotoe.tokenizers import load_tokenizer, tokenizer_from_files
+from kotoe.tokens import Tokenizer
 from seeds import train_spm
 from tiny import LINES, seeded
 

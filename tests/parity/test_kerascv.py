@@ -25,7 +25,7 @@ from kotoe.numerics import NUMERICS, with_numerics
 from kotoe.rng import ImageNoise
 from kotoe.spec import TextSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText
-from kotoe.tokenizers import Tokenizer
+from kotoe.tokens import Tokenizer
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 from tiny import POSITIONS, tiny_bundle, tiny_tokenizer

@@ -15,7 +15,8 @@ from transformers import CLIPTokenizer
 
 from kotoe import tokenizers as ours
 from kotoe.localize.vocabulary import train_clip_bpe
-from kotoe.tokenizers import Tokenizer, load_tokenizer
+from kotoe.tokenizers import load_tokenizer
+from kotoe.tokens import Tokenizer
 from tiny import LINES
 
 L = 24

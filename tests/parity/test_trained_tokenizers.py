@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from kotoe.localize.vocabulary import NORMALIZATIONS, train_tokenizer
-from kotoe.tokenizers import Tokenizer, load_tokenizer
+from kotoe.tokenizers import load_tokenizer
+from kotoe.tokens import Tokenizer
 from tiny import LINES
 
 TEXTS = [line for lines in LINES.values() for line in lines]

@@ -37,7 +37,8 @@ from kotoe.checkpoints.keys import DIFFUSERS_VERSION
 from kotoe.errors import CheckpointError, UserError, nearest, unknown
 from kotoe.spec import BertSpec, ScheduleSpec, TextSpec
 from kotoe.text import CLIPText, Conditioner, Conditioners
-from kotoe.tokenizers import SPM_STOCK, Tokenizer, parse_json
+from kotoe.tokenizers import SPM_STOCK, parse_json
+from kotoe.tokens import Tokenizer
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 

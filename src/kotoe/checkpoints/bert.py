@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from kotoe.checkpoints.keys import LARGEST_DEPTH, LARGEST_WIDTH, Config, Keys, make_spec
 from kotoe.spec import BertSpec
-from kotoe.tokenizers import Tokenizer
+from kotoe.tokens import Tokenizer
 
 BERT, XLM = "bert", "xlm-roberta"  # model_type
 

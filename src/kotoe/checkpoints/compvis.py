@@ -22,7 +22,7 @@ from torch import Tensor
 from kotoe.checkpoints.keys import LARGEST_DEPTH, LARGEST_WIDTH, make_spec
 from kotoe.errors import CheckpointError
 from kotoe.spec import BertSpec, TextSpec, UNetSpec, VAESpec
-from kotoe.tokenizers import Tokenizer
+from kotoe.tokens import Tokenizer
 
 T = TypeVar("T")
 Names = dict[str, str]  # a module of ours (or one tensor) to theirs

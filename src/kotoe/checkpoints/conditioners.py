@@ -29,7 +29,7 @@ from kotoe.errors import CheckpointError, UserError, unknown
 from kotoe.language import UNDETERMINED
 from kotoe.runs import write_atomic
 from kotoe.text import Conditioner, Conditioners
-from kotoe.tokenizers import Tokenizer
+from kotoe.tokens import Tokenizer
 
 INDICES = tuple(f"{stem}{v}.safetensors.index.json" for stem in diffusers.WEIGHTS for v in ("", ".fp16", ".bf16"))
 

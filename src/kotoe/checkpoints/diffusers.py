@@ -29,7 +29,8 @@ from kotoe.errors import CheckpointError
 from kotoe.spec import BertSpec, TextSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText, Conditioner
 from kotoe.tokenizers import FILES as TOKENIZER_FILES
-from kotoe.tokenizers import Tokenizer, tokenizer_from_files
+from kotoe.tokenizers import tokenizer_from_files
+from kotoe.tokens import Tokenizer
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 

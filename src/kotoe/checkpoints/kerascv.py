@@ -34,7 +34,7 @@ from kotoe.checkpoints.keys import make_spec
 from kotoe.errors import CheckpointError, UserError
 from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText, Conditioner, Conditioners
-from kotoe.tokenizers import Tokenizer
+from kotoe.tokens import Tokenizer
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 

@@ -41,7 +41,7 @@ from kotoe.runs import atomic
 from kotoe.schedule import alphas_cumprod
 from kotoe.spec import BertSpec, ScheduleSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText, Conditioner, Conditioners
-from kotoe.tokenizers import Tokenizer
+from kotoe.tokens import Tokenizer
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 

@@ -256,7 +256,9 @@ def evaluate(
         raise unknown("suite", suite, SUITES)
     chosen = spoken(bundle, languages)
     asked = {language: items(language, tier=tier, n=n) for language in chosen}
-    settings = Request(prompt=("-",), batch_size=batch, steps=steps, guidance_scale=guidance, sampler=sampler)
+    settings = Request(
+        prompt=("-",), emphasis="none", batch_size=batch, steps=steps, guidance_scale=guidance, sampler=sampler
+    )
     settings = resolve(bundle, settings)
     world = atlas(tier)
     if (settings.width, settings.height) != (PIXELS, PIXELS):

@@ -21,7 +21,8 @@ import numpy as np
 
 from kotoe.errors import UserError
 from kotoe.localize.vocabulary import byte_letters
-from kotoe.tokenizers import BERT_SPECIALS, CLIP_SPECIALS, SPM_NAMES, WORD_END, Tokenizer, parse_json
+from kotoe.tokenizers import BERT_SPECIALS, CLIP_SPECIALS, SPM_NAMES, WORD_END, parse_json
+from kotoe.tokens import Tokenizer
 
 # First words of the Unicode names of letters in scripts that put no space between words.
 UNSPACED = frozenset(

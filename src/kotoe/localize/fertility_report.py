@@ -14,7 +14,7 @@ from kotoe.config import dumps
 from kotoe.errors import UserError
 from kotoe.localize.fertility import Corpus, measure
 from kotoe.runs import atomic, write_atomic
-from kotoe.tokenizers import Tokenizer
+from kotoe.tokens import Tokenizer
 
 FERTILITY = {  # key of a Fertility: heading
     "per_word": "tokens/word",

@@ -15,7 +15,7 @@ from kotoe.localize.fertility import UNKNOWN, vocabulary
 from kotoe.localize.plans import Texts
 from kotoe.localize.settings import PLANS, Localizing
 from kotoe.text import Conditioner
-from kotoe.tokenizers import Tokenizer
+from kotoe.tokens import Tokenizer
 
 LOOKED_AT = 20_000  # texts: a share is known to a hundredth from so many
 MUCH = 0.05  # share of rows above which a finding is a warning

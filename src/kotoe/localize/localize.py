@@ -43,7 +43,8 @@ from kotoe.localize.spread import ALONE, Processes
 from kotoe.localize.vocabulary import train_sentencepiece
 from kotoe.runs import Following, Run
 from kotoe.text import CLIPText, Conditioner
-from kotoe.tokenizers import Tokenizer, load_tokenizer
+from kotoe.tokenizers import load_tokenizer
+from kotoe.tokens import Tokenizer
 
 VOCABULARY = 2000  # pieces a language
 GAMMA = 5.0  # of min-snr

@@ -43,7 +43,7 @@ from kotoe.runs import Run
 from kotoe.samplers import along
 from kotoe.schedule import walk
 from kotoe.text import CLIPText, Conditioner, first_eos
-from kotoe.tokenizers import Tokenizer
+from kotoe.tokens import Tokenizer
 
 SAME_PLACE = 0.02  # unexplained share under which two positions say the same
 QUERIES, QUESTIONED_STEPS = 96, 8  # of a cross-attention, and of the pictures they are recorded in, for `distil-reader`

@@ -23,10 +23,10 @@ from kotoe.tokenizers import (
     LARGEST_LIMIT,
     SPM_STOCK,
     WORD_END,
-    Tokenizer,
     bpe_backend,
     tokenizer_from_files,
 )
+from kotoe.tokens import Tokenizer
 
 NORMALIZATIONS = ("nmt_nfkc", "nfkc", "identity", "nfkc_cf", "nmt_nfkc_cf")
 # What each family leaves open, the default first. One value: the family's classes do nothing else. Not here: no such
