@@ -132,7 +132,7 @@ BAD = {
     "config type": (["--config", "type.json"], "seed is 'x'", "a whole number"),
     "config broken": (["--config", "half.json"], "no JSON document", "line 1"),
     "config absent": (["--config", "absent.json"], "can't read absent.json", "JSON file"),
-    "script": (["--language", "ja", "--long-prompt", "cut"], "cut", "chunk"),
+    "script": (["--language", "ja", "--long-prompt", "drop"], "drop", "chunk"),
     "out is a file": (["--out", "broken.png"], "--out broken.png is a file", "a folder"),
 }  # fmt: skip
 

@@ -53,7 +53,7 @@ RECORD = Record(
         ({"sampler": "eulr"}, "Did you mean 'euler'?"),
         ({"grid": "karas"}, "Did you mean 'karras'?"),
         ({"dtype": "float23"}, "Did you mean 'float32'?"),
-        ({"long_prompt": "cut"}, "Allowed: chunk, error"),
+        ({"long_prompt": "drop"}, "Allowed: chunk, cut, error"),
         ({"seed": -1}, "seed -1. Allowed: 0 to 4294967295"),
         ({"seed": MAX_SEED, "n": 2}, "Allowed: 0 to 4294967294"),
         ({"guidance_scale": -0.1}, "guidance_scale -0.1"),

@@ -13,9 +13,9 @@ import pytest
 
 SRC = Path(__file__).resolve().parent.parent / "src"
 LAYERS = [
-    {"errors", "spec", "config", "runs"},
+    {"errors", "spec", "config", "runs", "prompts"},
     {"rng", "schedule", "denoise", "samplers", "images", "labels", "language"},
-    {"unet", "vae", "text", "bert", "vision", "tokenizers"},
+    {"unet", "vae", "text", "bert", "vision", "tokenizers", "tokens"},
     {"checkpoints", "builtin", "hub", "numerics", "translate"},
     {"generate"},
     {"localize", "data", "evaluate", "safety", "bench"},
