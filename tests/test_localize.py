@@ -15,7 +15,7 @@ from kotoe.data.pairs import pairs
 from kotoe.errors import CheckpointError, UserError
 from kotoe.localize.align import align, carried_over
 from kotoe.localize.lint import Finding
-from kotoe.localize.localize import Localized, forecast, localize, write
+from kotoe.localize.localize import Localized, computing, forecast, localize, write
 from kotoe.localize.losses import behind
 from kotoe.localize.plans import Captions, Kept, Reading, Texts, asked_of, drawn, new_student, period, task
 from kotoe.localize.settings import PLANS, Localizing
@@ -238,6 +238,27 @@ def test_another_configuration_in_the_same_run_is_refused(tmp_path: Path) -> Non
     run(asked)
     with pytest.raises(UserError, match="lr: 0.003 there, 0.001 asked"):
         run(replace(asked, lr=1e-3))
+
+
+@pytest.mark.parametrize("plan", TRAINED)
+def test_bfloat16_computes_otherwise_and_learns_the_same(plan: str, tmp_path: Path) -> None:
+    """Weights stay float32; the losses are float32's but for rounding; and a run keeps what it computes in."""
+    exact = wanted(tmp_path / "exact", plan, steps=8)
+    short = wanted(tmp_path / "short", plan, steps=8, dtype="bfloat16")
+    assert run(exact).report["dtype"] == "float32"
+    found = run(short)
+    assert found.report["dtype"] == "bfloat16"
+    assert {p.dtype for p in named(found.bundle, "ko").values()} == {torch.float32}
+    assert losses(short) != losses(exact)
+    assert losses(short) == pytest.approx(losses(exact), rel=0.1)
+    with pytest.raises(UserError, match='dtype: "bfloat16" there, "float32" asked'):
+        run(replace(short, dtype="float32"))
+
+
+def test_auto_is_what_the_device_computes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr("kotoe.checkpoints.files.has_bf16", lambda device, has=has: has)
+        assert computing(wanted(tmp_path, "distil-behind", dtype="auto")) == dtype
 
 
 # --- What comes out ------------------------------------------------------------------------------------------------
