@@ -24,8 +24,8 @@ FROZEN = {
     "train": "recipe run size device seed set config dry_run json",
     "localize": "base language run serves plan pairs images caption_column image_column resolution crop resample "
     "latents cache out tokenizer vocab_size start student steps batch_size lr schedule warmup_steps weight_decay beta2 "
-    "ema weighting dropout long_prompt seed device dtype overwrite log_every threads checkpointing shard config dry_run "
-    "json",
+    "ema weighting dropout long_prompt seed device dtype overwrite log_every threads checkpointing shard config "
+    "dry_run json",
     "conditioner add": "bundle language from_ serves source_language own_language overwrite allow_pickle config "
     "dry_run json",
     "conditioner remove": "bundle language config dry_run json",
