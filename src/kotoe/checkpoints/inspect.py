@@ -20,12 +20,15 @@ def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
     components, sizes, licence, hashes.
 
     components: by part, the class and the configuration. sizes: by part, the number of parameters and the bytes on
-    disk. hashes: by part, sha256 of the weights and of the tokenizers.
+    disk. hashes: by part, sha256 of the weights and of the tokenizers. The file of a LoRA or an embedding has other keys
+    (see adapters.py), of which `adapter` says which it is.
     """
     path = builtin.resolve(source)
     if path.is_file():
-        from kotoe.checkpoints import single
+        from kotoe.checkpoints import adapters, single
 
+        if adapters.is_adapter(path):
+            return adapters.describe(source, path)
         return single.describe(source, path)
     folder = Folder(path)
     if kerascv.is_kerascv(folder):
