@@ -20,8 +20,8 @@ def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
     components, sizes, licence, hashes.
 
     components: by part, the class and the configuration. sizes: by part, the number of parameters and the bytes on
-    disk. hashes: by part, sha256 of the weights and of the tokenizers. The file of a LoRA or an embedding has other keys
-    (see adapters.py), of which `adapter` says which it is.
+    disk. hashes: by part, sha256 of the weights and of the tokenizers. Of a LoRA or an embedding there are other
+    keys (see adapters.py), of which `adapter` says which it is.
     """
     path = builtin.resolve(source)
     if path.is_file():
