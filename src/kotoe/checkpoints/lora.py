@@ -98,9 +98,9 @@ class Lora:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A module's two factors, not read yet. name: as the file has it. alpha: a tensor, a number, or None for r."""
+    """A module's two factors in the file `what`, not read yet. alpha: a tensor, a number, or None for r."""
 
-    name: str
+    what: str
     a: Entry
     b: Entry
     alpha: Entry | float | None
@@ -112,12 +112,12 @@ class Pair:
     def scale(self) -> float:
         """alpha / r."""
         alpha = self.alpha
-        if isinstance(alpha, Entry):
-            value = alpha.read(None)
-            alpha = float(value) if value.numel() == 1 else math.nan
-            if not math.isfinite(alpha):
-                raise CheckpointError(f"{self.name}: alpha {value.tolist()}", allowed="one finite number")
-        return 1.0 if alpha is None else alpha / self.rank
+        if not isinstance(alpha, Entry):
+            return 1.0 if alpha is None else alpha / self.rank
+        value = float(alpha.read(None))
+        if not math.isfinite(value):
+            raise CheckpointError(f"{self.what}: {alpha.name} is {value}", allowed="a finite number")
+        return value / self.rank
 
     def product(self, device: torch.device) -> Tensor:
         """B @ A, (O, I * kernel), in float32. Raises CheckpointError where a factor holds NaN or infinity."""
@@ -125,7 +125,9 @@ class Pair:
         for entry in (self.b, self.a):
             values = entry.read(torch.float32).to(device).flatten(1)
             if not values.isfinite().all():
-                raise CheckpointError(f"{entry.name} holds NaN or infinity", hint="Its training went wrong")
+                raise CheckpointError(
+                    f"{self.what}: {entry.name} holds NaN or infinity", hint="Its training went wrong"
+                )
             factors.append(values)
         return factors[0] @ factors[1]
 
@@ -184,7 +186,7 @@ def read(path: Path, *, allow_pickle: bool = False) -> Contents:
     settings = _Settings(texts, what)
     parts: dict[str, dict[str, Pair]] = {}
     for (part, module), held in sorted_.items():
-        pair = Pair(name=f"{what}: {held['A'].name}", a=held["A"], b=held["B"], alpha=held.get("alpha"))
+        pair = Pair(what=what, a=held["A"], b=held["B"], alpha=held.get("alpha"))
         _check_rank(pair)
         alpha = settings.alpha(part, dotted[part, module], pair.rank)
         if alpha is not None and pair.alpha is not None:
@@ -239,12 +241,12 @@ def _check_rank(pair: Pair) -> None:
     good = len(a) in (2, 4) and len(b) in (2, 4) and min(*a, *b) > 0 and b[1] == a[0] and set(b[2:]) <= {1}
     if not good:
         raise CheckpointError(
-            f"{pair.name} {list(a)} and {pair.b.name} {list(b)} are no pair of factors",
+            f"{pair.what}: {pair.a.name} {list(a)} and {pair.b.name} {list(b)} are no pair of factors",
             allowed="[r, inputs, ...] and [outputs, r, 1, 1] or [outputs, r]",
         )
     alpha = pair.alpha
     if isinstance(alpha, Entry) and math.prod(alpha.shape) != 1:
-        raise CheckpointError(f"{pair.name}: alpha of shape {list(alpha.shape)}", allowed="one number")
+        raise CheckpointError(f"{pair.what}: {alpha.name} of shape {list(alpha.shape)}", allowed="one number")
 
 
 class _Settings:
@@ -322,6 +324,10 @@ def with_loras(
     read_ = [read(file.path, allow_pickle=allow_pickle) for file in files]
     tag = bundle.default_language if language is None else language
     texts = [bool(c.parts.get(TEXT)) and text for c in read_]
+    if not text and not any(TEXT in c.parts for c in read_):
+        raise UserError(
+            f"{read_[0].what} has no part for the text encoder to leave out", allowed="text=True (the default)"
+        )
     for contents in read_ if not text else ():
         if contents.parts.keys() == {TEXT}:
             raise UserError(f"{contents.what} has a part for the text encoder only", allowed="its text part left in")
