@@ -184,7 +184,9 @@ def _knowing(conditioner: Conditioner, words: Sequence[Word], files: Sequence[st
             )
         if n > tokenizer.room:
             raise CheckpointError(f"{file}: {n} vectors, more than a prompt has room for", allowed=f"{tokenizer.room}")
-        for name in {*word.tokens, f"{word.token}_1"}:  # with a word_1 about, a word is of several vectors
+        for name in dict.fromkeys(
+            (*word.tokens, f"{word.token}_1")
+        ):  # with a word_1 about, a word is of several vectors
             if name in known or name in taken:
                 raise UserError(
                     f"{file}: the token {name!r} is taken by " + (taken[name] if name in taken else "the tokenizer"),
