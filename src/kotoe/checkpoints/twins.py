@@ -17,6 +17,7 @@ from kotoe.checkpoints import Bundle, conditioner_hashes
 from kotoe.checkpoints.files import M, file_sha256, stamp, tensors_sha256
 from kotoe.errors import CheckpointError, UserError
 from kotoe.text import Conditioner, Conditioners
+from kotoe.tokenizers import Tokenizer
 
 
 def twin(net: M) -> M:
@@ -48,20 +49,22 @@ def reading_as(bundle: Bundle, language: str, new: Conditioner) -> Conditioners:
         new, hashes=old.hashes if {"tokenizer", "text_encoder"} <= set(old.hashes) else conditioner_hashes(old)
     )
 
+    theirs = bundle.conditioners  # not the bundle: its UNet is let go as soon as nobody else has it
+
     def read(tag: str) -> Conditioner:
-        found = bundle.conditioners[tag]
+        found = theirs[tag]
         return replace(new, language=found.language) if found.encoder is old.encoder else found
 
-    def words(tag: str) -> object:
-        found = bundle.tokenizer(tag)
+    readers = {tag: partial(read, tag) for tag in theirs}
+    if not isinstance(theirs, Conditioners):  # every encoder is here, and knows its own tokenizer
+        return Conditioners(readers)
+    tokenizers = theirs.tokenizer
+
+    def words(tag: str) -> Tokenizer:
+        found = tokenizers(tag)
         return new.tokenizer if found is old.tokenizer else found
 
-    tags = tuple(bundle.conditioners)
-    lazy = isinstance(bundle.conditioners, Conditioners)  # else every encoder is here, and knows its own tokenizer
-    return Conditioners(
-        {tag: partial(read, tag) for tag in tags},
-        {tag: partial(words, tag) for tag in tags} if lazy else {},  # type: ignore[misc]
-    )
+    return Conditioners(readers, {tag: partial(words, tag) for tag in theirs})
 
 
 class Unchanging:
