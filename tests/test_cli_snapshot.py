@@ -14,8 +14,8 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 FROZEN = {
     "generate": "prompt negative_prompt language translate_to width height steps sampler grid ending guidance_scale "
     "guidance_rescale seed n eta init_image mask strength long_prompt padding punctuation dtype numerics batch_size "
-    "model out translator detector replay grid_image device low_memory lora embedding adapter_language lora_text "
-    "tokenizer ema prediction_type allow_pickle config dry_run json",
+    "model out translator detector replay grid_image device low_memory "
+    "lora embedding adapter_language lora_text tokenizer ema prediction_type allow_pickle config dry_run json",
     "inspect": "model config dry_run json",
     "convert": "source out to language dtype overwrite tokenizer ema prediction_type allow_pickle config dry_run json",
     "evaluate": "suite model languages tier n controls batch_size steps out "

@@ -89,7 +89,8 @@ def generate(common: Common, values: Values) -> int:
                 f"note: {text!r} has full-width punctuation, which gets watermarks from models trained as Taiyi was; "
                 "--punctuation ascii reads it as , and ."
             )
-    config = {**to_json(resolved), **to_json(drawing), **to_json(adapting), **to_json(loading)}
+    config = {**to_json(resolved), **to_json(drawing), **to_json(loading)}
+    config |= to_json(adapting)
     show_config("generate", config)
     labels = _labels_wanted(drawing, [job.prompt for job in jobs], [job.prompt_language for job in jobs])
     if common.dry_run:
