@@ -10,8 +10,8 @@ Legend: n vectors of a word, D text width.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -271,9 +271,15 @@ def _in_full(tokenizer: Tokenizer, several: Mapping[int, list[int]]) -> Tokenize
     def text_ids(texts: Sequence[str]) -> list[list[int]]:
         return [[i for first in ids for i in several.get(first, [first])] for ids in tokenizer.text_ids(texts)]
 
-    def text_pieces(text: str) -> list[str]:
-        pieces, (ids,) = tokenizer.text_pieces(text), tokenizer.text_ids([text])
-        more = [[""] * (len(several.get(first, [first])) - 1) for first in ids]  # a piece for each id
-        return [p for piece, rest in zip(pieces, more, strict=True) for p in (piece, *rest)]
+    def of_each(read: Callable[[str], list[Any]]) -> Callable[[str], list[Any]]:
+        def in_full(text: str) -> list[Any]:
+            (ids,) = tokenizer.text_ids([text])
+            counts = [len(several.get(first, [first])) for first in ids]
+            rows = zip(read(text), counts, strict=True)
+            return [x for one, n in rows for x in [one, *["" if isinstance(one, str) else one] * (n - 1)]]
 
-    return replace(tokenizer, text_ids=text_ids, text_pieces=text_pieces)
+        return in_full
+
+    # Beside the ids a tokenizer tells of a text only what belongs to each id: its piece ("" for further ones), its place.
+    told = [f.name for f in fields(tokenizer) if f.name.startswith("text_") and f.name != "text_ids"]
+    return replace(tokenizer, text_ids=text_ids, **{name: of_each(getattr(tokenizer, name)) for name in told})
