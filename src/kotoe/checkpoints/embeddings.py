@@ -280,6 +280,7 @@ def _in_full(tokenizer: Tokenizer, several: Mapping[int, list[int]]) -> Tokenize
 
         return in_full
 
-    # Beside the ids a tokenizer tells of a text only what belongs to each id: its piece ("" for further ones), its place.
+    # Beside the ids a tokenizer tells of a text only what belongs to each id, as its piece ("" for further ones).
     told = [f.name for f in fields(tokenizer) if f.name.startswith("text_") and f.name != "text_ids"]
-    return replace(tokenizer, text_ids=text_ids, **{name: of_each(getattr(tokenizer, name)) for name in told})
+    changed: dict[str, Any] = {name: of_each(getattr(tokenizer, name)) for name in told}
+    return replace(tokenizer, text_ids=text_ids, **changed)
