@@ -103,11 +103,13 @@ def is_adapter(path: Path) -> bool:
 
 
 def describe(source: str | Path, path: Path) -> dict[str, Any]:
-    """JSON-able description of a LoRA's or an embedding's file: kind, form, ranks or vectors, widths and what its head
-    says. Of a LoRA no factor is read."""
+    """JSON-able description of a LoRA's or an embedding's file: kind, form, ranks or vectors, width, what its head has.
+
+    Of a LoRA no factor is read.
+    """
     found = entries(path, path.name)
     texts = metadata(path, path.name)
-    document: dict[str, Any] = {"source": str(source), "name": path.stem, "file": str(path.resolve())}
+    document: dict[str, Any] = {"source": str(source), "name": path.stem, "folder": str(path.resolve())}
     if len(found) == 1:
         word = embeddings.read(path)
         width: int | None = word.vectors.shape[1]
@@ -120,6 +122,8 @@ def describe(source: str | Path, path: Path) -> dict[str, Any]:
         **document,
         "family": lora.FAMILIES.get(width or 0),
         "bytes": sum(math.prod(e.shape) * FLOATS[e.kind].itemsize for e in found if e.kind in FLOATS),
+        "licence": texts.get("modelspec.license"),
+        "notes": [],
         "metadata": {key: texts[key][:LONGEST_TEXT] for key in SAID if key in texts},
         "hashes": {"file": file_sha256(path)},
     }
@@ -151,5 +155,5 @@ def lines(found: dict[str, Any]) -> list[str]:
             ranks, alphas = (", ".join(f"{x:g}" for x in about[key]) for key in ("ranks", "alphas"))
             modules = f"{about['modules']} modules, {about['convolutions']} of them convolutions of several pixels"
             said.append(f"{part}: {modules}, ranks {ranks}, alphas {alphas}")
-    said.append(f"file {found['file']}: {found['bytes']:,} bytes of tensors, sha256 {found['hashes']['file']}")
+    said.append(f"file {found['folder']}: {found['bytes']:,} bytes of tensors, sha256 {found['hashes']['file']}")
     return said + [f"{key}: {text!r}" for key, text in found["metadata"].items()]

@@ -20,14 +20,13 @@ def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
     components, sizes, licence, hashes.
 
     components: by part, the class and the configuration. sizes: by part, the number of parameters and the bytes on
-    disk. hashes: by part, sha256 of the weights and of the tokenizers. Of a LoRA or an embedding there are other
-    keys (see adapters.py), of which `adapter` says which it is.
+    disk. hashes: by part, sha256 of the weights and of the tokenizers.
     """
     path = builtin.resolve(source)
     if path.is_file():
         from kotoe.checkpoints import adapters, single
 
-        if adapters.is_adapter(path):
+        if adapters.is_adapter(path):  # other keys then, of which "adapter" says which kind it is
             return adapters.describe(source, path)
         return single.describe(source, path)
     folder = Folder(path)

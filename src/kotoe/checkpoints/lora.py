@@ -157,7 +157,7 @@ def read(path: Path, *, allow_pickle: bool = False) -> Contents:
     found = entries(path, what, allow_pickle)
     texts = metadata(path, what)
     _refuse_others([e.name for e in found], what)
-    sorted_: dict[tuple[str, str], dict[str, Entry]] = {}
+    modules: dict[tuple[str, str], dict[str, Entry]] = {}
     dotted: dict[tuple[str, str], str] = {}  # as diffusers names it, for peft's settings
     unknown = []
     for entry in found:
@@ -166,7 +166,7 @@ def read(path: Path, *, allow_pickle: bool = False) -> Contents:
             unknown.append(entry.name)
             continue
         part, module, role = place
-        held = sorted_.setdefault((part, module.replace(".", "_")), {})
+        held = modules.setdefault((part, module.replace(".", "_")), {})
         dotted[part, module.replace(".", "_")] = module
         if role in held:
             raise CheckpointError(f"{what}: {held[role].name} and {entry.name} are the same factor of one module")
@@ -178,14 +178,14 @@ def read(path: Path, *, allow_pickle: bool = False) -> Contents:
             f"{what}: {_listed(unknown)} of no naming that LoRAs have",
             allowed=", ".join((*KOHYA, "unet.", "text_encoder.")) + ", each with its pair of factors",
         )
-    if not sorted_:
+    if not modules:
         raise CheckpointError(f"{what} holds no tensor")
-    halves = [next(iter(held.values())).name for held in sorted_.values() if not {"A", "B"} <= set(held)]
+    halves = [next(iter(held.values())).name for held in modules.values() if not {"A", "B"} <= set(held)]
     if halves:
         raise CheckpointError(f"{what}: {_listed(halves)} without the other factor of the pair")
     settings = _Settings(texts, what)
     parts: dict[str, dict[str, Pair]] = {}
-    for (part, module), held in sorted_.items():
+    for (part, module), held in modules.items():
         pair = Pair(what=what, a=held["A"], b=held["B"], alpha=held.get("alpha"))
         _check_rank(pair)
         alpha = settings.alpha(part, dotted[part, module], pair.rank)
@@ -321,23 +321,23 @@ def with_loras(
     if any(a.kind == "lora" for a in bundle.adapters):
         raise UserError(f"{bundle.name} has LoRAs already", allowed="all LoRAs of a picture given at once")
     files = [Unchanging(lora.file) for lora in loras]
-    read_ = [read(file.path, allow_pickle=allow_pickle) for file in files]
+    found = [read(file.path, allow_pickle=allow_pickle) for file in files]
     tag = bundle.default_language if language is None else language
-    texts = [bool(c.parts.get(TEXT)) and text for c in read_]
-    if not text and not any(TEXT in c.parts for c in read_):
+    texts = [bool(c.parts.get(TEXT)) and text for c in found]
+    if not text and not any(TEXT in c.parts for c in found):
         raise UserError(
-            f"{read_[0].what} has no part for the text encoder to leave out", allowed="text=True (the default)"
+            f"{found[0].what} has no part for the text encoder to leave out", allowed="text=True (the default)"
         )
-    for contents in read_ if not text else ():
+    for contents in found if not text else ():
         if contents.parts.keys() == {TEXT}:
             raise UserError(f"{contents.what} has a part for the text encoder only", allowed="its text part left in")
     weights = [lora.weight for lora in loras]
     conditioners = bundle.conditioners
-    unet = _folded(bundle.unet, read_, weights, UNET, bundle.name)
+    unet = _folded(bundle.unet, found, weights, UNET, bundle.name)
     if any(texts):
         conditioner = bundle.conditioner(tag)
         encoder = conditioner.encoder
-        having = [(c, w) for c, w, has in zip(read_, weights, texts, strict=True) if has]
+        having = [(c, w) for c, w, has in zip(found, weights, texts, strict=True) if has]
         if not isinstance(encoder, CLIPText):
             raise UserError(
                 f"{having[0][0].what} has a part for CLIP's text encoder, that of {tag} is another kind",
