@@ -33,7 +33,7 @@ ACROSS = {
 BELOW_SERVE = {"safety"}  # all that serve sees of layer 5
 MATHS = {"torch", "numpy", "PIL"}  # what layer 1 may import from outside
 # test dependencies, never at run time
-ORACLES = {"diffusers", "transformers", "accelerate", "scipy", "pytest", "keras", "keras_cv", "webdataset"}
+ORACLES = {"diffusers", "transformers", "accelerate", "scipy", "pytest", "keras", "keras_cv", "webdataset", "peft"}
 # the one optional use of one: an extra, imported inside a function, when a prompt has to be translated
 OPTIONAL = {("kotoe.translate", "transformers")}
 SWITCHES = {

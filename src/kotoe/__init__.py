@@ -12,6 +12,7 @@ _HOMES = {
     "Bundle": "kotoe.checkpoints",
     "generate": "kotoe.generate",
     "Picture": "kotoe.generate",
+    "with_adapters": "kotoe.checkpoints.adapters",
     "with_translator": "kotoe.translate",
     "Request": "kotoe.config",
     "Record": "kotoe.config",

@@ -48,7 +48,7 @@ class Verb:
 
 VERBS = {
     "generate": Verb(
-        parts=(Request, console.Drawing, console.Loading),
+        parts=(Request, console.Drawing, console.Adapting, console.Loading),
         positional="prompt",
         run=verbs.generate,
         doc="""Draw pictures from prompts in any language the model has.
@@ -59,6 +59,7 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
     kotoe generate "青い背景に猫" "蓝色背景上的猫" "파란 배경의 고양이" --n 2 --out out
     kotoe generate "a cat" --init-image photo.png --strength 0.6
     kotoe generate "a cat" --init-image photo.png --mask mask.png
+    kotoe generate "a <toy> cat" --model FOLDER --lora style.safetensors:0.8 --embedding toy.safetensors
     kotoe generate --replay out/picture.png""",
     ),
     "inspect": Verb(

@@ -394,6 +394,31 @@ class TranslationRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterRecord:
+    """A LoRA or an embedding that was put into the model: its file's name and sha256.
+
+    weight:   of a LoRA; None for an embedding.
+    language: whose text encoder it changed; None: none.
+    token:    what an embedding is called in prompts; None for a LoRA.
+    """
+
+    name: str
+    kind: Literal["lora", "embedding"]
+    sha256: str
+    weight: float | None = None
+    language: str | None = None
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if (self.weight is None) != (self.kind == "embedding") or (self.token is None) != (self.kind == "lora"):
+            raise UserError(
+                f"AdapterRecord: {self.kind} with weight {self.weight}, token {self.token!r}",
+                allowed="a lora with a weight, an embedding with a token",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelRecord:
     """Which networks drew: the sha256 of their files (of their tensors where there are none) and of the schedule."""
 
@@ -407,6 +432,7 @@ class ModelRecord:
 class Record:
     """What was done for one picture: enough to draw it again. Embedded in the picture.
 
+    The hashes of `model` and `conditioner` are those of the base where there are `adapters` beside them.
     prompt and negative_prompt are as given; `translation` has what was read instead, where the model lacks their
     language. detection: what a language detector said, where it was asked.
     dtype is the UNet's. tokens: the prompt's, without start, end and padding; dropped, dropped_negative: pieces of it
@@ -418,6 +444,7 @@ class Record:
     torch: str
     model: ModelRecord
     conditioner: ConditionerRecord
+    adapters: tuple[AdapterRecord, ...] = ()
     language_source: Literal["asked", "detected", "shared", "unsure"]
     prompt: str
     negative_prompt: str

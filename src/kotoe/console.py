@@ -87,10 +87,26 @@ class Loading:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adapting:
+    """What to put into the model that was loaded. A replay needs what its picture was drawn with.
+
+    lora:             LoRA files, each FILE or FILE:WEIGHT; the weight is 1 unless said, may be 0 or negative.
+    embedding:        textual inversion files, each FILE or TOKEN=FILE: what the word is called in prompts.
+    adapter_language: whose text encoder gets the embeddings and the LoRAs' parts for it; the model's first by default.
+    lora_text:        the LoRAs' parts for the text encoder too; --no-lora-text leaves them out.
+    """
+
+    lora: tuple[str, ...] = ()
+    embedding: tuple[str, ...] = ()
+    adapter_language: str | None = None
+    lora_text: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inspecting:
     """What to look at.
 
-    model: a built-in model's name, a folder in diffusers' layout, or a single .safetensors file.
+    model: a built-in model's name, a folder in diffusers' layout, or a single .safetensors file, also of an adapter.
     """
 
     model: str = builtin.DEFAULT
@@ -362,6 +378,28 @@ def bundle_of(model: str, dtype: Any, loading: Loading, device: str | None = Non
 
     dtype = None if dtype == "auto" else dtype
     return load(model, dtype=dtype, device=device, low_memory=low_memory, **dataclasses.asdict(loading))
+
+
+def adapted(bundle: Any, adapting: Adapting, loading: Loading) -> Any:
+    """The bundle with what is to be put into it, saying what of that only one language gets."""
+    if adapting == Adapting():
+        return bundle
+    from kotoe.checkpoints.adapters import with_adapters
+
+    found = with_adapters(
+        bundle,
+        adapting.lora,
+        adapting.embedding,
+        language=adapting.adapter_language,
+        text=adapting.lora_text,
+        allow_pickle=loading.allow_pickle,
+    )
+    if len(bundle.languages) > 1:
+        for adapter in found.adapters:
+            if adapter.language is not None:
+                what = "all of it" if adapter.kind == "embedding" else "its text part"
+                say(f"note: {adapter.name}: {what} is for the text encoder of {adapter.language} alone")
+    return found
 
 
 @contextmanager

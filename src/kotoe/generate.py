@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from kotoe import __version__, images
-from kotoe.checkpoints import Bundle, conditioner_hashes
+from kotoe.checkpoints import Bundle, adapters, conditioner_hashes
 from kotoe.checkpoints.files import tensors_sha256
 from kotoe.config import (
     DEFAULT_STRENGTH,
@@ -539,6 +539,7 @@ def check_same(bundle: Bundle, record: Record) -> None:
                 f" (sha256 {ours[:12]} here, {theirs[:12]} then)",
                 hint=f"Load the model that drew it ({record.model.name}), or draw anew without replay",
             )
+    adapters.check_same(bundle.adapters, record.adapters)
     for what, path, sha256 in (
         ("init_image", record.init_image, record.init_image_sha256),
         ("mask", record.mask, record.mask_sha256),
@@ -563,6 +564,7 @@ def _record(
         torch=torch.__version__,
         model=model_record(bundle),
         conditioner=conditioner_record(bundle, job.language),
+        adapters=bundle.adapters,
         language_source=job.language_source,
         prompt=job.prompt,
         translation=job.translation,

@@ -20,6 +20,7 @@ from kotoe import __version__, builtin
 from kotoe.config import Record, Request, dumps, from_json, to_json
 from kotoe.console import (
     INTERRUPTED,
+    Adapting,
     Adding,
     Bar,
     Checking,
@@ -31,6 +32,7 @@ from kotoe.console import (
     Loading,
     Removing,
     Values,
+    adapted,
     bundle_of,
     finish,
     part_of,
@@ -61,7 +63,9 @@ def generate(common: Common, values: Values) -> int:
         return _replay(common, drawing, values)
     request: Request = part_of({"prompt": [], **values}, Request)
     loading: Loading = part_of(values, Loading)
+    adapting: Adapting = part_of(values, Adapting)
     bundle = bundle_of(drawing.model, request.dtype, loading, drawing.device, drawing.low_memory)
+    bundle = adapted(bundle, adapting, loading)
 
     from kotoe.generate import draw, plan, read_prompts, resolve
     from kotoe.translate import with_translator
@@ -84,6 +88,7 @@ def generate(common: Common, values: Values) -> int:
                 say(f"translated: {resolved.negative_prompt!r} is read as {other.negative_prompt!r}")
     _notes(bundle, resolved, jobs)
     config = {**to_json(resolved), **to_json(drawing), **to_json(loading)}
+    config |= to_json(adapting)
     show_config("generate", config)
     labels = _labels_wanted(drawing, [job.prompt for job in jobs], [job.prompt_language for job in jobs])
     if common.dry_run:
@@ -219,12 +224,14 @@ def read_picture_record(path: str) -> Record:
 
 def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     loading: Loading = part_of(values, Loading)
-    own = {f.name for part in (drawing, loading) for f in dataclasses.fields(part)}
+    adapting: Adapting = part_of(values, Adapting)
+    own = {f.name for part in (drawing, adapting, loading) for f in dataclasses.fields(part)}
     asked = sorted(set(values) - own | set(values) & {"translator", "detector"})  # a record has its translation
     if asked:
         raise UserError(
             f"--replay together with {', '.join(asked)}",
-            allowed="--replay with --out, --device, --low-memory, and --model with what it needs to be loaded",
+            allowed="--replay with --out, --device, --low-memory, and --model with what it needs to be loaded and what "
+            "was put into it (--lora, --embedding)",
             hint="A replay draws the picture as it was; without --replay you can change it",
         )
     assert drawing.replay is not None
@@ -235,6 +242,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     source = drawing.model if "model" in values else name
     dtypes = {"unet": record.dtype, "vae": record.vae_dtype, "text_encoder": record.text_dtype}
     bundle = bundle_of(source, dtypes, loading, drawing.device, drawing.low_memory or record.low_memory)
+    bundle = adapted(bundle, adapting, loading)
 
     import torch
 
@@ -242,7 +250,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     from kotoe.images import differences, open_picture
 
     check_same(bundle, record)
-    show_config("replay", {**to_json(record), **to_json(drawing), **to_json(loading)})
+    show_config("replay", {**to_json(record), **to_json(drawing), **to_json(adapting), **to_json(loading)})
     for what, then, here in (("torch", record.torch, torch.__version__), ("kotoe", record.kotoe, __version__)):
         if then != here:
             say(f"drawn with {what} {then}, here is {here}: the last bits may differ")
@@ -275,6 +283,11 @@ def inspect(common: Common, values: Values) -> int:
     from kotoe.checkpoints.inspect import describe
 
     found = describe(wanted.model)
+    if "adapter" in found:
+        from kotoe.checkpoints.adapters import lines as adapter_lines
+
+        finish(common, found, adapter_lines(found))
+        return 0
     lines = [
         f"{found['name']}: {found['family']}, {found['size_px']} x {found['size_px']} pixels, "
         f"languages {', '.join(found['languages']) or 'not stated'}, licence {found['licence'] or 'not stated'}",

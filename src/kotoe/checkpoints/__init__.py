@@ -34,6 +34,7 @@ from kotoe.checkpoints.files import (
     write_tensors,
 )
 from kotoe.checkpoints.keys import DIFFUSERS_VERSION
+from kotoe.config import AdapterRecord, dumps
 from kotoe.errors import CheckpointError, UserError, nearest, unknown
 from kotoe.spec import BertSpec, ScheduleSpec, TextSpec
 from kotoe.text import CLIPText, Conditioner, Conditioners
@@ -90,6 +91,7 @@ class Bundle:
     hashes:       sha256 of the files of "unet" and "vae", computed when asked for; empty where there are none.
     notes:        what the folder holds that is not used, or is read as diffusers' pipeline reads it.
     translator:   for prompts in languages without a conditioner (see translate.py), or None.
+    adapters:     the LoRAs and embeddings in it (see lora.py, embeddings.py), which `hashes` don't know of.
     works_on:     with low memory the device on which each part works in its turn, waiting on the host until then;
                   None: each part works where it is.
     """
@@ -107,6 +109,7 @@ class Bundle:
     defaults: Defaults = field(default_factory=Defaults)
     notes: tuple[str, ...] = ()
     translator: Translator | None = None
+    adapters: tuple[AdapterRecord, ...] = ()
     works_on: torch.device | None = None
     _turn: Any = field(default_factory=threading.RLock, repr=False)  # of one thread at a time, with low memory
 
@@ -176,13 +179,14 @@ class Bundle:
 
     @property
     def sha256(self) -> str:
-        """Identity of the drawing part: UNet, VAE. A conditioner has its own (`Conditioner.hashes`)."""
+        """Identity of the drawing part: UNet, VAE, adapters. A conditioner has its own (`Conditioner.hashes`)."""
         import hashlib
 
         each = [
             self.hashes[part] if part in self.hashes else tensors_sha256(module)
             for part, module in (("unet", self.unet), ("vae", self.vae))
         ]
+        each += [dumps(adapter) for adapter in self.adapters]
         return hashlib.sha256("".join(each).encode()).hexdigest()
 
     def changed(self, **parts: Any) -> Bundle:
@@ -318,6 +322,13 @@ def save(
     """
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
+    for adapter in bundle.adapters:
+        if adapter.kind == "embedding":
+            raise UserError(
+                f"{bundle.name} with the embedding {adapter.token!r} in it can't be saved",
+                allowed="the model without embeddings; those of LoRAs are part of the weights",
+                hint="A tokenizer's files don't say that a token stands for several vectors",
+            )
     kind = None if dtype is None else choose_dtype(dtype, torch.device("cpu"))
     return FORMATS[to](bundle, Path(path), dtype=kind, overwrite=overwrite)
 

@@ -192,12 +192,12 @@ class _Mapped:
 
     def __init__(self, path: Path, what: str) -> None:
         self.path, self.what = path, what
-        self.file, self.stamp, self.spent = _opened(path, what), _stamp(path), 0
+        self.file, self.stamp, self.spent = _opened(path, what), stamp(path), 0
 
     def read(self, name: str, dtype: torch.dtype | None) -> Tensor:
         """A tensor in a dtype (None: its own, then it is a view of the mapping)."""
         if self.spent >= MAPPED_BYTES:
-            if _stamp(self.path) != self.stamp:
+            if stamp(self.path) != self.stamp:
                 raise CheckpointError(f"{self.what}: {self.path} changed while it was read", hint="Load it again")
             self.file, self.spent = _opened(self.path, self.what), 0
         stored: Tensor = self.file.get_tensor(name)
@@ -315,14 +315,14 @@ class LazyHashes(Mapping[str, str]):
 
     def __init__(self, paths: Mapping[str, tuple[Path, ...]], known: Mapping[str, str] | None = None) -> None:
         self._paths = dict(paths)
-        self._seen = {name: [_stamp(p) for p in found] for name, found in self._paths.items()}
+        self._seen = {name: [stamp(p) for p in found] for name, found in self._paths.items()}
         self._known = dict(known or {})
         self._names = (*self._paths, *self._known)
 
     def __getitem__(self, name: str) -> str:
         if name not in self._known:
             paths = self._paths[name]
-            if [_stamp(p) for p in paths] != self._seen[name]:
+            if [stamp(p) for p in paths] != self._seen[name]:
                 raise CheckpointError(f"{paths[0]} changed after it was loaded", hint="Load the model again")
             each = [file_sha256(p) for p in paths]
             self._known[name] = each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
@@ -335,7 +335,8 @@ class LazyHashes(Mapping[str, str]):
         return len(self._names)
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """What tells that a file was changed or exchanged: inode, size, time. None where there is none."""
     try:
         found = path.stat()
     except OSError:

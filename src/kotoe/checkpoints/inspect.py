@@ -24,8 +24,10 @@ def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
     """
     path = builtin.resolve(source)
     if path.is_file():
-        from kotoe.checkpoints import single
+        from kotoe.checkpoints import adapters, single
 
+        if adapters.is_adapter(path):  # other keys then, of which "adapter" says which kind it is
+            return adapters.describe(source, path)
         return single.describe(source, path)
     folder = Folder(path)
     if kerascv.is_kerascv(folder):

@@ -35,6 +35,12 @@ def read_pickle(path: Path, what: str, allow_pickle: bool) -> dict[str, Tensor]:
     Raises CheckpointError for a file that is damaged, holds or wants to call anything else, or isn't allowed at all.
     """
     where = f"{what}: {path.name}"
+    return dense(_state(unpickled(path, where, allow_pickle), where), where, path.stat().st_size)
+
+
+def unpickled(path: Path, where: str, allow_pickle: bool) -> Any:
+    """What a pickled file holds, of tensors, numbers and texts in dicts and lists. Its tensors are to go through
+    `dense` before they are used."""
     if not allow_pickle:
         raise CheckpointError(
             f"{where} is a pickle, which can run any program when it is opened",
@@ -48,10 +54,13 @@ def read_pickle(path: Path, what: str, allow_pickle: bool) -> dict[str, Tensor]:
     if archive:
         _check_archive(path, where, size)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)  # not mmap: it trusts the sizes of storages
+        return torch.load(path, map_location="cpu", weights_only=True)  # not mmap: it trusts the sizes of storages
     except Exception as error:  # noqa: BLE001 (a damaged or hostile pickle raises anything)
         raise _refused(error, where, size) from None
-    state = _state(found, where)
+
+
+def dense(state: dict[str, Tensor], where: str, size: int) -> dict[str, Tensor]:
+    """The tensors of a pickled file of `size` bytes, which must be plain, and not say that they are larger than it."""
     for name, t in state.items():
         _check_plain(name, t, where)
     said = sum(t.numel() * t.element_size() for t in state.values())
