@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kotoe.config import dumps, to_json
+from kotoe.consent import agree
 from kotoe.console import (
     INTERRUPTED,
     Bar,
@@ -151,6 +152,7 @@ def localize(common: Common, values: Values) -> int:
     """Teach a model a language."""
     wanted: Localizing = part_of(values, Localizing)
     show_config("localize", to_json(wanted))
+    agree(values, wanted.base, wanted.student)
     if wanted.threads is not None:
         import torch
 
