@@ -181,7 +181,7 @@ class _Place:
             info = HfApi().model_info(
                 self.repository, revision=self.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
             )
-            found = {
+            found: dict[str, tuple[str | None, int | None]] = {
                 each.rfilename: (each.lfs.sha256, each.lfs.size) if each.lfs else (None, each.size)
                 for each in info.siblings or ()
             }

@@ -27,7 +27,7 @@ LARGEST_HEAD_BYTES = 64 * 2**10  # of front matter
 DEEPEST = 20  # tables in lists in tables
 SHOWN = 200  # characters of a text from outside
 SUMMARY = 1  # the version of the summaries below: another one asks again
-HEAD = re.compile(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
+HEAD = re.compile(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 
 # Licences, as the hub writes them, that leave free what is done with a model.
 FREE = re.compile(
@@ -188,7 +188,8 @@ def _card(head: Mapping[str, Any], body: str, sha256: str | None, page: str, rea
     free = bool(given) and all(FREE.fullmatch(each) for each in given.split(", "))
     if not free and (given not in ("", "unknown") or asked or "license_name" in fields):
         terms = _terms(fields, asked, body if given == "other" else "", page)
-        licence = fields.get("license_name", terms.kind) if given in ("", "other") else licence
+        if given in ("", "other"):
+            licence = fields.get("license_name") or (licence if terms.kind == "own" else terms.title)
     return Card(
         licence=None if licence is None else _printable(licence),
         fields={key: _printable(value) for key, value in fields.items()},
@@ -217,7 +218,7 @@ def _terms(fields: Mapping[str, str], asked: str, body: str, page: str) -> Terms
         known = "huggingface.co/stabilityai/stable-diffusion-2/blob/main/LICENSE-MODEL"
         text = f"https://{known if plus else 'huggingface.co/spaces/CompVis/stable-diffusion-license'}"
         if unpaid:  # somebody's own form of it: nobody's text but theirs
-            kind, title, text = f"{kind}-nc", f"{title}, not for commercial use", ""
+            kind, title, text = f"{kind}-nc", f"{title}, non-commercial", ""
         return Terms(kind=kind, title=title, summary=USES + NO_MONEY * unpaid, text=_where(link, page) or text or page)
     name = _printable(fields.get("license_name") or fields.get("license") or "a licence without a name")
     if unpaid:
@@ -429,9 +430,9 @@ def hand_on(source: Path, folder: Path, name: str) -> Path | None:
     if card is None or card.licence is None or (card.sha256 is None and (folder / "kotoe.json").exists()):
         return None  # nothing to say, or said in kotoe.json already
     named = hub.NAME.fullmatch(name) is not None and not Path(name).expanduser().exists()
-    fields: dict[str, Any] = {"license": "other", "license_name": card.licence} | dict(card.fields)
-    if "license" in card.fields and "license_name" not in card.fields:
-        del fields["license_name"]
+    fields: dict[str, Any] = {"license": "other", **card.fields}
+    if fields["license"] == "other" and card.licence != "other":  # named by what the base's card says besides
+        fields["license_name"] = card.licence
     fields |= {"language": list(card.languages)} if card.languages else {}
     fields |= {"base_model": name.partition("@")[0]} if named else {}
     base = name if named else Path(name).name
