@@ -242,6 +242,19 @@ def test_a_server_without_ranges_begins_anew(server: Hub, client: Client, name: 
     downloaded(client.fetch(name), source)
 
 
+def test_two_at_once(server: Hub, client: Client, hurried: Client, name: str, root: Path, source: Path) -> None:
+    """The second waits for the first, and finds what that has loaded."""
+    server.put(name, source)
+    begun(server, client, name, root)
+    other = hurried.start(name)
+    time.sleep(0.5)
+    os.kill(other, 0)  # still at it
+    server.told()
+    for each in (client, hurried):
+        downloaded(each.wait(), source)
+    assert len(ranges(server)) <= 1  # the small file in LFS; the large one had begun before `told`
+
+
 def test_a_revision_is_pinned(server: Hub, client: Client, offline: Client, name: str, tmp_path: Path) -> None:
     old, new = model(tmp_path / "old"), model(tmp_path / "new", seed=1)
     first = server.put(name, old)

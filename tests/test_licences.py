@@ -330,6 +330,7 @@ def test_every_verb_that_uses_a_model_asks(kotoe: Kotoe, model: Path, tiny: Path
         ("check", "--model", model),
         ("conditioner add", other, "--language", "ko", "--from", model),
         ("localize", model, "--language", "ko", "--plan", "swap", "--student", tiny, "--run", "r"),
+        ("study localization", "--base", model, "--out", "r", "--dry-run"),
         ("localize", tiny, "--language", "ko", "--plan", "swap", "--student", model, "--run", "r"),
     )
     for verb, *arguments in verbs:
@@ -545,7 +546,7 @@ def test_a_single_files_licence_binds_too(kotoe: Kotoe, model: Path, tmp_path: P
 
 
 def test_names_that_are_no_models() -> None:
-    for name in ("no such model", "absent.safetensors", "/no/such/folder"):
+    for name in ("no such model", "absent.safetensors", "/no/such/folder", "kotoe/emoji"):
         assert licences.of(name) is None
     with pytest.raises(CheckpointError, match="neither in the hub's cache nor could it be downloaded"):
         licences.of("someone/nothing")

@@ -113,7 +113,7 @@ The result is the model with a further conditioner; its UNet and its other langu
     kotoe localize path/to/model --language ko --plan stage1 --images path/to/pictures --run runs/ko""",
     ),
     "study localization": Verb(
-        parts=(Studying,),
+        parts=(Studying, consent.Agreeing),
         positional=None,
         run=verbs_training.study,
         doc="""Measure plans, languages and budgets beside each other on the emoji world. What is done is kept.

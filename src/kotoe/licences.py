@@ -19,7 +19,7 @@ from typing import Any
 
 from kotoe import builtin, hub
 from kotoe.config import dumps, read_json, to_json
-from kotoe.errors import CheckpointError, UserError
+from kotoe.errors import CheckpointError, UserError, nearest
 from kotoe.runs import write_atomic
 
 LARGEST_CARD_BYTES = 2 * 2**20
@@ -269,7 +269,8 @@ def of(source: str | Path) -> Licensed | None:
         return Licensed(model=str(path.resolve()), revision=_revision(path), card=_of_folder(path))
     if path.is_file():
         return Licensed(model=str(path.resolve()), revision=None, card=_of_file(path))
-    if text in builtin.NAMES or path.exists() or not (found := hub.NAME.fullmatch(text)) or "/" not in text:
+    found = hub.NAME.fullmatch(text)
+    if found is None or path.exists() or nearest(text, builtin.NAMES) is not None:  # as `builtin.resolve`
         return None
     folder = hub.card(text)
     revision = None if folder is None else _revision(folder)

@@ -216,6 +216,7 @@ def study(common: Common, values: Values) -> int:
     """Run the cells of a study that are not done yet."""
     wanted: Studying = part_of(values, Studying)
     show_config("study localization", to_json(wanted))
+    agree(values, wanted.base)
     from kotoe import study as studies
     from kotoe.study_report import report
 
