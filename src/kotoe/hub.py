@@ -73,11 +73,11 @@ def fetch(name: str, *, needed: Sequence[str] = MODEL, wanted: Callable[[Sequenc
     the hub says it is, and when the cache can't be written.
     """
     place = _Place.of(name)
-    folder = place.folder()
-    if folder is not None and _has(folder, needed) and not place.missing(folder, wanted):
-        place.verify(folder, wanted)
-        return folder
     with place.explaining():
+        folder = place.folder()
+        if folder is not None and _has(folder, needed) and not place.missing(folder, wanted):
+            place.verify(folder, wanted)
+            return folder
         commit, listed = place.listing()
         for pattern in needed:
             if not any(fnmatch(file, p) for file in listed for p in pattern.split("|")):
