@@ -33,8 +33,8 @@ FROZEN = {
     "tokenizer train": "texts out family vocab_size column max_tokens model_type normalization byte_fallback "
     "character_coverage lower_case pad_token overwrite config dry_run json",
     "tokenizer report": "texts tokenizer column limit out config dry_run json",
-    "study localization": "out base languages plans starts budgets n count tier seed dtype threads accept_license config "
-    "dry_run json",
+    "study localization": "out base languages plans starts budgets n count tier seed dtype threads "
+    "accept_license config dry_run json",
     "check": "model tokenizer ema prediction_type allow_pickle accept_license config dry_run json",
 }
 

@@ -422,6 +422,14 @@ def test_a_cache_that_cannot_be_written(server: Hub, name: str, source: Path) ->
         client = Client(server.environment(place))
         other = {} if os.geteuid() else {"AS_USER": "65534"}  # root may write everywhere
         done = client.fetch(name, **other)
-        client.close()
         place.chmod(0o755)
+        folder = downloaded(client.fetch(name), source)
+        shutil.rmtree(folder.parent.parent / ".kotoe")
+        for each in (p for p in place.rglob("*") if p.is_dir()):
+            each.chmod(0o555)
+        assert client.fetch(name, **other).out.strip() == str(folder)  # reading is enough for what is there
+        assert not (folder.parent.parent / ".kotoe").exists()
+        for each in (p for p in place.rglob("*") if p.is_dir()):
+            each.chmod(0o755)
+        client.close()
     refused(done, f"can't be written into the hub's cache {place / 'hub'} (Permission denied)", "Set HF_HOME to one")

@@ -52,7 +52,7 @@ It is not the CreativeML OpenRAIL-M licence.
 """,
     "cc-by-nc": "---\nlicense: cc-by-nc-4.0\nlanguage: [en, 'no', sw]\n---\n",
     "bigscience": "---\nlicense: bigscience-openrail-m\n---\n",
-    "other": "---\nlicense: other\n---\nAsk us.\n",
+    "other": "---\nlicense: other\n---\nAsk us, NC Design Inc.\n",
     "gate without a licence": "---\nextra_gated_prompt: Be good.\n---\n",
     "apache": "---\nlicense: apache-2.0\n---\n",
     "two": "---\nlicense: [mit, apache-2.0]\nlanguage: no\n---\n",

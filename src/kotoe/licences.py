@@ -39,7 +39,7 @@ FREE = re.compile(
 RAIL = re.compile(r"creativeml[\s_-]*open[\s_-]*rail|open[\s_-]*rail\s*\+\+", re.IGNORECASE)
 PLUS = re.compile(r"rail\s*\+\+", re.IGNORECASE)
 NOT_COMMERCIAL = re.compile(
-    r"(?<![a-z])nc(?![a-z])|non[\s_-]*commercial|商用(利用)?(を)?(禁止|不可)|非商用|非商业|비상업", re.IGNORECASE
+    r"[-_]nc(?![a-z])|non[\s_-]*commercial|商用(利用)?(を)?(禁止|不可)|非商用|非商业|비상업", re.IGNORECASE
 )
 USES = (
     "You may use, change and share the model, and what you draw with it is yours to answer for; but nobody may use it",
