@@ -60,6 +60,24 @@ def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.M
     assert builtin.resolve("someone/twice").resolve() == own.resolve()
 
 
+def test_a_file_that_several_repositories_share(tmp_path: Path) -> None:
+    """huggingface_hub keeps what came by xet once, in blobs/ of the whole cache, and links blobs/ of each to it."""
+    snapshot = cached("someone/sharing", saved_tiny(tmp_path / "m"))
+    link = snapshot / "unet" / "diffusion_pytorch_model.safetensors"
+    blob, name = link.resolve(), "ab" + "0" * 62
+    store = snapshot.parent.parent.parent / "blobs" / "ab"
+    store.mkdir(parents=True)
+    blob.rename(store / name)
+    blob.symlink_to(os.path.relpath(store / name, blob.parent))
+    assert load("someone/sharing").languages == ("en",)
+    elsewhere = store.parent / "cd"
+    store.rename(elsewhere)
+    blob.unlink()
+    blob.symlink_to(os.path.relpath(elsewhere / name, blob.parent))
+    with pytest.raises(CheckpointError, match="outside the folder"):
+        load("someone/sharing")
+
+
 def test_of_a_repository_only_the_model_is_wanted() -> None:
     files = [
         "model_index.json",
@@ -77,6 +95,7 @@ def test_of_a_repository_only_the_model_is_wanted() -> None:
         "tokenizer/spiece.model",
         "tokenizer/vocab.txt",
         "conditioners/ja/tokenizer/spiece.model",
+        "LICENSE.txt",
     ]
     assert hub.wanted(files) == [
         "model_index.json",

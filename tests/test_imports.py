@@ -16,11 +16,11 @@ LAYERS = [
     {"errors", "spec", "config", "runs", "prompts"},
     {"rng", "schedule", "denoise", "samplers", "images", "labels", "language"},
     {"unet", "vae", "text", "bert", "vision", "tokenizers", "tokens"},
-    {"checkpoints", "builtin", "hub", "numerics", "translate"},
+    {"checkpoints", "builtin", "hub", "licences", "numerics", "translate"},
     {"generate"},
     {"localize", "data", "evaluate", "safety", "bench"},
     {"serve", "study", "study_picture", "study_report"},
-    {"cli", "verbs", "verbs_tokenizer", "verbs_training", "console", "__init__", "__main__"},
+    {"cli", "verbs", "verbs_tokenizer", "verbs_training", "console", "consent", "__init__", "__main__"},
 ]
 SIBLINGS = 5  # this layer's packages don't see each other, except:
 ACROSS = {

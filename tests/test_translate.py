@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hub_server import Hub
 from kotoe import cli, images, translate
 from kotoe.checkpoints import Bundle, load
 from kotoe.config import Record, Request, dumps, from_json
@@ -396,12 +399,21 @@ def test_a_translator_by_its_name_on_the_hub(translator: Path) -> None:
         Translator("someone/absent")
 
 
-def test_a_repository_of_pickles_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import HfApi
-
-    monkeypatch.setattr(HfApi, "list_repo_files", lambda self, name, revision: ["config.json", "pytorch_model.bin"])
-    with pytest.raises(CheckpointError, match=r"someone/pickled on the hub holds no \*\.safetensors.*save_pretrained"):
-        Translator("someone/pickled")
+def test_a_repository_of_pickles_is_refused(tmp_path: Path) -> None:
+    """Before anything of it is downloaded."""
+    (tmp_path / "m").mkdir()
+    for name in ("config.json", "pytorch_model.bin"):
+        (tmp_path / "m" / name).write_bytes(b"{}")
+    server = Hub(tmp_path)
+    server.put("someone/pickled", tmp_path / "m")
+    code = "from kotoe.translate import Translator; Translator('someone/pickled')"
+    environment = server.environment(tmp_path / "home")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    asked = server.asked()
+    server.close()
+    message = r"CheckpointError: someone/pickled on the hub holds no \*\.safetensors.*save_pretrained"
+    assert re.search(message, done.stderr)
+    assert not [each for each in asked if "/resolve/" in each["path"]]
 
 
 def test_of_a_repository_only_the_translator_is_wanted() -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from kotoe import __version__, console, verbs, verbs_tokenizer, verbs_training
+from kotoe import __version__, consent, console, verbs, verbs_tokenizer, verbs_training
 from kotoe.config import Request, from_json, read_json
 from kotoe.console import INTERRUPTED, Common, Values, say
 from kotoe.errors import ProcessError, UserError, nearest, unknown
@@ -48,7 +48,7 @@ class Verb:
 
 VERBS = {
     "generate": Verb(
-        parts=(Request, console.Drawing, console.Adapting, console.Loading),
+        parts=(Request, console.Drawing, console.Adapting, console.Loading, consent.Agreeing),
         positional="prompt",
         run=verbs.generate,
         doc="""Draw pictures from prompts in any language the model has.
@@ -72,7 +72,7 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
     kotoe inspect path/to/folder --json""",
     ),
     "convert": Verb(
-        parts=(console.Converting, console.Loading),
+        parts=(console.Converting, console.Loading, consent.Agreeing),
         positional="source out",
         run=verbs.convert,
         doc="""Write a model in another format: a folder in diffusers' layout, a single CompVis file, KerasCV's files.
@@ -84,7 +84,7 @@ Nothing is lost or left over in silence: what a format can't hold is refused, an
     kotoe convert sd15 sd15.safetensors --to compvis --dtype float16""",
     ),
     "evaluate": Verb(
-        parts=(console.Evaluating, console.Loading),
+        parts=(console.Evaluating, console.Loading, consent.Agreeing),
         positional=None,
         run=verbs.evaluate,
         doc="""Measure what a model draws, per language, each figure with its n and 95 % interval, beside controls.
@@ -101,7 +101,7 @@ Nothing is lost or left over in silence: what a format can't hold is refused, an
     kotoe train recipes/emoji_base.py --run runs/base --size cpu""",
     ),
     "localize": Verb(
-        parts=(Localizing,),
+        parts=(Localizing, consent.Agreeing),
         positional="base",
         run=verbs_training.localize,
         doc="""Teach a model that exists a language, most often from parallel text alone. The same command resumes it.
@@ -114,7 +114,7 @@ The result is the model with a further conditioner; its UNet and its other langu
     kotoe localize path/to/model --language ko --plan stage1 --images path/to/pictures --run runs/ko""",
     ),
     "study localization": Verb(
-        parts=(Studying,),
+        parts=(Studying, consent.Agreeing),
         positional=None,
         run=verbs_training.study,
         doc="""Measure plans, languages and budgets beside each other on the emoji world. What is done is kept.
@@ -122,7 +122,7 @@ The result is the model with a further conditioner; its UNet and its other langu
     kotoe study localization --out study --languages ja zh ko --plans distil-behind distil-states --budgets 200 600""",
     ),
     "conditioner add": Verb(
-        parts=(console.Adding,),
+        parts=(console.Adding, consent.Agreeing),
         positional="bundle",
         run=verbs.add_conditioner,
         doc="""Put a language's tokenizer and text encoder beside the others of a model; everything else stays as it is.
@@ -172,7 +172,7 @@ The same texts and options give the same files, which stock transformers opens. 
     kotoe tokenizer report captions.txt --tokenizer tok-ja --limit 77 --out report""",
     ),
     "check": Verb(
-        parts=(console.Checking, console.Loading),
+        parts=(console.Checking, console.Loading, consent.Agreeing),
         positional=None,
         run=verbs.check,
         doc="""Test this machine: versions, processor, fonts, and a picture in every language with the time it took.

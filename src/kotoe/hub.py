@@ -1,13 +1,31 @@
-"""A checkpoint's name on the Hugging Face hub to a folder: the hub's own cache, downloaded once, pinned by revision."""
+"""A checkpoint's name on the Hugging Face hub to a folder: the hub's own cache, downloaded once, pinned by revision.
+
+huggingface_hub asks, authenticates and lays out the cache. Files in git LFS, which are the large ones, are loaded with
+its `http_get` into `blobs/<sha256>.incomplete`, because its own downloads begin anew after an interrupt: the next
+command goes on there, and only what has the sha256 that the hub names becomes `blobs/<sha256>`.
+
+In the repository's folder of the cache there is beside the hub's own files
+.kotoe/<commit>.json   {"files": {name: sha256 or null}}: what a download was to bring, so that half of one is known
+.kotoe/verified.json   {sha256: [bytes, mtime_ns]}: files that were hashed, and how they were then
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from kotoe.config import dumps
 from kotoe.errors import CheckpointError
+from kotoe.runs import write_atomic
 
 NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")  # owner/name or owner/name@revision
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "conditioners")
@@ -17,6 +35,11 @@ MODEL = (f"{TOP[0]}|{TEXT_MODEL}",)
 MODELS = "a repository in diffusers' layout of folders, or of a text model for `kotoe conditioner add`"
 PICKLED, SAFE = ".bin", ".safetensors"
 SAFER = "Where you trust its pickle, transformers' from_pretrained and save_pretrained write a folder with safetensors"
+CARD = "README.md"
+TERMS = re.compile(r"LICEN[CS]E(-\w+)?(\.(md|txt))?", re.IGNORECASE)  # a licence's text, at the top of a repository
+COMMIT, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
+NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def wanted(files: Iterable[str]) -> list[str]:
@@ -31,6 +54,7 @@ def wanted(files: Iterable[str]) -> list[str]:
         or (
             ("/" not in name if alone else name.split("/")[0] in PARTS)
             and name.endswith((".json", ".txt", ".model", SAFE, PICKLED))
+            and not TERMS.fullmatch(name)
             and not re.search(r"\.(non_ema|fp16|bf16)\.|flax|openvino|onnx", name)
         )
     ]
@@ -42,37 +66,359 @@ def fetch(name: str, *, needed: Sequence[str] = MODEL, wanted: Callable[[Sequenc
     """The folder of `owner/name`, or `owner/name@revision` (a branch, a tag or a commit), in the hub's cache.
 
     needed: patterns of files that it must have, a|b for either; a diffusers or text model's by default.
-    wanted: those of its files to download.
-    What the cache holds is used as it is, without asking the hub; else it is downloaded. HF_TOKEN opens gated models.
-    Raises CheckpointError when the hub can't be reached or has no such model.
+    wanted: those of its files to download; the model card and the licence's text come with them.
+    What the cache holds is used as it is, without asking the hub; else it is downloaded, the rest of it where a
+    download was broken off. Either way a file whose name in the cache is a sha256 is hashed once. HF_TOKEN opens gated
+    models. Raises CheckpointError when the hub can't be reached, refuses, or has no such model, when a file isn't what
+    the hub says it is, and when the cache can't be written.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    found = NAME.fullmatch(name)
-    if found is None:
-        raise CheckpointError(f"hub name {name!r}", allowed="owner/name or owner/name@revision")
-    repository, revision = found.groups()
-    try:
-        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-        if all(any(any(folder.glob(p)) for p in pattern.split("|")) for pattern in needed):
+    place = _Place.of(name)
+    with place.explaining():
+        folder = place.folder()
+        if folder is not None and _has(folder, needed) and not place.missing(folder, wanted):
+            place.verify(folder, wanted)
             return folder
-    except LocalEntryNotFoundError:
-        pass
-    try:
-        files = wanted(HfApi().list_repo_files(repository, revision=revision))
+        commit, listed = place.listing()
         for pattern in needed:
-            if not any(fnmatch(file, p) for file in files for p in pattern.split("|")):
+            if not any(fnmatch(file, p) for file in listed for p in pattern.split("|")):
                 raise CheckpointError(
                     f"{name} on the hub holds no {pattern.replace('|', ' and no ')}",
                     allowed=MODELS if needed == MODEL else f"a repository with {', '.join(needed)}",
                     hint=SAFER if pattern.endswith(SAFE) else "",
                 )
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=files))
-    except (HfHubHTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
-        raise CheckpointError(
-            f"{name} is neither in the hub's cache nor could it be downloaded ({reason})",
+        files = [*wanted(list(listed)), *(file for file in listed if file == CARD or TERMS.fullmatch(file))]
+        return place.download(commit, {file: listed[file] for file in files}, wanted)
+
+
+def card(name: str) -> Path | None:
+    """The folder that holds the model card of a name, without the model if that isn't in the cache yet: what it binds
+    to can be read before gigabytes are loaded. None where the cache or the hub has the model without a card. Raises as
+    `fetch`.
+    """
+    place = _Place.of(name)
+    folder = place.folder()
+    if folder is None or not _has(folder, MODEL):
+        with place.explaining():
+            commit, listed = place.listing()
+            if CARD not in listed:
+                return None
+            folder = place.load(commit, CARD, *listed[CARD]).parent
+    return folder if (folder / CARD).is_file() else None
+
+
+def page(name: str) -> str:
+    """The address of a name's page on the hub."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{_Place.of(name).repository}"
+
+
+def _has(folder: Path, needed: Sequence[str]) -> bool:
+    return all(any(any(folder.glob(p)) for p in pattern.split("|")) for pattern in needed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """A name on the hub, and where the cache keeps it.
+
+    root: the repository's folder in the cache.
+    """
+
+    name: str
+    repository: str
+    revision: str
+    root: Path
+
+    @classmethod
+    def of(cls, name: str) -> _Place:
+        from huggingface_hub import constants
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        found = NAME.fullmatch(name)
+        try:
+            validate_repo_id(found[1] if found else "")
+        except HFValidationError:
+            found = None
+        if found is None:
+            raise CheckpointError(f"hub name {name!r}", allowed="owner/name or owner/name@revision")
+        repository, revision = found.groups()
+        root = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+        return cls(name=name, repository=repository, revision=revision or "main", root=root)
+
+    # --- What is there
+
+    def folder(self) -> Path | None:
+        """The snapshot of the revision, whole or not."""
+        commit = self.revision
+        if not COMMIT.fullmatch(commit):
+            try:
+                commit = (self.root / "refs" / commit).read_text("utf-8").strip()
+            except (OSError, UnicodeDecodeError):
+                return None
+        folder = self.root / "snapshots" / commit
+        return folder if COMMIT.fullmatch(commit) and folder.is_dir() else None
+
+    def missing(self, folder: Path, wanted: Callable[[Sequence[str]], list[str]]) -> list[str]:
+        """What a download that was broken off hasn't brought. Of snapshots that others made huggingface_hub's own list
+        of a commit's files tells it, from its version 2 on."""
+        files: Iterable[str] = self._planned(folder.name)
+        if not files:
+            listed = _read(self.root / "trees" / f"{folder.name}.json").get("files")
+            files = wanted(list(listed)) if isinstance(listed, dict) else ()
+        return [file for file in files if not (folder / file).is_file()]
+
+    def _planned(self, commit: str) -> dict[str, Any]:
+        return _read(self.root / ".kotoe" / f"{commit}.json").get("files", {})
+
+    # --- What the hub says
+
+    def listing(self) -> tuple[str, dict[str, tuple[str | None, int | None]]]:
+        """The commit that the revision is now, and by file its sha256 (of files in LFS) and size in bytes."""
+        from huggingface_hub import HfApi, constants
+
+        try:
+            info = HfApi().model_info(
+                self.repository, revision=self.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+            )
+            found: dict[str, tuple[str | None, int | None]] = {
+                each.rfilename: (each.lfs.sha256, each.lfs.size) if each.lfs else (None, each.size)
+                for each in info.siblings or ()
+            }
+            right = COMMIT.fullmatch(str(info.sha)) and all(
+                sha256 is None or (SHA256.fullmatch(sha256) and isinstance(size, int) and size >= 0)
+                for sha256, size in found.values()
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):  # HTML of a login page, JSON of something else
+            right = None
+        if not right:
+            raise CheckpointError(
+                f"what answers at {constants.ENDPOINT} for {self.name} is no hub",
+                allowed="the hub's list of a model's files",
+                hint="Check HF_ENDPOINT, and whether this network wants a login first",
+            )
+        for file in found:
+            if {"..", ".", ""} & set(file.split("/")) or re.search(r"[\\\0:]", file):  # "/x" begins with ""
+                raise CheckpointError(f"{self.name} lists a file {file!r}, which leads out of its folder")
+        return str(info.sha), found
+
+    # --- Downloading
+
+    def download(
+        self,
+        commit: str,
+        files: Mapping[str, tuple[str | None, int | None]],
+        wanted: Callable[[Sequence[str]], list[str]],
+    ) -> Path:
+        """The snapshot with these files. Small files first: a hub that refuses does so before the large ones."""
+        plan = {**self._planned(commit), **{file: sha256 for file, (sha256, _) in files.items()}}
+        write_atomic(self.root / ".kotoe" / f"{commit}.json", dumps({"files": plan}) + "\n")
+        folder = self.root / "snapshots" / commit
+        for file in sorted(files, key=lambda file: files[file][0] is not None):
+            self.load(commit, file, *files[file])
+        self.verify(folder, wanted)
+        if self.revision != commit:
+            write_atomic(self.root / "refs" / self.revision, commit)
+        return folder
+
+    def load(self, commit: str, file: str, sha256: str | None, size: int | None) -> Path:
+        """One file, in the snapshot of its commit."""
+        from huggingface_hub import constants, hf_hub_download
+
+        if sha256 is not None and size is not None and not (self.root / "snapshots" / commit / file).exists():
+            self._large(commit, file, sha256, size)
+        seconds = constants.HF_HUB_ETAG_TIMEOUT
+        return Path(hf_hub_download(self.repository, file, revision=commit, etag_timeout=seconds))
+
+    def _large(self, commit: str, file: str, sha256: str, size: int) -> None:
+        """blobs/<sha256>, from where an earlier download was broken off."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+        blob = self.root / "blobs" / sha256
+        lock = self.root.parent / ".locks" / self.root.name / f"{sha256}.lock"  # huggingface_hub's own
+        for each in (blob, lock):
+            each.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(lock):
+            if blob.exists():
+                return
+            part = blob.with_name(f"{sha256}.incomplete")
+            while True:
+                if part.is_file() and part.stat().st_size > size:
+                    part.unlink()
+                with part.open("ab") as out:
+                    had = out.tell()
+                    http_get(
+                        hf_hub_url(self.repository, file, revision=commit),
+                        out,  # type: ignore[arg-type]
+                        resume_size=had,
+                        headers=build_hf_headers(),
+                        expected_size=size,
+                        displayed_filename=file,
+                    )
+                    out.flush()
+                    os.fsync(out.fileno())
+                found = _sha256(part)
+                if found == sha256:
+                    break
+                part.unlink()
+                if not had:  # else what was there from before may be what is wrong: once more from the beginning
+                    raise self._wrong(file, found, sha256)
+            os.replace(part, blob)
+            self._remember({sha256: _state(blob)})
+
+    # --- Hashing
+
+    def verify(self, folder: Path, wanted: Callable[[Sequence[str]], list[str]]) -> None:
+        """Hash those files in use that have a sha256 and weren't hashed, or have changed since; what is wrong is taken
+        out of the cache."""
+        there = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+        planned, known = self._planned(folder.name), _read(self.root / ".kotoe" / "verified.json")
+        for file in wanted(there):
+            path = folder / file
+            blob = path.readlink().name if path.is_symlink() else ""
+            sha256 = planned.get(file) or (blob if SHA256.fullmatch(blob) else None)
+            if sha256 is None or known.get(sha256) == _state(path):
+                continue
+            found = _sha256(path)
+            if found != sha256:
+                gone = self._take_out(path)
+                raise self._wrong(file, found, sha256, gone)
+            self._remember({sha256: _state(path)})
+
+    def _take_out(self, path: Path) -> bool:
+        """Remove a file of a snapshot and the blob behind it."""
+        blobs = (self.root / "blobs").resolve()
+        behind = path.parent / path.readlink() if path.is_symlink() else path
+        try:
+            if behind.parent.resolve() == blobs:
+                behind.unlink()
+            path.unlink(missing_ok=True)
+        except OSError:
+            return False
+        return True
+
+    def _remember(self, states: Mapping[str, list[int]]) -> None:
+        path = self.root / ".kotoe" / "verified.json"
+        with suppress(OSError):  # a cache that is read-only here is hashed again next time
+            write_atomic(path, dumps({**_read(path), **states}) + "\n")
+
+    def _wrong(self, file: str, found: str, sha256: str, gone: bool = True) -> CheckpointError:
+        again = "It was removed: the same command downloads it again. If that goes wrong too, something on the way "
+        return CheckpointError(
+            f"{self.name}: {file} is not what the hub says it is (sha256 {found}, not {sha256})",
+            allowed="files as they were published",
+            hint=again + "changes files" if gone else f"Remove it from {self.root}, which can't be written here",
+        )
+
+    # --- What went wrong
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Errors of huggingface_hub, of HTTP and of the file system as CheckpointErrors that say what to do."""
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # the HTTP library's, whichever
+
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except (HTTPError, OSError) as error:
+            raise self._explained(error) from None
+
+    def _explained(self, error: BaseException) -> CheckpointError:
+        from huggingface_hub import constants, errors, get_token
+
+        chain: list[BaseException] = []
+        cause: BaseException | None = error
+        while cause is not None and cause not in chain:
+            chain.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        page, cache = f"{constants.ENDPOINT}/{self.repository}", f"the hub's cache {constants.HF_HUB_CACHE}"
+        has_token = get_token() is not None
+        status = next((e.response.status_code for e in chain if isinstance(e, errors.HfHubHTTPError)), None)
+        number = next((e.errno for e in chain if isinstance(e, OSError) and e.errno is not None), None)
+        login = f"HF_TOKEN, a token with the right to read, from {constants.ENDPOINT}/settings/tokens"
+
+        def of(kind: type[BaseException]) -> bool:
+            return any(isinstance(each, kind) for each in chain)
+
+        if of(errors.GatedRepoError):
+            without = "the token that is set belongs to an account without it" if has_token else "no token is set"
+            return CheckpointError(
+                f"{self.name} is gated: its authors give it to accounts that accept their terms, and {without}",
+                allowed="an account that has accepted them",
+                hint=f"Read and accept them at {page}, then set {login}",
+            )
+        if of(errors.RepositoryNotFoundError):
+            return CheckpointError(
+                f"the hub has no model {self.repository}, or it is private",
+                allowed="owner/name of a model that you may see",
+                hint=f"Look at {page}" + ("" if has_token else f"; if it is private, set {login}"),
+            )
+        if of(errors.RevisionNotFoundError):
+            return CheckpointError(
+                f"{self.repository} has no revision {self.revision!r}",
+                allowed=f"a branch, a tag or a commit, see {page}/commits",
+            )
+        if status in (401, 403):
+            return CheckpointError(f"the hub refuses {self.name} (HTTP {status})", allowed=f"{login}")
+        if number in NO_SPACE:
+            return CheckpointError(
+                f"no room for {self.name} in {cache}", hint="Free some, or set HF_HOME to a folder that has more"
+            )
+        if number in NO_WRITING:
+            return CheckpointError(
+                f"{self.name} can't be written into {cache} ({os.strerror(number or 0)})",
+                allowed="a folder that you may write",
+                hint="Set HF_HOME to one",
+            )
+        if any("Timeout" in type(each).__name__ for each in chain):
+            reason = (
+                f"no answer within {constants.HF_HUB_ETAG_TIMEOUT} s, or none within "
+                f"{constants.HF_HUB_DOWNLOAD_TIMEOUT} s while loading; HF_HUB_ETAG_TIMEOUT and "
+                "HF_HUB_DOWNLOAD_TIMEOUT set other limits"
+            )
+        elif of(errors.OfflineModeIsEnabled):
+            reason = "HF_HUB_OFFLINE forbids asking the hub"
+        elif status is not None:
+            reason = f"the hub answers HTTP {status}" + (", it is down" if status >= 500 else "")
+        else:
+            reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        return CheckpointError(
+            f"{self.name} is neither in the hub's cache nor could it be downloaded ({reason})",
             allowed="a model's name on the hub, or a folder",
-            hint=f"Download it where there is a network: hf download {repository} --local-dir FOLDER",
-        ) from None
+            hint=self._begun() + f"Download it where there is a network: hf download {self.repository} "
+            "--local-dir FOLDER",
+        )
+
+    def _begun(self) -> str:
+        """What there is of a download that was broken off, and how it goes on."""
+        plans = [p for p in (self.root / ".kotoe").glob("*.json") if COMMIT.fullmatch(p.stem)]
+        plan = max(plans, key=lambda p: p.stat().st_mtime, default=None)
+        if plan is None:
+            return ""
+        files = self._planned(plan.stem)
+        left = [file for file in files if not (self.root / "snapshots" / plan.stem / file).is_file()]
+        kept = f"{len(files) - len(left)} of {len(files)} files are kept, also parts of one"
+        return f"{kept}: the same command goes on from there. " if left else ""
+
+
+def _state(path: Path) -> list[int]:
+    """What tells that a file hasn't changed since it was hashed."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object that we wrote; nothing where there is none, or where something else has written."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

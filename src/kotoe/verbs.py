@@ -16,8 +16,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kotoe import __version__, builtin
+from kotoe import __version__, builtin, licences
 from kotoe.config import Record, Request, dumps, from_json, to_json
+from kotoe.consent import Agreeing, agree
 from kotoe.console import (
     INTERRUPTED,
     Adapting,
@@ -64,6 +65,7 @@ def generate(common: Common, values: Values) -> int:
     request: Request = part_of({"prompt": [], **values}, Request)
     loading: Loading = part_of(values, Loading)
     adapting: Adapting = part_of(values, Adapting)
+    agree(values, drawing.model, drawing.translator, drawing.detector)
     bundle = bundle_of(drawing.model, request.dtype, loading, drawing.device, drawing.low_memory)
     bundle = adapted(bundle, adapting, loading)
 
@@ -225,7 +227,7 @@ def read_picture_record(path: str) -> Record:
 def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     loading: Loading = part_of(values, Loading)
     adapting: Adapting = part_of(values, Adapting)
-    own = {f.name for part in (drawing, adapting, loading) for f in dataclasses.fields(part)}
+    own = {f.name for part in (drawing, adapting, loading, Agreeing) for f in dataclasses.fields(part)}
     asked = sorted(set(values) - own | set(values) & {"translator", "detector"})  # a record has its translation
     if asked:
         raise UserError(
@@ -240,6 +242,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     if "model" not in values and name not in builtin.NAMES:
         raise UserError(f"{drawing.replay} was drawn by {name!r}", hint="Say where that model is: --model FOLDER")
     source = drawing.model if "model" in values else name
+    agree(values, source)
     dtypes = {"unet": record.dtype, "vae": record.vae_dtype, "text_encoder": record.text_dtype}
     bundle = bundle_of(source, dtypes, loading, drawing.device, drawing.low_memory or record.low_memory)
     bundle = adapted(bundle, adapting, loading)
@@ -291,6 +294,7 @@ def inspect(common: Common, values: Values) -> int:
     lines = [
         f"{found['name']}: {found['family']}, {found['size_px']} x {found['size_px']} pixels, "
         f"languages {', '.join(found['languages']) or 'not stated'}, licence {found['licence'] or 'not stated'}",
+        *licences.shown(found["terms"]),
         f"folder {found['folder']}",
         f"defaults {dumps(found['defaults'])}",
     ]
@@ -311,6 +315,7 @@ def add_conditioner(common: Common, values: Values) -> int:
     wanted: Adding = part_of(values, Adding)
     config = to_json(wanted)
     show_config("conditioner add", config)
+    agree(values, wanted.from_)
     from kotoe.checkpoints import conditioners
 
     place = conditioners.add(
@@ -357,6 +362,7 @@ def convert(common: Common, values: Values) -> int:
     loading: Loading = part_of(values, Loading)
     config = {**to_json(wanted), **to_json(loading)}
     show_config("convert", config)
+    agree(values, wanted.source)
     source, out = builtin.resolve(wanted.source), Path(wanted.out)
 
     from kotoe.checkpoints import FORMATS, save
@@ -377,6 +383,7 @@ def convert(common: Common, values: Values) -> int:
         return 0
     with writing(out.parent):
         save(bundle, out, to=wanted.to, dtype=wanted.dtype, overwrite=wanted.overwrite)
+        licences.hand_on(source, out, wanted.source)
     finish(common, document, [str(out)])
     return 0
 
@@ -390,6 +397,7 @@ def evaluate(common: Common, values: Values) -> int:
     loading: Loading = part_of(values, Loading)
     config = {**to_json(wanted), **to_json(loading)}
     show_config("evaluate", config)
+    agree(values, wanted.model)
     folder = builtin.resolve(wanted.model)
     if common.dry_run:
         finish(common, {"dry_run": True, "config": config, "folder": str(folder)}, [])
@@ -452,6 +460,7 @@ def check(common: Common, values: Values) -> int:
 
     torch_s = time.perf_counter() - began
     problems: list[str] = []
+    agree(values, wanted.model)
     about = environment()
     machine = {
         **{key: about[key] for key in ("platform", "python", "cpus")},

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kotoe.config import dumps, to_json
+from kotoe.consent import agree
 from kotoe.console import (
     INTERRUPTED,
     Bar,
@@ -151,6 +152,7 @@ def localize(common: Common, values: Values) -> int:
     """Teach a model a language."""
     wanted: Localizing = part_of(values, Localizing)
     show_config("localize", to_json(wanted))
+    agree(values, wanted.base, wanted.student)
     if wanted.threads is not None:
         import torch
 
@@ -214,6 +216,7 @@ def study(common: Common, values: Values) -> int:
     """Run the cells of a study that are not done yet."""
     wanted: Studying = part_of(values, Studying)
     show_config("study localization", to_json(wanted))
+    agree(values, wanted.base)
     from kotoe import study as studies
     from kotoe.study_report import report
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kotoe import __version__, builtin
+from kotoe import __version__, builtin, licences
 from kotoe.bert import BertText
 from kotoe.checkpoints import bert, diffusers, schedulers
 from kotoe.checkpoints.files import (
@@ -503,8 +503,8 @@ def _guessed(folder: Folder) -> str:
 def _card(folder: Folder) -> dict[str, Any]:
     """kotoe.json, or what stands for it in a folder that Kotoe didn't write."""
     if not folder.has("kotoe.json"):
-        guess = [_guessed(folder)]
-        return {"name": folder.root.name, "licence": None, "languages": guess, "read_by": {}, "defaults": {}}
+        guess, licence = [_guessed(folder)], licences.stated(folder.root)
+        return {"name": folder.root.name, "licence": licence, "languages": guess, "read_by": {}, "defaults": {}}
     card = folder.json("kotoe.json")
     allowed = ("format", "kotoe_version", "name", "family", "licence", "languages", "read_by", "defaults")
     for key in card:

@@ -67,7 +67,10 @@ class Folder:
 
     def _is_hub_blob(self, real: Path) -> bool:
         # The hub's cache keeps snapshots/<revision>/ as links into blobs/ beside it: that layout is known to be meant.
-        return self.root.parent.name == "snapshots" and real.parent == self.root.parent.parent / "blobs"
+        # Files that several of its repositories have lie in blobs/ab/<hash> beside those, and blobs/ links there.
+        repository = self.root.parent.parent
+        places = (repository / "blobs", repository.parent / "blobs" / real.name[:2])
+        return self.root.parent.name == "snapshots" and real.parent in places
 
     def read(self, name: str, limit: int = LARGEST_CONFIG_BYTES) -> bytes:
         """The content of a file of at most `limit` bytes."""

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from kotoe import builtin
+from kotoe import builtin, licences
 from kotoe.checkpoints import _card, _model_index, bases, diffusers, kerascv, schedulers
 from kotoe.checkpoints.files import Folder, entries, file_sha256, weights
 from kotoe.checkpoints.keras_h5 import layers_of
@@ -17,11 +17,18 @@ from kotoe.spec import BertSpec
 
 def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
     """JSON-able description of a built-in model's name, a folder or a single file: source, folder, family, languages,
-    components, sizes, licence, hashes.
+    components, sizes, licence, terms, card, hashes.
 
     components: by part, the class and the configuration. sizes: by part, the number of parameters and the bytes on
-    disk. hashes: by part, sha256 of the weights and of the tokenizers.
+    disk. hashes: by part, sha256 of the weights and of the tokenizers. terms: what the licence binds to, and since when
+    it is accepted here; None where it leaves free what is done with the model or isn't known. card: what the model card
+    says itself.
     """
+    found = _describe(source)
+    return {**found, **licences.described(source, found)}
+
+
+def _describe(source: str | Path) -> dict[str, Any]:
     path = builtin.resolve(source)
     if path.is_file():
         from kotoe.checkpoints import adapters, single

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kotoe import builtin
+from kotoe import builtin, licences
 from kotoe.bert import BertText
 from kotoe.checkpoints import Bundle, conditioners, save
 from kotoe.checkpoints.files import choose_dtype, replacing, tensor_sha256
@@ -128,11 +128,11 @@ def localize(
 def write(found: Localized, wanted: Localizing, *, overwrite: bool = False) -> Path:
     """The folder of a localized model: the base's own files byte for byte where only a conditioner is new."""
     out = Path(wanted.run) / "bundle" if wanted.out is None else Path(wanted.out)
-    if PLANS[wanted.plan].changes_unet:
-        return save(found.bundle, out, dtype="float16", overwrite=overwrite)
     source = builtin.resolve(wanted.base)
-    if not source.is_dir():
-        return save(found.bundle, out, dtype="float16", overwrite=overwrite)
+    if PLANS[wanted.plan].changes_unet or not source.is_dir():
+        save(found.bundle, out, dtype="float16", overwrite=overwrite)
+        licences.hand_on(source, out, wanted.base)
+        return out
     part = Path(wanted.run) / "conditioner"
     conditioners.write(found.bundle.conditioner(wanted.tags[0]), part, dtype=torch.float16)
     with replacing(out, overwrite=overwrite, marker="model_index.json") as new:
