@@ -337,6 +337,48 @@ def _check_text(text: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Found:
+    """A term that a check found in a prompt: of which category, as the list has it and in which language, as the prompt
+    has it, and where: from character `start` up to `end`, counted in code points."""
+
+    category: str
+    term: str
+    language: str
+    written: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a safety check said of a prompt or of a picture, and what is done about it.
+
+    allowed: nothing was found. reason: what was, in the prompt's language; "" where nothing was.
+    checker, checker_sha256: who says so: a list of terms, or a network (of its files).
+    action:  what is done with what isn't allowed.
+    score:   of a picture the largest of its concepts' scores, above 0 where it isn't allowed; of a prompt how many terms
+             were found.
+    found:   the terms. For pictures: the scores themselves, and what was added to the checker's own thresholds, to all
+             and by concept ("3=0.05").
+    """
+
+    allowed: bool
+    reason: str
+    checker: str
+    checker_sha256: str
+    action: Literal["flag", "blur", "block"]
+    score: float
+    found: tuple[Found, ...] = ()
+    concept_scores: tuple[float, ...] = ()
+    special_scores: tuple[float, ...] = ()
+    threshold_offset: float = 0.0
+    concept_offsets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConditionerRecord:
     """Which tokenizer and text encoder read the prompt."""
 
@@ -402,6 +444,7 @@ class Record:
     language. detection: what a language detector said, where it was asked.
     dtype is the UNet's. tokens: prompt tokens read, without start, end and padding. batch: (index, size), and threads:
     arithmetic may round differently for other numbers of pictures at once or of threads, so a replay uses the same.
+    prompt_verdict, picture_verdict: what safety checks said; None: there was none.
     """
 
     kotoe: str
@@ -441,6 +484,8 @@ class Record:
     tokens: int
     dropped: tuple[str, ...] = ()
     batch: tuple[int, int] = (0, 1)
+    prompt_verdict: Verdict | None = None
+    picture_verdict: Verdict | None = None
     seconds: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:
