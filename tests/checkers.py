@@ -40,7 +40,7 @@ OLD_PIXELS = {
 
 
 def photos(count: int = 12) -> list[Image.Image]:
-    """Pictures of odd sizes, upright and lying, larger and smaller than the checker's, each with something else in it."""
+    """Pictures of odd sizes, upright and lying, larger and smaller than the checker's, each of something else."""
     made = []
     for i in range(count):
         generator = torch.Generator().manual_seed(i)

@@ -15,7 +15,8 @@ FROZEN = {
     "generate": "prompt negative_prompt language translate_to width height steps sampler grid ending guidance_scale "
     "guidance_rescale seed n eta init_image mask strength long_prompt padding punctuation dtype numerics batch_size "
     "model out translator detector replay grid_image device low_memory "
-    "tokenizer ema prediction_type allow_pickle config dry_run json",
+    "tokenizer ema prediction_type allow_pickle "
+    "safety safety_checker safety_threshold safety_concepts prompt_check config dry_run json",
     "inspect": "model config dry_run json",
     "convert": "source out to language dtype overwrite tokenizer ema prediction_type allow_pickle config dry_run json",
     "evaluate": "suite model languages tier n controls batch_size steps out "

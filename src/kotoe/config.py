@@ -356,8 +356,8 @@ class Verdict:
     allowed: nothing was found. reason: what was, in the prompt's language; "" where nothing was.
     checker, checker_sha256: who says so: a list of terms, or a network (of its files).
     action:  what is done with what isn't allowed.
-    score:   of a picture the largest of its concepts' scores, above 0 where it isn't allowed; of a prompt how many terms
-             were found.
+    score:   of a picture the largest of its concepts' scores, above 0 where it isn't allowed; of a prompt the number of
+             terms found.
     found:   the terms. For pictures: the scores themselves, and what was added to the checker's own thresholds, to all
              and by concept ("3=0.05").
     """

@@ -2,8 +2,8 @@
 
 Source: StableDiffusionSafetyChecker of diffusers, its torch loop, whose scores these are: rounded to three decimals one
 after the other, the concepts that need special care first. A special score above 0 flags nothing: it adds 0.01 to what
-is scored after it. The source's second path, for ONNX, rounds nothing, and what it adds it adds to the 17 concepts only,
-not to the special ones that follow; so the two disagree where a score lies between 0 and 0.0005 (and if that is a
+is scored after it. The source's second path, for ONNX, rounds nothing, and adds the 0.01 to the 17 concepts only, not to
+the special ones that follow; so the two disagree where a score lies between 0 and 0.0005 (and if that is a
 special one, by the 0.01 that it adds).
 
 What stock does with the scores is to throw them away and paint the picture black. Here they are kept.
@@ -62,7 +62,7 @@ class Preprocessing:
         left, top = (size[0] - self.crop) // 2, (size[1] - self.crop) // 2
         middle = resized.crop((left, top, left + self.crop, top + self.crop))
         levels = (np.asarray(middle).astype(np.float64) * (1 / 255)).astype(np.float32)  # (H, W, 3)
-        normal = (levels - np.float32(self.mean)) / np.float32(self.std)
+        normal = (levels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(normal.transpose(2, 0, 1)[None].copy())
 
 

@@ -1,15 +1,15 @@
 """Prompts against a list of terms, in scripts with and without spaces between words.
 
 A term is looked up in the prompt's letters as they sound rather than as they are written: case, width, kana, accents,
-zero-width signs, the parts of hangul syllables and the forms of hanzi make no difference. What is a word is then decided
-script by script, since only some have spaces:
+zero-width signs, the parts of hangul syllables and the forms of hanzi make no difference. What is a word is then
+decided script by script, since only some have spaces:
 
 - Latin: a term is a whole word. With digits for letters (p0rn) and letters of other alphabets in between, too.
 - Kanji, hanzi, kana, hangul: a term stands anywhere, unless it lies inside a longer innocent word of the list (裸 in
   裸眼, 色情 in 特色情侣, 누드 in 누드김밥); some only where a word begins, or a run of katakana.
 - Letters set apart (p o r n, ヌ・ー・ド, 누 드) are read together, where each is alone.
 
-It finds words, not meanings: what is described without any of them passes. See docs/safety.md for what it was measured on.
+It finds words, not meanings: what is described without any of them passes. docs/safety.md says how it was measured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -57,7 +57,7 @@ class Letter(NamedTuple):
     end: int
 
 
-PHRASE_ENDS = frozenset("。、,;:!?()[]{}<>\"|\n")
+PHRASE_ENDS = frozenset('。、,;:!?()[]{}<>"|\n')
 ASCII_WIDE = {code + 0xFEE0: code for code in range(0x21, 0x7F)}
 LEET_WORD = re.compile(r"[A-Za-z0-9@$!]*[A-Za-z][A-Za-z0-9@$!]*")
 LEET = {"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t", "@": "a", "$": "s", "!": "i"}
@@ -248,9 +248,7 @@ def data() -> Data:
         for pattern in listed
         for said in _expanded(pattern)
     ]
-    return Data(
-        forms=forms, terms=tuple(terms), innocent=tuple(innocent), sha256=hashlib.sha256(content).hexdigest()
-    )
+    return Data(forms=forms, terms=tuple(terms), innocent=tuple(innocent), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _expanded(pattern: str) -> Iterator[str]:
@@ -429,9 +427,7 @@ def _inside(one: Found, other: Found) -> bool:
     return longer and other.category in (one.category, MINORS)
 
 
-def check_prompt(
-    prompt: str, *, language: str | None = None, action: Literal["flag", "block"] = "flag"
-) -> Verdict:
+def check_prompt(prompt: str, *, language: str | None = None, action: Literal["flag", "block"] = "flag") -> Verdict:
     """The Verdict on a prompt. language: BCP 47, for the reason.
 
     Sexual content with minors is never only flagged: its action is "block".
