@@ -2,9 +2,9 @@
 
 Source: StableDiffusionSafetyChecker of diffusers, its torch loop, whose scores these are: rounded to three decimals one
 after the other, the concepts that need special care first. A special score above 0 flags nothing: it adds 0.01 to what
-is scored after it. The source's second path, for ONNX, rounds nothing, and adds the 0.01 to the 17 concepts only, not to
-the special ones that follow; so the two disagree where a score lies between 0 and 0.0005 (and if that is a
-special one, by the 0.01 that it adds).
+is scored after it. The source's second path, for ONNX, rounds nothing, and adds the 0.01 to the 17 concepts only, not
+to the special ones that follow; so the two disagree where a score lies between 0 and 0.0005 (and if that is a special
+one, by the 0.01 that it adds).
 
 What stock does with the scores is to throw them away and paint the picture black. Here they are kept.
 """

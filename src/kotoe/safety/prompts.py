@@ -18,10 +18,11 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
+from itertools import accumulate, product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -57,12 +58,13 @@ class Letter(NamedTuple):
     end: int
 
 
-PHRASE_ENDS = frozenset('。、,;:!?()[]{}<>"|\n')
+PHRASE_ENDS = frozenset('。、,;:!?<>"|\n')
 ASCII_WIDE = {code + 0xFEE0: code for code in range(0x21, 0x7F)}
-LEET_WORD = re.compile(r"[A-Za-z0-9@$!]*[A-Za-z][A-Za-z0-9@$!]*")
+LEET_WORD = re.compile(r"[A-Za-z0-9@$!]+")
 LEET = {"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t", "@": "a", "$": "s", "!": "i"}
 # Letters of Cyrillic and Greek that look like Latin ones; read so only in words that have Latin letters, too.
 LOOK_ALIKE = str.maketrans("аеорсухіјѕԁԛԝһηοαυνικρτε", "aeopcyxijsdqwhnoauvikpte")
+LONGEST_CLUSTER = 16  # characters; sorting thousands of marks on one letter would take minutes
 FILLERS = frozenset("\u115f\u1160\u3164\uffa0")
 HALF_WIDTH_MARKS = frozenset("\uff9e\uff9f")
 LEADS, VOWELS, TAILS = 0x1100, 0x1161, 0x11A7  # of hangul; a tail of 0 is none
@@ -95,7 +97,7 @@ def _clusters(text: str) -> Iterator[tuple[str, int, int]]:
     """Characters with the marks and the hangul vowels and tails that belong to them."""
     start = 0
     for end in range(1, len(text) + 1):
-        if end < len(text):
+        if end < len(text) and end - start < LONGEST_CLUSTER:
             c = text[end]
             if unicodedata.category(c) in ("Mn", "Mc", "Me") or c in HALF_WIDTH_MARKS or "\u1160" <= c <= "\u11ff":
                 continue
@@ -185,6 +187,8 @@ def deciphered(text: str) -> Iterator[str]:
 
         def read(match: re.Match[str], table: dict[int, str] = table) -> str:
             word = match[0]
+            if not any(c.isalpha() for c in word):
+                return word
             whole = word.rstrip("!")  # of a sentence
             return whole.translate(table) + word[len(whole) :]
 
@@ -305,12 +309,16 @@ def views(prompt: str) -> Iterator[View]:
         yield joined
         parts = _syllables(list(joined.letters))  # loose parts of hangul that were set apart
         if parts != joined.letters:
-            yield _plain(parts)
+            before = {letter.start: gap for letter, gap in zip(joined.letters, joined.gaps, strict=True)}
+            yield View(letters=parts, gaps=[before[part.start] for part in parts], joined=False)
     yield from (_plain(folded(text, forms)) for text in deciphered(prompt))
 
 
-def _places(view: View, text: str, term: Term) -> Iterator[tuple[int, int]]:
-    """Where a term stands in a view, (first, last) letter, as a word of its script should."""
+def _places(view: View, text: str, term: Term, *, innocent: bool = False) -> Iterator[tuple[int, int]]:
+    """Where a term stands in a view, (first, last) letter, as a word of its script should.
+
+    innocent: in letters set apart, however they are.
+    """
     letters, gaps = view.letters, view.gaps
     at = text.find(term.text)
     while at >= 0:
@@ -319,13 +327,14 @@ def _places(view: View, text: str, term: Term) -> Iterator[tuple[int, int]]:
         if letters[last - 1].script == "l":
             tail = next((s for s in ("es", "s") if text.startswith(s, last) and not _latin_at(view, last + len(s))), "")
             last += len(tail)
-            while term.open and _latin_at(view, last):
+            apart = view.joined and all(gap is not None for gap in gaps[first + 1 : last])
+            while term.open and (_latin_at(view, last) or (apart and _latin_single(view, last))):
                 last += 1
             if _latin_at(view, last):
                 continue
         if letters[first].script == "l" and first and letters[first - 1].script == "l" and gaps[first] is None:
             continue
-        if view.joined and not _set_apart(view, first, last):
+        if view.joined and not innocent and not _set_apart(view, first, last):
             continue
         if (term.begins and not _begins(view, first)) or (term.ends and not _ends(view, last)):
             continue
@@ -341,32 +350,54 @@ def _set_apart(view: View, first: int, last: int) -> bool:
     letters, gaps = view.letters, view.gaps
     inner = gaps[first + 1 : last]
     opens = first == 0 or gaps[first] is not None or letters[first - 1].script == "."
+    closes = last == len(letters) or gaps[last] is not None or letters[last].script == "."
     if letters[first].script == "l":
-        closes = last == len(letters) or gaps[last] is not None or letters[last].script != "l"
+        closes = closes or letters[last].script != "l"
         if not opens or not closes or all(gap is None for gap in inner):
             return False
-        if all(gap is None or not any(c.isspace() for c in gap) for gap in inner):
-            return True  # nu-de
-        if any(gap is None for gap in inner):
-            return False
+        if any(gap is None for gap in inner):  # nu-de, but not po rn, nor a part of a longer chain
+            outer = (gaps[first] if first else None, gaps[last] if last < len(letters) else None)
+            return all(gap is None or not _spacious(gap) for gap in inner) and all(
+                gap is None or _spacious(gap) for gap in outer
+            )
         # a n a l y s i s is no a n a l: no other single letter beside it, unless that is a word
-        before = letters[first - 1].char if first and _single(view, first - 1) else "a"
-        return before in "ai" and not (last < len(letters) and _single(view, last))
+        widest = max(len(gap or "") for gap in inner)  # wider gaps are between words
+        before, after = (len(gaps[i] or "") if i < len(gaps) else 0 for i in (first, last))
+        beside = letters[first - 1].char if before <= widest and _latin_single(view, first - 1) else "a"
+        return beside in "ai" and (after > widest or not _latin_single(view, last))
     if not inner or any(gap is None for gap in inner):
         return False
-    return opens or last - first > 2
+    return opens or closes or last - first > 2  # 女性 交差点 is no 性交
+
+
+def _apart_alone(view: View, first: int, last: int) -> bool:
+    """Whether every letter from first to last stands alone."""
+    return all(_single(view, i) for i in range(first, last))
+
+
+def _spacious(gap: str) -> bool:
+    return any(c.isspace() for c in gap)
 
 
 def _single(view: View, i: int) -> bool:
-    """Whether a Latin letter stands alone."""
+    """Whether a letter stands alone, apart from others of its script."""
     letters, gaps = view.letters, view.gaps
-    after = i + 1 == len(letters) or gaps[i + 1] is not None or letters[i + 1].script != "l"
-    return letters[i].script == "l" and after and (i == 0 or gaps[i] is not None or letters[i - 1].script != "l")
+    if i >= len(letters):
+        return False
+    script = letters[i].script
+    after = i + 1 == len(letters) or gaps[i + 1] is not None or letters[i + 1].script != script
+    return after and (i == 0 or gaps[i] is not None or letters[i - 1].script != script)
+
+
+def _latin_single(view: View, i: int) -> bool:
+    return 0 <= i < len(view.letters) and view.letters[i].script == "l" and _single(view, i)
 
 
 def _begins(view: View, first: int) -> bool:
     letters, script = view.letters, view.letters[first].script
-    before = "" if first == 0 or view.gaps[first] is not None else letters[first - 1].script
+    # What is set apart letter by letter is one word: ピ エ ロ begins with ピ.
+    chained = first > 0 and view.gaps[first] is not None and _single(view, first - 1)
+    before = "" if first == 0 or (view.gaps[first] is not None and not chained) else letters[first - 1].script
     # In hiragana nothing says where a word begins: it does at the beginning of a phrase.
     return before not in ("h", "c", "k") if script == "h" else before != script
 
@@ -376,6 +407,20 @@ def _ends(view: View, last: int) -> bool:
     return last == len(letters) or view.gaps[last] is not None or letters[last].script != script
 
 
+class Spans:
+    """Stretches of a text, many of them: is another inside a longer one?"""
+
+    def __init__(self, spans: Iterable[tuple[int, int]]) -> None:
+        ordered = sorted(spans)
+        self.starts = [a for a, _ in ordered]
+        self.ends = list(accumulate((b for _, b in ordered), max))  # the furthest of those that start no later
+
+    def hold(self, start: int, end: int) -> bool:
+        """Whether start to end lies inside one of them that is longer."""
+        earlier, no_later = bisect_left(self.starts, start), bisect_right(self.starts, start)
+        return (earlier > 0 and self.ends[earlier - 1] >= end) or (no_later > 0 and self.ends[no_later - 1] > end)
+
+
 def find(prompt: str, language: str | None = None) -> tuple[Found, ...]:
     """The terms in a prompt, from left to right.
 
@@ -383,35 +428,38 @@ def find(prompt: str, language: str | None = None) -> tuple[Found, ...]:
     only beside a sexual term, and then as a category of their own.
     """
     hits: dict[tuple[str, int, int], Found] = {}
-    shields: set[tuple[int, int]] = set()
+    shields: set[tuple[int, int]] = set()  # in letters as they stand, and in letters set apart: these only hide such
+    loose: set[tuple[int, int]] = set()
+    apart: set[tuple[str, int, int]] = set()
     known, own = data(), reasons.spoken(language)
     for view in views(prompt):
         text, letters = view.text, view.letters
         for term in known.innocent:
-            for first, last in _places(view, text, term):
-                closed = not view.joined or last == len(letters) or view.gaps[last] is not None
-                if closed:
-                    shields.add((letters[first].start, letters[last - 1].end))
+            for first, last in _places(view, text, term, innocent=True):
+                whole = not view.joined or _apart_alone(view, first, last)
+                (shields if whole else loose).add((letters[first].start, letters[last - 1].end))
         for term in known.terms:
             for first, last in _places(view, text, term):
                 start, end = letters[first].start, letters[last - 1].end
                 key = (term.category, start, end)
                 if key not in hits or term.language == own:
                     hits[key] = _found(prompt, term.category, term.said, term.language, start, end)
+                    if view.joined:
+                        apart.add(key)
         for pattern in AGES:
             for match in pattern.finditer(text):
                 if not match[1].isdigit() or int(match[1]) < ADULT_YEARS:
                     start, end = letters[match.start()].start, letters[match.end() - 1].end
                     said = f"age under {ADULT_YEARS}"
                     hits[MINOR, start, end] = _found(prompt, MINOR, said, own, start, end)
-    found = [
-        one
-        for one in hits.values()
-        if not any(a <= one.start and one.end <= b and b - a > one.end - one.start for a, b in shields)
-    ]
+    plain, all_of_them = Spans(shields), Spans(shields | loose)
+    found = [one for key, one in hits.items() if not (all_of_them if key in apart else plain).hold(one.start, one.end)]
     if any(one.category == SEXUAL for one in found):
         found = [replace(one, category=MINORS) if one.category == MINOR else one for one in found]
-    kept = [one for one in found if one.category != MINOR and not any(_inside(one, other) for other in found)]
+    found = [one for one in found if one.category != MINOR]
+    # A longer find of the same category, or of the gravest, says a shorter one already.
+    graver = {c: Spans((x.start, x.end) for x in found if x.category in (c, MINORS)) for c in reasons.CATEGORIES}
+    kept = [one for one in found if not graver[one.category].hold(one.start, one.end)]
     return tuple(sorted(kept, key=lambda one: (one.start, one.end, one.category)))
 
 
@@ -419,12 +467,6 @@ def _found(prompt: str, category: str, term: str, language: str, start: int, end
     return Found(
         category=category, term=term, language=language, written=prompt[start:end], start=start, end=end
     )  # fmt: skip
-
-
-def _inside(one: Found, other: Found) -> bool:
-    """Whether a longer find of the same category, or of a graver one, says it already."""
-    longer = other.start <= one.start and one.end <= other.end and other.end - other.start > one.end - one.start
-    return longer and other.category in (one.category, MINORS)
 
 
 def check_prompt(prompt: str, *, language: str | None = None, action: Literal["flag", "block"] = "flag") -> Verdict:
