@@ -234,6 +234,8 @@ def test_blur_hides_what_is_there() -> None:
     assert soft.tobytes() == image.filter(ImageFilter.GaussianBlur(32)).tobytes()
     steps = (images.to_tensor(soft).diff(dim=-1)).abs().max() * 127.5
     assert 0 < steps < 6  # levels from a pixel to the next; of the sharp picture 225
+    large = image.resize((1024, 512))
+    assert blurred(large).tobytes() == large.filter(ImageFilter.GaussianBlur(64)).tobytes()
     mean = images.to_tensor(soft).mean() - images.to_tensor(image).mean()
     assert abs(float(mean)) < 0.02
 

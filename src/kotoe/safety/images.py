@@ -27,7 +27,7 @@ from kotoe.safety import reasons
 from kotoe.vision import CONCEPTS, SPECIAL, SafetyNet
 
 Action = Literal["flag", "blur", "block"]
-BLUR_RADIUS_PX = 32
+BLUR_RADIUS_PX, BLURS_PER_EDGE = 32, 16  # InvokeAI's, of pictures of 512 pixels
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SPECIAL_CARE = 0.01  # what a concept that needs special care adds to every score after its own
@@ -168,8 +168,9 @@ def judge(
 
 
 def blurred(image: Image.Image) -> Image.Image:
-    """The picture blurred beyond recognition of what it shows: a Gauss filter with a radius of BLUR_RADIUS_PX."""
-    return image.filter(ImageFilter.GaussianBlur(BLUR_RADIUS_PX))
+    """The picture blurred beyond recognition of what it shows: a Gauss filter with a radius of BLUR_RADIUS_PX, in
+    pictures over 512 pixels in proportion."""
+    return image.filter(ImageFilter.GaussianBlur(max(BLUR_RADIUS_PX, max(image.size) / BLURS_PER_EDGE)))
 
 
 def carry_out(picture: Picture, verdict: Verdict) -> Picture | None:
