@@ -253,8 +253,8 @@ in which a term means something else. The check finds words, not meanings.
 Disguises are put on a term as it stands in its prompt, or on the whole of an innocent one (the hard part apart); what
 they leave as it was isn't counted. Missed of letters set apart: ages, some terms of several words, terms of two
 characters in the middle of others that aren't apart, and in Korean those beside a word of one syllable. Names of emoji
-are those of Unicode's CLDR, with their keywords, written by others for something else; the check was tried on them, too,
-and what is left is 🔞.
+are those of Unicode's CLDR, with their keywords, written by others for something else; the check was tried on them,
+too, and what is left is 🔞.
 """
 
 

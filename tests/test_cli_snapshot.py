@@ -24,7 +24,8 @@ FROZEN = {
     "train": "recipe run size device seed set config dry_run json",
     "localize": "base language run serves plan pairs images caption_column image_column resolution crop resample "
     "latents cache out tokenizer vocab_size start student steps batch_size lr schedule warmup_steps weight_decay beta2 "
-    "ema weighting dropout long_prompt seed device overwrite log_every threads checkpointing shard config dry_run json",
+    "ema weighting dropout long_prompt seed device dtype overwrite log_every threads checkpointing shard config "
+    "dry_run json",
     "conditioner add": "bundle language from_ serves source_language own_language overwrite allow_pickle config "
     "dry_run json",
     "conditioner remove": "bundle language config dry_run json",
@@ -32,7 +33,7 @@ FROZEN = {
     "tokenizer train": "texts out family vocab_size column max_tokens model_type normalization byte_fallback "
     "character_coverage lower_case pad_token overwrite config dry_run json",
     "tokenizer report": "texts tokenizer column limit out config dry_run json",
-    "study localization": "out base languages plans starts budgets n count tier seed threads config dry_run json",
+    "study localization": "out base languages plans starts budgets n count tier seed dtype threads config dry_run json",
     "check": "model tokenizer ema prediction_type allow_pickle config dry_run json",
 }
 
