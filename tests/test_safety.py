@@ -348,6 +348,8 @@ def test_a_model_without_a_checker(kotoe: Kotoe, bare: Path, model: Path) -> Non
             assert done.code == 2, given
             assert "which has no safety checker" in done.err
             assert "--safety-checker FOLDER takes the one of another checkpoint" in done.err
+    with pytest.raises(UserError, match="which has no safety checker"):  # a single file has no folder to look in
+        Guard(Checks(safety="flag"), tiny_bundle())
     lent = kotoe("generate", "a red cat", "--model", bare, "--safety-checker", model, "--json")
     assert lent.json["pictures"][0]["record"]["picture_verdict"]["checker"] == "m/safety_checker"
     shutil.copytree(bare, "named")

@@ -179,6 +179,10 @@ def test_look_alikes(innocent: str, not_innocent: str) -> None:
         ("pоrn", ["pоrn"]),
         ("(nude:1.3) [naked]", ["nude", "naked"]),
         ("nu(de)", ["nu(de"]),
+        ("nu(de:1.2), cat", ["nu(de"]),
+        ("(色:1.1)(情:1.2)", ["色:1.1)(情"]),
+        ("（裸：１.２）体", ["裸：１.２）体"]),
+        ("at 12:30 (nude)", ["nude"]),
         ("ヌードルとヌード", ["ヌード"]),
         ("no nudity, fully clothed", []),
         ("1girl, 4k, mp3", []),
@@ -257,7 +261,7 @@ def test_where_it_is() -> None:
 
 @given(st.text(st.sampled_from("裸眼全体ヌードルぬ섹스누드ㅅㅔㄱnudeporn 0３.-(　\u200b\u0336ﾞ々ー:"), max_size=30))
 def test_any_text_can_be_checked(prompt: str) -> None:
-    """Whatever is found stands where it is said to, and hiding a prompt in width or decomposition hides nothing."""
+    """Whatever is found stands where it is said to, from left to right."""
     found = find(prompt)
     for one in found:
         assert 0 <= one.start < one.end <= len(prompt)

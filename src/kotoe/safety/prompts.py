@@ -7,7 +7,7 @@ decided script by script, since only some have spaces:
 - Latin: a term is a whole word. With digits for letters (p0rn) and letters of other alphabets in between, too.
 - Kanji, hanzi, kana, hangul: a term stands anywhere, unless it lies inside a longer innocent word of the list (裸 in
   裸眼, 色情 in 特色情侣, 누드 in 누드김밥); some only where a word begins, or a run of katakana.
-- Letters set apart (p o r n, ヌ・ー・ド, 누 드) are read together, where each is alone.
+- Letters set apart (p o r n, ヌ・ー・ド, 누 드) are read together, where each is alone. Brackets and weights set apart, too.
 
 It finds words, not meanings: what is described without any of them passes. docs/safety.md says how it was measured.
 """
@@ -64,6 +64,7 @@ LEET_WORD = re.compile(r"[A-Za-z0-9@$!]+")
 LEET = {"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t", "@": "a", "$": "s", "!": "i"}
 # Letters of Cyrillic and Greek that look like Latin ones; read so only in words that have Latin letters, too.
 LOOK_ALIKE = str.maketrans("аеорсухіјѕԁԛԝһηοαυνικρτε", "aeopcyxijsdqwhnoauvikpte")
+WEIGHT = re.compile(r"[:：]\s*[+-]?[\d.．]+\s*(?=[)\]）］])")  # (word:1.3), and the brackets are gaps
 LONGEST_CLUSTER = 16  # characters; sorting thousands of marks on one letter would take minutes
 FILLERS = frozenset("\u115f\u1160\u3164\uffa0")
 HALF_WIDTH_MARKS = frozenset("\uff9e\uff9f")
@@ -299,6 +300,7 @@ def _joined(prompt: str, letters: Sequence[Letter]) -> View:
 
 def views(prompt: str) -> Iterator[View]:
     """The ways in which a prompt is read."""
+    prompt = WEIGHT.sub(lambda match: " " * len(match[0]), prompt)  # places stay what they are
     forms = data().forms
     letters = folded(prompt, forms)
     yield _plain(letters)
