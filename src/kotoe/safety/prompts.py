@@ -7,7 +7,7 @@ decided script by script, since only some have spaces:
 - Latin: a term is a whole word. With digits for letters (p0rn) and letters of other alphabets in between, too.
 - Kanji, hanzi, kana, hangul: a term stands anywhere, unless it lies inside a longer innocent word of the list (裸 in
   裸眼, 色情 in 特色情侣, 누드 in 누드김밥); some only where a word begins, or a run of katakana.
-- Letters set apart (p o r n, ヌ・ー・ド, 누 드) are read together, where each is alone. Brackets and weights set apart, too.
+- Letters set apart (p o r n, ヌ・ー・ド, 누 드) are read together, where each is alone; by brackets and weights, too.
 
 It finds words, not meanings: what is described without any of them passes. docs/safety.md says how it was measured.
 """
