@@ -59,6 +59,7 @@ def generate(common: Common, values: Values) -> int:
     request: Request = part_of({"prompt": [], **values}, Request)
     loading: Loading = part_of(values, Loading)
     bundle = bundle_of(drawing.model, request.dtype, loading, drawing.device, drawing.low_memory)
+    guard = Guard(part_of(values, Checks), bundle, loading.allow_pickle)  # now: a bundle that is changed has no folder
 
     from kotoe.generate import draw, plan, read_prompts, resolve
     from kotoe.translate import with_translator
@@ -86,7 +87,6 @@ def generate(common: Common, values: Values) -> int:
                 f"note: {text!r} has full-width punctuation, which gets watermarks from models trained as Taiyi was; "
                 "--punctuation ascii reads it as , and ."
             )
-    guard = Guard(part_of(values, Checks), bundle, loading.allow_pickle)
     config = {**to_json(resolved), **to_json(drawing), **to_json(loading), **guard.config}
     show_config("generate", config)
     if guard.blocks(jobs):
