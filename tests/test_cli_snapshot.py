@@ -16,8 +16,8 @@ FROZEN = {
     "guidance_rescale seed n eta init_image mask strength long_prompt emphasis full_width padding punctuation dtype "
     "numerics batch_size "
     "model out translator detector replay grid_image device low_memory "
-    "lora embedding adapter_language lora_text tokenizer ema prediction_type allow_pickle accept_license config "
-    "dry_run json",
+    "lora embedding adapter_language lora_text tokenizer ema prediction_type allow_pickle accept_license "
+    "safety safety_checker safety_threshold safety_concepts prompt_check config dry_run json",
     "inspect": "model config dry_run json",
     "convert": "source out to language dtype overwrite tokenizer ema prediction_type allow_pickle accept_license "
     "config dry_run json",

@@ -1,6 +1,7 @@
 """The command line: generate, inspect, convert, evaluate, train, data, check. Made from frozen dataclasses by cyclopts.
 
-Exit codes: 0 done, 1 `check` found a fault, 2 bad input, 130 interrupted. `kotoe --help` loads no torch.
+Exit codes: 0 done, 1 `check` found a fault, 2 bad input, 3 a safety check blocked something, 130 interrupted.
+`kotoe --help` loads no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from kotoe import __version__, consent, console, verbs, verbs_tokenizer, verbs_training
+from kotoe import __version__, consent, console, verbs, verbs_safety, verbs_tokenizer, verbs_training
 from kotoe.config import Request, from_json, read_json
 from kotoe.console import INTERRUPTED, Common, Values, say
 from kotoe.errors import ProcessError, UserError, nearest, unknown
@@ -48,7 +49,7 @@ class Verb:
 
 VERBS = {
     "generate": Verb(
-        parts=(Request, console.Drawing, console.Adapting, console.Loading, consent.Agreeing),
+        parts=(Request, console.Drawing, console.Adapting, console.Loading, consent.Agreeing, verbs_safety.Checks),
         positional="prompt",
         run=verbs.generate,
         doc="""Draw pictures from prompts in any language the model has.

@@ -346,6 +346,48 @@ def _check_text(text: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Found:
+    """A term that a check found in a prompt: of which category, as the list has it and in which language, as the prompt
+    has it, and where: from character `start` up to `end`, counted in code points."""
+
+    category: str
+    term: str
+    language: str
+    written: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a safety check said of a prompt or of a picture, and what is done about it.
+
+    allowed: nothing was found. reason: what was, in the prompt's language; "" where nothing was.
+    checker, checker_sha256: who says so: a list of terms, or a network (of its files).
+    action:  what is done with what isn't allowed.
+    score:   of a picture the largest of its concepts' scores, above 0 where it isn't allowed; of a prompt the number of
+             terms found.
+    found:   the terms. For pictures: the scores themselves, and what was added to the checker's own thresholds, to all
+             and by concept ("3=0.05").
+    """
+
+    allowed: bool
+    reason: str
+    checker: str
+    checker_sha256: str
+    action: Literal["flag", "blur", "block"]
+    score: float
+    found: tuple[Found, ...] = ()
+    concept_scores: tuple[float, ...] = ()
+    special_scores: tuple[float, ...] = ()
+    threshold_offset: float = 0.0
+    concept_offsets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConditionerRecord:
     """Which tokenizer and text encoder read the prompt."""
 
@@ -438,6 +480,7 @@ class Record:
     dtype is the UNet's. tokens: the prompt's, without start, end and padding; dropped, dropped_negative: pieces of it
     and of the negative prompt that were not read (long_prompt "cut"). batch: (index, size), and threads: arithmetic
     may round differently for other numbers of pictures at once or of threads, so a replay uses the same.
+    prompt_verdict, picture_verdict: what safety checks said; None: there was none.
     """
 
     kotoe: str
@@ -481,6 +524,8 @@ class Record:
     dropped: tuple[str, ...] = ()
     dropped_negative: tuple[str, ...] = ()
     batch: tuple[int, int] = (0, 1)
+    prompt_verdict: Verdict | None = None
+    picture_verdict: Verdict | None = None
     seconds: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:

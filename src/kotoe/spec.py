@@ -161,6 +161,33 @@ class BertSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VisionSpec:
+    """CLIP's vision transformer and the projection behind it. Pictures are image_size pixels square."""
+
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_layers: int = 24
+    num_heads: int = 16
+    image_size: int = 224
+    patch_size: int = 14
+    hidden_act: str = "quick_gelu"  # or "gelu", the exact one
+    layer_norm_eps: float = 1e-5
+    projection_dim: int = 768
+
+    def __post_init__(self) -> None:
+        _one_of("VisionSpec", "hidden_act", self.hidden_act, ("quick_gelu", "gelu"))
+        if self.hidden_size % self.num_heads:
+            raise UserError(f"VisionSpec: {self.num_heads} heads in {self.hidden_size} numbers", allowed="a divisor")
+        if not 1 <= self.patch_size <= self.image_size:
+            raise UserError(f"VisionSpec: patch_size {self.patch_size}", allowed=f"1 to {self.image_size} pixels")
+
+    @property
+    def patches(self) -> int:
+        """Patches of a picture; what is left over at its right and lower edge belongs to none."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScheduleSpec:
     """The noise schedule a UNet was trained with, and the sampler and grid its card recommends."""
 

@@ -43,6 +43,7 @@ from kotoe.console import (
 )
 from kotoe.errors import UserError, unknown
 from kotoe.runs import atomic, write_atomic
+from kotoe.verbs_safety import Checks, Guard, as_recorded
 
 if TYPE_CHECKING:
     from kotoe.checkpoints import Bundle
@@ -65,8 +66,10 @@ def generate(common: Common, values: Values) -> int:
     request: Request = part_of({"prompt": [], **values}, Request)
     loading: Loading = part_of(values, Loading)
     adapting: Adapting = part_of(values, Adapting)
-    agree(values, drawing.model, drawing.translator, drawing.detector)
+    checks: Checks = part_of(values, Checks)
+    agree(values, drawing.model, drawing.translator, drawing.detector, checks.safety_checker)
     bundle = bundle_of(drawing.model, request.dtype, loading, drawing.device, drawing.low_memory)
+    guard = Guard(checks, bundle, loading.allow_pickle)  # now: a bundle that is changed has no folder
     bundle = adapted(bundle, adapting, loading)
 
     from kotoe.generate import draw, plan, read_prompts, resolve
@@ -90,8 +93,12 @@ def generate(common: Common, values: Values) -> int:
                 say(f"translated: {resolved.negative_prompt!r} is read as {other.negative_prompt!r}")
     _notes(bundle, resolved, jobs)
     config = {**to_json(resolved), **to_json(drawing), **to_json(loading)}
-    config |= to_json(adapting)
+    config |= to_json(adapting) | guard.config
     show_config("generate", config)
+    if guard.blocks(jobs):
+        refused = {"pictures": [], "config": config, "translations": translations, "blocked": guard.entries}
+        finish(common, {"dry_run": common.dry_run, **refused}, [])
+        return guard.code()
     labels = _labels_wanted(drawing, [job.prompt for job in jobs], [job.prompt_language for job in jobs])
     if common.dry_run:
         read_prompts(bundle, resolved, jobs)  # over the token limit?
@@ -100,11 +107,14 @@ def generate(common: Common, values: Values) -> int:
     pictures: list[Any] = []
     entries: list[dict[str, Any]] = []
     document: dict[str, Any] = {"pictures": entries, "config": config, "grid": None, "interrupted": False}
-    document["translations"] = translations
+    document |= {"translations": translations, "blocked": guard.entries}
     code = 0
     try:
         with Bar(common, "drawing") as bar:
-            for picture in draw(bundle, resolved, jobs=jobs, on_step=lambda p: bar(p.done, p.total)):
+            for drawn in draw(bundle, resolved, jobs=jobs, on_step=lambda p: bar(p.done, p.total)):
+                picture = guard.let(drawn)
+                if picture is None:
+                    continue
                 if not pictures:
                     _save_config(out, config)
                 path = _path_of(out, picture, "")  # listed before it is there: Ctrl-C may come right after saving
@@ -113,7 +123,8 @@ def generate(common: Common, values: Values) -> int:
                 pictures.append(picture)
                 if not common.json:
                     finish(common, {}, [str(path)])
-        if labels:
+        code = guard.code()
+        if labels and pictures:
             document["grid"] = str(_save_grid(out, pictures))
     except KeyboardInterrupt:
         entries[:] = [entry for entry in entries if Path(entry["path"]).is_file()]
@@ -263,7 +274,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     if record.threads <= MOST_THREADS:
         torch.set_num_threads(record.threads)  # sums are split among them: another number rounds differently
     with Bar(common, "drawing") as bar:
-        picture = replay(bundle, record, on_step=lambda p: bar(p.done, p.total))
+        picture = as_recorded(replay(bundle, record, on_step=lambda p: bar(p.done, p.total)), record)
     changed, largest = differences(picture.image, open_picture(drawing.replay))
     path = _save_picture(picture, _path_of(Path(drawing.out), picture, "-replay"))
     say("identical pixels" if not changed else f"{changed} pixels differ, by up to {largest} of 255")
