@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from recipes.emoji_languages import ENCODERS
 from safetensors import safe_open
 
 from kotoe import builtin
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = builtin.resolve(builtin.DEFAULT)
-LANGUAGES = ("en", "ja", "zh", "ko")
+LANGUAGES = ("en", *ENCODERS["cjk"], *ENCODERS["mul"])
 BLUE = torch.tensor([44.0, 96.0, 212.0])
 
 
@@ -32,8 +33,9 @@ def bundle() -> Bundle:
     return load(dtype="float32")
 
 
-def test_it_has_four_languages_and_a_card(bundle: Bundle) -> None:
+def test_it_has_43_languages_and_a_card(bundle: Bundle) -> None:
     assert bundle.languages == LANGUAGES
+    assert len(LANGUAGES) == 43
     assert bundle.default_language == "en"
     assert bundle.licence
     assert bundle.notes == ()
@@ -49,13 +51,14 @@ def test_its_evaluation_is_of_these_weights(bundle: Bundle) -> None:
     for text in (measured, card):
         assert f"model sha256 {bundle.sha256[:12]}" in text
     rows = [[line for line in text.splitlines() if line.startswith("| ") and "[" in line] for text in (measured, card)]
-    assert len(rows[0]) > len(LANGUAGES)
+    assert len(rows[0]) > len(LANGUAGES)  # a row a language, and the controls
     assert rows[0] == rows[1]
 
 
 def test_weights_are_half_precision() -> None:
     files = sorted(FOLDER.rglob("*.safetensors"))
-    assert len(files) == 2 + len(LANGUAGES)
+    assert len(files) == 3 + len(ENCODERS)  # UNet, VAE, English, and those that several languages read
+    assert sum(file.stat().st_size for file in files) <= 48e6
     for file in files:
         with safe_open(file, "pt") as tensors:
             assert {tensors.get_slice(name).get_dtype() for name in tensors.keys()} == {"F16"}, file
@@ -114,11 +117,15 @@ def test_stock_diffusers_draws_the_same_latents(bundle: Bundle) -> None:
         ("青い背景に猫", "ja"),
         ("蓝色背景上的猫", "zh"),
         ("파란 배경의 고양이", "ko"),
+        ("kissa, sininen tausta", "fi"),
+        ("แมว พื้นหลังสีน้ำเงิน", "th"),
+        ("paka, mandharinyuma ya bluu", "sw"),
     ],
 )
 def test_a_blue_background_in_every_language(bundle: Bundle, prompt: str, language: str) -> None:
     picture = generate(bundle, Request(prompt=(prompt,), seed=7))[0]
-    assert picture.record.conditioner.language == language
+    read_by, asked = (bundle.conditioner(tag).encoder for tag in (picture.record.conditioner.language, language))
+    assert read_by is asked  # languages that one encoder reads need not be told apart
     pixels = torch.frombuffer(bytearray(picture.image.tobytes()), dtype=torch.uint8).view(128, 128, 3).float()
     border = torch.cat([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])  # (512, 3)
     assert (border.median(dim=0).values - BLUE).abs().max() < 30

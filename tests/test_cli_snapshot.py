@@ -21,7 +21,7 @@ FROZEN = {
     "inspect": "model config dry_run json",
     "convert": "source out to language dtype overwrite tokenizer ema prediction_type allow_pickle accept_license "
     "config dry_run json",
-    "evaluate": "suite model languages tier n controls batch_size steps out "
+    "evaluate": "suite model languages tier n controls batch_size steps dtype out "
     "tokenizer ema prediction_type allow_pickle accept_license config dry_run json",
     "train": "recipe run size device seed set config dry_run json",
     "localize": "base language run serves plan pairs images caption_column image_column resolution crop resample "

@@ -109,8 +109,8 @@ Nothing is lost or left over in silence: what a format can't hold is refused, an
 
 The result is the model with a further conditioner; its UNet and its other languages stay the same to the bit.
 
-    kotoe data pairs --language sw --out sw.tsv
-    kotoe localize kotoe-emoji --language sw --pairs sw.tsv --run runs/sw
+    kotoe data pairs --language da --out da.tsv
+    kotoe localize kotoe-emoji --language da --pairs da.tsv --run runs/da
     kotoe localize path/to/model --language ko --plan swap --student path/to/korean --run runs/ko
     kotoe localize path/to/model --language ko --plan stage1 --images path/to/pictures --run runs/ko""",
     ),
@@ -149,8 +149,8 @@ The UNet is not loaded, nothing is trained: whether width, vocabulary and specia
 
 It is what the text encoder of a new language is trained on; every language of docs/world.md has captions.
 
-    kotoe data pairs --language sw --out sw.tsv
-    kotoe data pairs --language sw --out sw-held-out.jsonl --split held-out --count 2000""",
+    kotoe data pairs --language da --out da.tsv
+    kotoe data pairs --language da --out da-held-out.jsonl --split held-out --count 2000""",
     ),
     "tokenizer train": Verb(
         parts=(console.TrainingTokenizer,),

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kotoe import builtin
 from kotoe.config import dumps, from_json
@@ -145,6 +145,7 @@ class Evaluating:
     controls:   also measure true renders, shuffled prompts, and the English encoder fed foreign prompts.
     batch_size: pictures drawn together.
     steps:      denoising steps; the model's default otherwise.
+    dtype:      what to draw in: auto, float32, bfloat16 or float16; auto as of `kotoe generate`.
     out:        folder for results.json, report.md, failures.json and pictures.png beside their true renders.
     """
 
@@ -156,6 +157,7 @@ class Evaluating:
     controls: bool = True
     batch_size: int = 16
     steps: int | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     out: str | None = None
 
 

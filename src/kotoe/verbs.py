@@ -413,7 +413,7 @@ def evaluate(common: Common, values: Values) -> int:
     if common.dry_run:
         finish(common, {"dry_run": True, "config": config, "folder": str(folder)}, [])
         return 0
-    bundle = bundle_of(wanted.model, "auto", loading)
+    bundle = bundle_of(wanted.model, wanted.dtype, loading)
 
     from kotoe.data.languages import LANGUAGES
     from kotoe.evaluate import report, suites
