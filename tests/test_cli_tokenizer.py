@@ -191,7 +191,7 @@ def test_report_dry_run(kotoe: Kotoe, model: str, tmp_path: Path) -> None:
         (["--tokenizer", "kotoe-emoji"], "texts is missing"),
         (["ja.txt", "ja.txt", "--tokenizer", "kotoe-emoji"], "two of the name 'ja'.*Give them as NAME=PLACE"),
         (["ja.txt", "--tokenizer", "kotoe-emoji:ja", "kotoe-emoji:ja"], "two of the name 'kotoe-emoji:ja'"),
-        (["ja.txt", "--tokenizer", "kotoe-emoji:fr"], "language 'fr' is not in this model. Allowed: en, ja, ko, zh"),
+        (["ja.txt", "--tokenizer", "kotoe-emoji:da"], "language 'da' is not in this model. Allowed: am, ar, bn"),
         (["ja.txt", "--tokenizer", "kotoe-emojy"], "unknown model 'kotoe-emojy'.*Did you mean 'kotoe-emoji'"),
         (["ja.txt", "--tokenizer", "empty"], "no tokenizer that Kotoe reads; found no file of one"),
         (["ja.txt", "--tokenizer", "one.safetensors"], "one.safetensors holds no tokenizers. Allowed: a folder"),
@@ -241,3 +241,9 @@ def test_the_verbs_load_no_torch_for_files_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, "tokenizer", "report", "ja.txt", "--tokenizer", f"x={folder}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_report_has_a_tokenizer_that_languages_share_once(kotoe: Kotoe, tmp_path: Path) -> None:
+    (tmp_path / "ja.txt").write_text("青い背景に猫\n", encoding="utf-8")
+    done = kotoe("tokenizer", "report", tmp_path / "ja.txt", "--tokenizer", "kotoe-emoji", "--json")
+    assert list(done.json["tokenizers"]) == ["kotoe-emoji:en", "kotoe-emoji:ja", "kotoe-emoji:am"]

@@ -135,7 +135,7 @@ def done(job: dict[str, Any], given: dict[str, Any], group: Processes = ALONE) -
     run = Path(job["run"])
     if "asked" not in job:
         return toy(run, group)
-    asked = Localizing(**job["asked"], run=str(run), dtype="float32")
+    asked = Localizing(**job["asked"], run=str(run))
     pairs, captions = Texts(**given["pairs"]), Captions(**given["captions"])
     with watched(run, group, job), patch.object(plans, "QUESTIONED_STEPS", 2):
         found = workbench.localize(

@@ -127,7 +127,8 @@ def _tokenizers(wanted: Comparing) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _of_place(place: str, limit: int | None) -> dict[str, Any]:
-    """By language the tokenizers of a place: of a folder with one, of a model's folder, of one language of a model."""
+    """By language the tokenizers of a place: of a folder with one, of a model's folder, of one language of a model. One
+    that several languages share is there once, as the first of them."""
     from kotoe.tokenizers import FILES, load_tokenizer
 
     path = Path(place).expanduser()
@@ -140,7 +141,9 @@ def _of_place(place: str, limit: int | None) -> dict[str, Any]:
 
     match = MODEL_LANGUAGE.fullmatch(place)
     if match is None or path.exists() or place in builtin.NAMES:
-        return tokenizers(place)
+        every = tokenizers(place)
+        firsts = {tokenizer.sha256: tag for tag, tokenizer in reversed(every.items())}
+        return {tag: every[tag] for tag in every if firsts[every[tag].sha256] == tag}
     several = tokenizers(match[1])
     language = choose(match[2], several)
     return {language: several[language]}
