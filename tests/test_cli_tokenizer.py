@@ -246,4 +246,8 @@ def test_the_verbs_load_no_torch_for_files_alone(tmp_path: Path) -> None:
 def test_report_has_a_tokenizer_that_languages_share_once(kotoe: Kotoe, tmp_path: Path) -> None:
     (tmp_path / "ja.txt").write_text("青い背景に猫\n", encoding="utf-8")
     _, out, _ = kotoe("tokenizer", "report", str(tmp_path / "ja.txt"), "--tokenizer", "kotoe-emoji", "--json")
-    assert list(json.loads(out.splitlines()[-1])["tokenizers"]) == ["kotoe-emoji:en", "kotoe-emoji:ja", "kotoe-emoji:am"]
+    assert list(json.loads(out.splitlines()[-1])["tokenizers"]) == [
+        "kotoe-emoji:en",
+        "kotoe-emoji:ja",
+        "kotoe-emoji:am",
+    ]
