@@ -20,15 +20,12 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from adapters import ATTENTION, Factors, factors, lora_file, vectors
-from kotoe import generate as g
 from kotoe.checkpoints import Bundle, load, lora, save
 from kotoe.checkpoints.embeddings import Embedding, with_embeddings
 from kotoe.checkpoints.lora import Lora, with_loras
-from kotoe.config import Request
-from kotoe.rng import ImageNoise
+from stock import our_latents, stock, stock_latents
 from tiny import apart, tiny_bundle
 
 pytestmark = pytest.mark.filterwarnings(
@@ -36,7 +33,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 TOLERANCE = 3e-4  # of the largest latent, where 1e-3 is promised
-PROMPT, NEGATIVE, SEED, STEPS, SCALE = "a red cat on a dog!", "an owl", 7, 4, 3.0
 
 
 @pytest.fixture(scope="module", params=["sd1", "sd2"])
@@ -49,33 +45,6 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def base(folder: Path) -> Bundle:
     return load(folder, dtype="float32")
-
-
-def ours(bundle: Bundle, **changes: Any) -> Tensor:
-    steps: list[Tensor] = []
-    asked = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "seed": SEED, "steps": STEPS, "guidance_scale": SCALE}
-    request = Request(**{**asked, "language": "en", **changes})
-    g.generate(bundle, request, on_step=lambda progress: steps.append(progress.step.x))
-    return steps[-1]
-
-
-def stock(folder: Path) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-
-
-def theirs(pipe: StableDiffusionPipeline, prompt: str = PROMPT) -> Tensor:
-    config = pipe.unet.config
-    noise = ImageNoise([SEED], (config.in_channels, config.sample_size, config.sample_size)).initial()
-    pipe.set_progress_bar_config(disable=True)
-    out = pipe(
-        prompt,
-        negative_prompt=NEGATIVE,
-        latents=noise,
-        num_inference_steps=STEPS,
-        guidance_scale=SCALE,
-        output_type="latent",
-    )
-    return out.images
 
 
 def stock_with(folder: Path, *files: tuple[Path, float]) -> StableDiffusionPipeline:
@@ -94,9 +63,9 @@ def test_lora_of_attention_in_every_naming(naming: str, folder: Path, base: Bund
     unet = factors(base.unet, rank=3, seed=1)
     text = factors(base.conditioner().encoder, rank=2, seed=2)
     file = lora_file(tmp_path / f"{naming}.safetensors", naming, unet, text)
-    expected = theirs(stock_with(folder, (file, 0.7)))
+    expected = stock_latents(stock_with(folder, (file, 0.7)))
     adapted = with_loras(base, [Lora(file=file, weight=0.7)])
-    assert apart(ours(adapted), expected) < TOLERANCE
+    assert apart(our_latents(adapted), expected) < TOLERANCE
     # the faults: another weight, a lost part, factors the wrong way round, the base
     for fault in (
         with_loras(base, [Lora(file=file, weight=0.77)]),
@@ -104,7 +73,7 @@ def test_lora_of_attention_in_every_naming(naming: str, folder: Path, base: Bund
         with_loras(base, [Lora(file=file, weight=-0.7)]),
         base,
     ):
-        assert apart(ours(fault), expected) > 10 * TOLERANCE
+        assert apart(our_latents(fault), expected) > 10 * TOLERANCE
 
 
 def everything(module: str) -> bool:
@@ -120,11 +89,11 @@ def test_kohya_file_with_convolutions_and_an_alpha_for_each_module(folder: Path,
     assert any(a.shape[2:] == (3, 3) for a, _ in unet.values())
     assert any(a.shape[2:] == (1, 1) for a, _ in unet.values())
     pipe = stock_with(folder, (file, 0.5))
-    expected = theirs(pipe)
-    assert apart(ours(with_loras(base, [Lora(file=file, weight=0.5)])), expected) < TOLERANCE
+    expected = stock_latents(pipe)
+    assert apart(our_latents(with_loras(base, [Lora(file=file, weight=0.5)])), expected) < TOLERANCE
     # the fault: the alpha of one module
     off = lora_file(tmp_path / "off.safetensors", "kohya", unet, text, alpha=alphas | {next(iter(unet)): 3.0})
-    assert apart(ours(with_loras(base, [Lora(file=off, weight=0.5)])), expected) > 10 * TOLERANCE
+    assert apart(our_latents(with_loras(base, [Lora(file=off, weight=0.5)])), expected) > 10 * TOLERANCE
 
 
 def test_two_at_once_with_different_weights(folder: Path, base: Bundle, tmp_path: Path) -> None:
@@ -135,12 +104,12 @@ def test_two_at_once_with_different_weights(folder: Path, base: Bundle, tmp_path
     two = lora_file(
         tmp_path / "two.safetensors", "peft", factors(base.unet, rank=2, seed=7), factors(encoder, rank=2, seed=8)
     )
-    expected = theirs(stock_with(folder, (one, 0.8), (two, -0.6)))
+    expected = stock_latents(stock_with(folder, (one, 0.8), (two, -0.6)))
     both = [Lora(file=one, weight=0.8), Lora(file=two, weight=-0.6)]
-    assert apart(ours(with_loras(base, both)), expected) < TOLERANCE
+    assert apart(our_latents(with_loras(base, both)), expected) < TOLERANCE
     swapped = [Lora(file=one, weight=-0.6), Lora(file=two, weight=0.8)]
     for fault in (both[:1], both[1:], swapped):
-        assert apart(ours(with_loras(base, fault)), expected) > 10 * TOLERANCE
+        assert apart(our_latents(with_loras(base, fault)), expected) > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("rslora", [False, True], ids=["lora", "rslora"])
@@ -163,7 +132,7 @@ def test_file_that_diffusers_wrote_with_its_settings(
     pipe.text_encoder.add_adapter(
         LoraConfig(r=3, target_modules=["q_proj", "fc1"], alpha_pattern={"fc1": 0.5}, **shared)
     )
-    expected = theirs(pipe)
+    expected = stock_latents(pipe)
     parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
     StableDiffusionPipeline.save_lora_weights(
         tmp_path,
@@ -175,10 +144,10 @@ def test_file_that_diffusers_wrote_with_its_settings(
     with safe_open(file, "pt") as opened:
         assert LORA_ADAPTER_METADATA_KEY in opened.metadata()
         assert LORA_ADAPTER_METADATA_KEY == lora.SETTINGS
-    assert apart(ours(with_loras(base, [Lora(file=file)])), expected) < TOLERANCE
+    assert apart(our_latents(with_loras(base, [Lora(file=file)])), expected) < TOLERANCE
     # the fault: nobody looks into the head
     monkeypatch.setattr(lora, "SETTINGS", "another key")
-    assert apart(ours(with_loras(base, [Lora(file=file)])), expected) > 10 * TOLERANCE
+    assert apart(our_latents(with_loras(base, [Lora(file=file)])), expected) > 10 * TOLERANCE
 
 
 def with_peft(pipe: StableDiffusionPipeline, part: str, made: Factors, alphas: dict[str, float]) -> None:
@@ -202,14 +171,14 @@ def test_an_alpha_for_each_attention_module_is_kept_where_stock_loses_them(
     text = factors(base.conditioner().encoder, rank=4, seed=10)
     alphas = {module: 1.0 + k % 5 for k, module in enumerate((*unet, *text))}
     file = lora_file(tmp_path / "kohya.safetensors", "kohya", unet, text, alpha=alphas)
-    adapted = ours(with_loras(base, [Lora(file=file)]))
+    adapted = our_latents(with_loras(base, [Lora(file=file)]))
     pipe = stock(folder)
     with_peft(pipe, "unet", unet, alphas)
     with_peft(pipe, "text_encoder", text, alphas)
-    assert apart(adapted, theirs(pipe)) < TOLERANCE
+    assert apart(adapted, stock_latents(pipe)) < TOLERANCE
     with pytest.warns(RuntimeWarning, match="alpha_pattern keys did not match any"):
         mixed = stock_with(folder, (file, 1.0))
-    assert apart(adapted, theirs(mixed)) > 10 * TOLERANCE
+    assert apart(adapted, stock_latents(mixed)) > 10 * TOLERANCE
 
 
 # --- Textual inversion
@@ -236,17 +205,17 @@ def test_textual_inversion(form: str, n: int, folder: Path, base: Bundle, tmp_pa
     pipe = stock(folder)
     pipe.load_textual_inversion(str(tmp_path), weight_name=file.name, token=named, local_files_only=True)
     prompt = f"a {token} on a red {token if n > 1 else token.upper()}, it's"
-    expected = theirs(pipe, prompt=prompt)
+    expected = stock_latents(pipe, prompt=prompt)
     adapted = with_embeddings(base, [Embedding(file=file)], allow_pickle=pickled)
-    assert apart(ours(adapted, prompt=prompt), expected) < TOLERANCE
+    assert apart(our_latents(adapted, prompt=prompt), expected) < TOLERANCE
     ids = adapted.conditioner().tokenizer.text_ids([prompt])[0]
     assert ids == pipe.tokenizer(pipe.maybe_convert_prompt(prompt, pipe.tokenizer)).input_ids[1:-1]
     # the faults: the base, which spells the word; other vectors; the word elsewhere
-    assert apart(ours(base, prompt="a toy on a red toy, it's"), expected) > 10 * TOLERANCE
+    assert apart(our_latents(base, prompt="a toy on a red toy, it's"), expected) > 10 * TOLERANCE
     save_file({token: vectors(n, 32, seed=50)}, tmp_path / "other.safetensors")
     other = with_embeddings(base, [Embedding(file=tmp_path / "other.safetensors")])
-    assert apart(ours(other, prompt=prompt), expected) > 10 * TOLERANCE
-    assert apart(ours(adapted, prompt=f"a red {token} on a {token}, it's"), expected) > 10 * TOLERANCE
+    assert apart(our_latents(other, prompt=prompt), expected) > 10 * TOLERANCE
+    assert apart(our_latents(adapted, prompt=f"a red {token} on a {token}, it's"), expected) > 10 * TOLERANCE
 
 
 def test_a_word_of_several_vectors_has_them_all_in_upper_case_too(folder: Path, base: Bundle, tmp_path: Path) -> None:
@@ -255,12 +224,12 @@ def test_a_word_of_several_vectors_has_them_all_in_upper_case_too(folder: Path, 
     file = tmp_path / "toy.safetensors"
     save_file({"<toy>": vectors(3, 32, seed=3)}, file)
     adapted = with_embeddings(base, [Embedding(file=file)])
-    upper, lower = ours(adapted, prompt="a <TOY>"), ours(adapted, prompt="a <toy>")
+    upper, lower = our_latents(adapted, prompt="a <TOY>"), our_latents(adapted, prompt="a <toy>")
     pipe = stock(folder)
     pipe.load_textual_inversion(str(tmp_path), weight_name=file.name, local_files_only=True)
     assert torch.equal(upper, lower)
-    assert apart(lower, theirs(pipe, prompt="a <toy>")) < TOLERANCE
-    assert apart(upper, theirs(pipe, prompt="a <TOY>")) > 10 * TOLERANCE
+    assert apart(lower, stock_latents(pipe, prompt="a <toy>")) < TOLERANCE
+    assert apart(upper, stock_latents(pipe, prompt="a <TOY>")) > 10 * TOLERANCE
 
 
 def test_words_and_loras_together(folder: Path, base: Bundle, tmp_path: Path) -> None:
@@ -277,9 +246,9 @@ def test_words_and_loras_together(folder: Path, base: Bundle, tmp_path: Path) ->
     for name in ("a", "b"):
         pipe.load_textual_inversion(str(tmp_path), weight_name=f"{name}.safetensors", local_files_only=True)
     prompt = "<b> <a>, a cat<a>"
-    expected = theirs(pipe, prompt=prompt)
+    expected = stock_latents(pipe, prompt=prompt)
     embedded = with_embeddings(base, [Embedding(file=tmp_path / f"{name}.safetensors") for name in ("a", "b")])
     adapted = with_loras(embedded, [Lora(file=file, weight=0.9)])
-    assert apart(ours(adapted, prompt=prompt), expected) < TOLERANCE
+    assert apart(our_latents(adapted, prompt=prompt), expected) < TOLERANCE
     for fault in (embedded, with_loras(base, [Lora(file=file, weight=0.9)])):
-        assert apart(ours(fault, prompt=prompt), expected) > 10 * TOLERANCE
+        assert apart(our_latents(fault, prompt=prompt), expected) > 10 * TOLERANCE

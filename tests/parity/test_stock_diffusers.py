@@ -19,60 +19,20 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from kotoe import generate as g
 from kotoe.checkpoints import Bundle, load, save
-from kotoe.config import Request
 from kotoe.data.pairs import pairs
 from kotoe.localize.localize import localize, write
 from kotoe.localize.plans import Texts
 from kotoe.localize.settings import Localizing
 from kotoe.rng import ImageNoise
+from stock import NEGATIVE, PROMPT, SEED, our_latents, stock, stock_latents
 from tiny import POSITIONS, apart, tiny_bundle, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 TOLERANCE = 3e-4  # of the largest latent, where 1e-3 is promised; measured: 1e-4 at zero terminal SNR, else 1e-6
-PROMPT, NEGATIVE, SEED, STEPS, SCALE = "a red cat on a dog!", "an owl", 7, 4, 3.0
-
-
-def our_latents(bundle: Bundle, **changes: Any) -> Tensor:
-    """The latents (1, C, h, w), scaled as the UNet sees them, that `generate` ends with."""
-    steps: list[Tensor] = []
-    request = Request(
-        **{
-            "prompt": PROMPT,
-            "negative_prompt": NEGATIVE,
-            "language": "en",
-            "seed": SEED,
-            "steps": STEPS,
-            "guidance_scale": SCALE,
-            **changes,
-        }
-    )
-    g.generate(bundle, request, on_step=lambda progress: steps.append(progress.step.x))
-    return steps[-1]
-
-
-def stock_latents(pipe: StableDiffusionPipeline, prompt: str = PROMPT) -> Tensor:
-    config = pipe.unet.config
-    noise = ImageNoise([SEED], (config.in_channels, config.sample_size, config.sample_size)).initial()
-    pipe.set_progress_bar_config(disable=True)
-    out = pipe(
-        prompt,
-        negative_prompt=NEGATIVE,
-        latents=noise,
-        num_inference_steps=STEPS,
-        guidance_scale=SCALE,
-        output_type="latent",
-    )
-    return out.images
-
-
-def stock(folder: Path) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
 
 
 def with_schedule(family: str, **changes: Any) -> Bundle:
