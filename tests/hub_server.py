@@ -117,7 +117,7 @@ class Answers(BaseHTTPRequestHandler):
         self._note()
         time.sleep(self.faults.get("wait_s", 0))
         url = urlsplit(self.path)
-        path = unquote(url.path)
+        path = url.path  # quoted: a revision with a / is one part, refs%2Fpr%2F1
         if self.faults.get("status"):
             return self._say(self.faults["status"], b"{}")
         if self.faults.get("html"):
@@ -125,14 +125,14 @@ class Answers(BaseHTTPRequestHandler):
         if found := re.fullmatch(r"/store/([0-9a-f]{64})", path):
             return self._large(found[1])
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+)(?:/.*)?", path):
-            if (commit := self._commit(found[1], found[3])) is not None:
+            if (commit := self._commit(found[1], unquote(found[3]))) is not None:
                 listing = self._listing(found[1], commit)
                 value = listing if found[2] == "tree" else self._about(found[1], commit, listing, parse_qs(url.query))
                 self._say(200, json.dumps(value).encode(), **{"Content-Type": "application/json"})
             return None
         if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            if (commit := self._commit(found[1], found[2])) is not None and self._opens(found[1]):
-                self._file(Path(self.state["repositories"][found[1]]["commits"][commit]), commit, found[3])
+            if (commit := self._commit(found[1], unquote(found[2]))) is not None and self._opens(found[1]):
+                self._file(Path(self.state["repositories"][found[1]]["commits"][commit]), commit, unquote(found[3]))
             return None
         return self._say(404, b"no such route")
 

@@ -259,6 +259,7 @@ def test_a_revision_is_pinned(server: Hub, client: Client, offline: Client, name
     old, new = model(tmp_path / "old"), model(tmp_path / "new", seed=1)
     first = server.put(name, old)
     server.put(name, old, branch="v1")
+    server.put(name, old, branch="refs/pr/1")
     downloaded(client.fetch(name), old)
     second = server.put(name, new)
     assert client.fetch(name).out.strip().endswith(first)  # what the cache holds is used as it is
@@ -266,6 +267,9 @@ def test_a_revision_is_pinned(server: Hub, client: Client, offline: Client, name
     assert downloaded(client.fetch(f"{name}@{first}"), old).name == first
     assert downloaded(client.fetch(f"{name}@v1"), old).name == first
     assert [offline.fetch(f"{name}@{each}").out.strip()[-40:] for each in (second, "v1")] == [second, first]
+    assert downloaded(client.fetch(f"{name}@refs/pr/1"), old).name == first
+    assert offline.fetch(f"{name}@refs/pr/1").out.strip()[-40:] == first
+    refused(client.fetch(f"{name}@../main"), "owner/name@revision")
     refused(client.fetch(f"{name}@v3"), f"{name} has no revision 'v3'")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import unicodedata
 from pathlib import Path
 
@@ -99,6 +100,9 @@ def test_worked_examples(text: str, wanted: list[tuple[str, float]] | None) -> N
         ("(cat:nan)", "weight 'nan' is no number", "▸(◂"),
         ("[cat:dog:0.5]", "prompt editing", "▸[◂cat"),
         ("[cat|dog]", "alternation", "cat▸|◂dog"),
+        (f"(cat:{'9' * 400})", "a weight out of range", "▸(◂cat"),
+        ("((cat:1000000):1000000)", "a weight out of range", "▸(◂(cat"),
+        ("a " + "(" * 101 + "b" + ")" * 101, "brackets too deep in brackets", "▸(◂b"),
         ("a <lora:foo:0.8> cat", "an adapter <lora:foo:0.8>", "a ▸<◂lora"),
     ],
 )
@@ -107,6 +111,14 @@ def test_what_is_wrong_is_shown_where_it_is(text: str, what: str, shown: str) ->
         parse(text)
     assert what in str(caught.value)
     assert shown in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a(" * 90 + "b" + ")" * 90, "(a:1.2) " * 50_000, " " * 500_000 + "x", "BREAK " * 90_000])
+def test_reading_takes_time_in_proportion(text: str) -> None:
+    """Of texts on which a greedy pattern or nested brackets would take minutes."""
+    begun = time.process_time()
+    parse(folded(text))
+    assert time.process_time() - begun < 5
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=("Cs",)), max_size=40))

@@ -27,7 +27,7 @@ from kotoe.config import dumps
 from kotoe.errors import CheckpointError
 from kotoe.runs import write_atomic
 
-NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?")  # owner/name or owner/name@revision
+NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+(?:/[\w.-]+)*))?")  # owner/name, owner/name@revision; refs/pr/1 is one
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "conditioners")
 TOP = ("model_index.json", "kotoe.json")
 TEXT_MODEL = "config.json"  # at the top of a repository: a model of one part, see checkpoints/text_models.py
@@ -63,7 +63,7 @@ def wanted(files: Iterable[str]) -> list[str]:
 
 
 def fetch(name: str, *, needed: Sequence[str] = MODEL, wanted: Callable[[Sequence[str]], list[str]] = wanted) -> Path:
-    """The folder of `owner/name`, or `owner/name@revision` (a branch, a tag or a commit), in the hub's cache.
+    """The folder of `owner/name`, or `owner/name@revision` (a branch, a tag, a commit, refs/pr/1), in the hub's cache.
 
     needed: patterns of files that it must have, a|b for either; a diffusers or text model's by default.
     wanted: those of its files to download; the model card and the licence's text come with them.
@@ -140,7 +140,7 @@ class _Place:
             validate_repo_id(found[1] if found else "")
         except HFValidationError:
             found = None
-        if found is None:
+        if found is None or {".", ".."} & set((found[2] or "").split("/")):
             raise CheckpointError(f"hub name {name!r}", allowed="owner/name or owner/name@revision")
         repository, revision = found.groups()
         root = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"

@@ -21,7 +21,9 @@ from kotoe.errors import UserError
 
 STRONGER, WEAKER = 1.1, 1 / 1.1
 ESCAPED = "()[]:\\"
-BREAK = re.compile(r"\s*\bBREAK\b\s*")
+BREAK = re.compile(r"\bBREAK\b")
+LARGEST = 10**6  # weight
+DEEPEST = 100  # brackets in brackets; weighing takes time in proportion
 NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*", re.ASCII)
 ADAPTER = re.compile(r"<(lora|lyco|hypernet):[^>]*>", re.IGNORECASE)
 WIDE = re.compile(r"[\u3000\uFF00-\uFFEF]+")  # the ideographic space, and Unicode's half-width and full-width forms
@@ -78,12 +80,17 @@ def parse(text: str) -> Prompt:
             hint="Adapters stand outside of it: --lora FILE:WEIGHT",
         )
     said, weights = _weighted(text)
-    parts, start = [], 0
-    for found in [*BREAK.finditer(said), None]:
-        end = len(said) if found is None else found.start()
-        own = tuple(weights[start:end])
-        parts.append(Part(text=said[start:end], weights=own if any(w != 1.0 for w in own) else ()))
-        start = end if found is None else found.end()
+    breaks = list(BREAK.finditer(said))
+    parts = []
+    for k in range(len(breaks) + 1):
+        first = breaks[k - 1].end() if k else 0
+        last = breaks[k].start() if k < len(breaks) else len(said)
+        if k:  # the spaces round a BREAK go with it
+            first += len(said[first:last]) - len(said[first:last].lstrip())
+        if k < len(breaks):
+            last = first + len(said[first:last].rstrip())
+        own = tuple(weights[first:last])
+        parts.append(Part(text=said[first:last], weights=own if any(w != 1.0 for w in own) else ()))
     return Prompt(parts=tuple(parts))
 
 
@@ -110,13 +117,17 @@ def _weighted(text: str) -> tuple[str, list[float]]:
             said.append(text[place])
             weights.append(1.0)
         elif mark in "([":
+            if len(waiting) == DEEPEST:
+                raise _fault(text, place, "brackets too deep in brackets", allowed=f"{DEEPEST} at most")
             waiting.append(_Open(mark, place, len(said)))
         elif mark in ")]":
             if not waiting or waiting[-1].mark != "(["[")]".index(mark)]:
                 raise _unbalanced(text, place if not waiting or mark == ")" else waiting[-1].place)
-            factor = _factor(text, place, waiting.pop(), said, weights)
-            begins = factor[1]
-            weights[begins:] = [w * factor[0] for w in weights[begins:]]
+            opened = waiting.pop()
+            factor = _factor(text, opened, said, weights)
+            weights[opened.begins :] = heavier = [w * factor for w in weights[opened.begins :]]
+            if any(abs(w) > LARGEST for w in heavier):
+                raise _fault(text, opened.place, "a weight out of range", allowed=f"-{LARGEST} to {LARGEST}")
         else:
             if waiting and mark == ":":
                 waiting[-1].colon = len(said)
@@ -130,8 +141,8 @@ def _weighted(text: str) -> tuple[str, list[float]]:
     return "".join(said), weights
 
 
-def _factor(text: str, place: int, opened: _Open, said: list[str], weights: list[float]) -> tuple[float, int]:
-    """By what a bracket that closes at `place` multiplies, and from where on. Takes its number out of what is said."""
+def _factor(text: str, opened: _Open, said: list[str], weights: list[float]) -> float:
+    """By what a bracket that closes here multiplies. Takes its number out of what is said."""
     if opened.mark == "[":
         if opened.colon is not None:
             raise _fault(
@@ -141,9 +152,9 @@ def _factor(text: str, place: int, opened: _Open, said: list[str], weights: list
                 allowed="[words], or (words:0.9)",
                 hint="A colon that is meant is written \\:",
             )
-        return WEAKER, opened.begins
+        return WEAKER
     if opened.colon is None:
-        return STRONGER, opened.begins
+        return STRONGER
     number = "".join(said[opened.colon + 1 :])
     if not NUMBER.fullmatch(number):
         raise _fault(
@@ -154,7 +165,7 @@ def _factor(text: str, place: int, opened: _Open, said: list[str], weights: list
             hint="A colon that is meant is written \\:",
         )
     del said[opened.colon :], weights[opened.colon :]
-    return float(number), opened.begins
+    return float(number)
 
 
 def _unbalanced(text: str, place: int) -> UserError:
