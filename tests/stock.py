@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from kotoe import generate as g
+from kotoe import drawing as g
 from kotoe.checkpoints import Bundle
 from kotoe.config import Request
 from kotoe.rng import ImageNoise

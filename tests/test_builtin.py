@@ -14,7 +14,7 @@ from kotoe import builtin
 from kotoe.checkpoints import Bundle, load
 from kotoe.config import Request
 from kotoe.denoise import denoiser, guided, start
-from kotoe.generate import generate
+from kotoe.drawing import generate
 from kotoe.rng import ImageNoise
 from kotoe.samplers import SAMPLERS
 from kotoe.schedule import GRIDS

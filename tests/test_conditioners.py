@@ -18,8 +18,8 @@ from kotoe import cli
 from kotoe.checkpoints import Bundle, conditioner_hashes, load, save
 from kotoe.checkpoints.conditioners import add, remove, swap
 from kotoe.config import Request
+from kotoe.drawing import generate
 from kotoe.errors import CheckpointError, UserError
-from kotoe.generate import generate
 from tiny import apart, edit, latents_decoded, saved_tiny, tiny_bundle, tiny_conditioner
 
 LINES = {"en": "a red cat", "ja": "青い背景に猫", "zh": "绿树左边的两只狗", "ko": "파란 배경의 고양이"}

@@ -17,8 +17,8 @@ from torch import Tensor
 from kotoe import images
 from kotoe.checkpoints import Bundle
 from kotoe.config import Record, Request, dumps, from_json
+from kotoe.drawing import Picture, check_same, draw, generate, pixel_multiple, plan, read_prompts, replay, resolve
 from kotoe.errors import UserError
-from kotoe.generate import Picture, check_same, draw, generate, pixel_multiple, plan, read_prompts, replay, resolve
 from kotoe.samplers import SAMPLERS
 from tiny import seeded, tiny_bundle
 

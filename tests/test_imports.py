@@ -17,7 +17,7 @@ LAYERS = [
     {"rng", "schedule", "denoise", "samplers", "images", "labels", "language"},
     {"unet", "vae", "text", "bert", "vision", "tokenizers", "tokens"},
     {"checkpoints", "builtin", "hub", "licences", "numerics", "translate"},
-    {"generate"},
+    {"drawing"},
     {"localize", "data", "evaluate", "safety", "bench"},
     {"serve", "study", "study_picture", "study_report"},
     {"cli", "verbs", "verbs_tokenizer", "verbs_training", "verbs_safety", "console", "consent", "__init__", "__main__"},
@@ -126,20 +126,20 @@ def test_imports_point_down() -> None:
     ("module", "source"),
     [
         ("kotoe.schedule", "from kotoe.unet import UNet"),
-        ("kotoe.schedule", "def f():\n    import kotoe.generate"),
+        ("kotoe.schedule", "def f():\n    import kotoe.drawing"),
         ("kotoe.errors", "import torch"),
         ("kotoe.samplers", "import rich"),
         ("kotoe.unet", "from diffusers import UNet2DConditionModel"),
         ("kotoe.data.cldr", "from kotoe.evaluate import metrics"),
         ("kotoe.localize.fit", "from kotoe import data"),
         ("kotoe.serve.app", "import kotoe.localize.fit"),
-        ("kotoe.generate", "from kotoe import cli"),
+        ("kotoe.drawing", "from kotoe import cli"),
         ("kotoe.translate", "import transformers"),
         ("kotoe.translate", "try:\n    import transformers\nexcept ImportError:\n    pass"),
         ("kotoe.translate", "class A:\n    import transformers"),
         ("kotoe.translate", "def f():\n    import diffusers"),
-        ("kotoe.generate", "def f():\n    import transformers"),
-        ("kotoe.generate", "from .cli import main"),
+        ("kotoe.drawing", "def f():\n    import transformers"),
+        ("kotoe.drawing", "from .cli import main"),
         ("kotoe.data.cldr", "from ..evaluate import metrics"),
     ],
 )
@@ -233,3 +233,12 @@ def test_light(code: str) -> None:
         if best <= 0.3:
             break
     assert best <= 0.3, f"{best:.2f} s"
+
+
+def test_public_names_stay_what_they_are() -> None:
+    """No module has the name of a public function: importing it would put it in the function's place."""
+    import kotoe
+
+    public = {name for name in kotoe.__all__ if name != "__version__"}
+    assert not {path.stem for path in (SRC / "kotoe").iterdir()} & public
+    assert all(callable(getattr(kotoe, name)) for name in public)

@@ -19,8 +19,8 @@ import kotoe.vae
 from kotoe import cli
 from kotoe.checkpoints import Bundle, load, save
 from kotoe.config import Record, Request
+from kotoe.drawing import generate, replay
 from kotoe.errors import UserError
-from kotoe.generate import generate, replay
 from kotoe.images import differences
 from kotoe.rng import generator
 from tiny import tiny_bundle

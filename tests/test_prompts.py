@@ -16,9 +16,9 @@ from commands import Kotoe, running
 from kotoe import builtin
 from kotoe.checkpoints import Bundle, load
 from kotoe.config import Record, Request, from_json
+from kotoe.drawing import generate, read_prompts, resolve, said
+from kotoe.drawing import plan as planned
 from kotoe.errors import UserError
-from kotoe.generate import generate, read_prompts, resolve, said
-from kotoe.generate import plan as planned
 from kotoe.prompts import Part, Prompt, folded, literal, parse
 from kotoe.text import emphasised
 from kotoe.tokens import Tokenizer
@@ -113,7 +113,9 @@ def test_what_is_wrong_is_shown_where_it_is(text: str, what: str, shown: str) ->
     assert shown in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["a(" * 90 + "b" + ")" * 90, "(a:1.2) " * 50_000, " " * 500_000 + "x", "BREAK " * 90_000])
+@pytest.mark.parametrize(
+    "text", ["a(" * 90 + "b" + ")" * 90, "(a:1.2) " * 50_000, " " * 500_000 + "x", "BREAK " * 90_000]
+)
 def test_reading_takes_time_in_proportion(text: str) -> None:
     """Of texts on which a greedy pattern or nested brackets would take minutes."""
     begun = time.process_time()

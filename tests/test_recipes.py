@@ -16,8 +16,8 @@ from kotoe.checkpoints import load
 from kotoe.config import Request
 from kotoe.data.emoji import atlas, scene
 from kotoe.data.latents import PATCHES, Told
+from kotoe.drawing import generate
 from kotoe.errors import UserError
-from kotoe.generate import generate
 from kotoe.localize.losses import TextScenes, drawing
 from kotoe.rng import initialising
 from kotoe.text import Transformer

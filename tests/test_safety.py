@@ -16,8 +16,8 @@ from checkers import EDGE_PX, photos, save_checker, stock_checker
 from commands import Done, Kotoe, running
 from kotoe import images
 from kotoe.config import Record, Request, TranslationRecord, Verdict, dumps, from_json, to_json
+from kotoe.drawing import Job, generate
 from kotoe.errors import CheckpointError, UserError
-from kotoe.generate import Job, generate
 from kotoe.safety import reasons
 from kotoe.safety.images import ImageChecker, Offsets, Preprocessing, blurred, carry_out, judge
 from kotoe.safety.load import load_checker, wanted

@@ -18,8 +18,8 @@ from hub_server import Hub
 from kotoe import cli, images, translate
 from kotoe.checkpoints import Bundle, load
 from kotoe.config import Record, Request, dumps, from_json
+from kotoe.drawing import generate, plan, replay, resolve
 from kotoe.errors import CheckpointError, UserError
-from kotoe.generate import generate, plan, replay, resolve
 from kotoe.translate import Detector, Translator, with_translator
 from test_hub import cached
 from tiny import edit, saved_tiny, tiny_bundle

@@ -1,8 +1,20 @@
-"""Kotoe draws pictures from words of any language. `import kotoe` loads no torch: public names resolve when used."""
+"""Kotoe draws pictures from words of any language. `import kotoe` loads no torch: public names resolve when used.
+
+No module of the package may have the name of one of these: importing it would put it in the name's place.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kotoe.checkpoints import Bundle, load, save
+    from kotoe.checkpoints.adapters import with_adapters
+    from kotoe.config import Record, Request
+    from kotoe.drawing import Picture, generate, replay
+    from kotoe.errors import UserError
+    from kotoe.images import read_record
+    from kotoe.translate import with_translator
 
 __version__ = "0.1.0"
 
@@ -10,15 +22,31 @@ _HOMES = {
     "load": "kotoe.checkpoints",
     "save": "kotoe.checkpoints",
     "Bundle": "kotoe.checkpoints",
-    "generate": "kotoe.generate",
-    "Picture": "kotoe.generate",
+    "generate": "kotoe.drawing",
+    "replay": "kotoe.drawing",
+    "Picture": "kotoe.drawing",
+    "read_record": "kotoe.images",
     "with_adapters": "kotoe.checkpoints.adapters",
     "with_translator": "kotoe.translate",
     "Request": "kotoe.config",
     "Record": "kotoe.config",
     "UserError": "kotoe.errors",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "Bundle",
+    "Picture",
+    "Record",
+    "Request",
+    "UserError",
+    "__version__",
+    "generate",
+    "load",
+    "read_record",
+    "replay",
+    "save",
+    "with_adapters",
+    "with_translator",
+]
 
 
 def __getattr__(name: str) -> Any:

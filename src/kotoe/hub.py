@@ -27,7 +27,7 @@ from kotoe.config import dumps
 from kotoe.errors import CheckpointError
 from kotoe.runs import write_atomic
 
-NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+(?:/[\w.-]+)*))?")  # owner/name, owner/name@revision; refs/pr/1 is one
+NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+(?:/[\w.-]+)*))?")  # owner/name or owner/name@revision (refs/pr/1)
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "conditioners")
 TOP = ("model_index.json", "kotoe.json")
 TEXT_MODEL = "config.json"  # at the top of a repository: a model of one part, see checkpoints/text_models.py

@@ -25,8 +25,8 @@ from kotoe.data.captions import caption
 from kotoe.data.emoji import atlas, scene
 from kotoe.data.latents import basis
 from kotoe.data.pairs import TWO, pairs
+from kotoe.drawing import generate
 from kotoe.evaluate import suites
-from kotoe.generate import generate
 from kotoe.labels import labelled_grid
 from kotoe.localize.localize import localize
 from kotoe.localize.losses import Queries, TextPairs, pooled, reader

@@ -47,7 +47,7 @@ from kotoe.verbs_safety import Checks, Guard, as_recorded
 
 if TYPE_CHECKING:
     from kotoe.checkpoints import Bundle
-    from kotoe.generate import Job, Resolved
+    from kotoe.drawing import Job, Resolved
 
 MOST_THREADS = 1024
 
@@ -72,7 +72,7 @@ def generate(common: Common, values: Values) -> int:
     guard = Guard(checks, bundle, loading.allow_pickle)  # now: a bundle that is changed has no folder
     bundle = adapted(bundle, adapting, loading)
 
-    from kotoe.generate import draw, plan, read_prompts, resolve
+    from kotoe.drawing import draw, plan, read_prompts, resolve
     from kotoe.translate import with_translator
 
     if drawing.translator is not None:
@@ -136,7 +136,7 @@ def generate(common: Common, values: Values) -> int:
 
 def _notes(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> None:
     """Say, before anything is drawn, what of the prompts is not read, and what is known to be read badly."""
-    from kotoe.generate import said
+    from kotoe.drawing import said
 
     for language, given in dict.fromkeys(job.reading for job in jobs):
         conditioner = bundle.conditioner(language)
@@ -260,7 +260,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
 
     import torch
 
-    from kotoe.generate import check_same, replay
+    from kotoe.drawing import check_same, replay
     from kotoe.images import differences, open_picture
 
     check_same(bundle, record)
@@ -464,7 +464,7 @@ def check(common: Common, values: Values) -> int:
     import torch
 
     from kotoe.checkpoints.files import has_bf16
-    from kotoe.generate import generate as draw_all
+    from kotoe.drawing import generate as draw_all
     from kotoe.images import to_tensor
     from kotoe.labels import check_labels
     from kotoe.runs import environment

@@ -18,7 +18,7 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from kotoe import generate as g
+from kotoe import drawing as g
 from kotoe.checkpoints import Bundle, compvis, load, save, single
 from kotoe.checkpoints.diffusers import text_name
 from kotoe.checkpoints.files import Entry, skeleton

@@ -16,7 +16,7 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from kotoe import generate as g
+from kotoe import drawing as g
 from kotoe.checkpoints import Bundle, load, save
 from kotoe.checkpoints.inspect import describe
 from kotoe.config import Request

@@ -37,7 +37,7 @@ from torch import Tensor
 from transformers import BertModel, BertTokenizer, CLIPTextModel, CLIPTokenizer
 
 import seeds
-from kotoe import generate as g
+from kotoe import drawing as g
 from kotoe.checkpoints import Bundle, load, save
 from kotoe.config import Request
 from kotoe.denoise import inpainted

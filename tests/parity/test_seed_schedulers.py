@@ -19,11 +19,11 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from kotoe import generate as g
+from kotoe import drawing as g
 from kotoe.checkpoints import Bundle, load
 from kotoe.config import Record, Request, dumps, from_json
+from kotoe.drawing import replay
 from kotoe.errors import UserError
-from kotoe.generate import replay
 from kotoe.images import to_tensor
 from kotoe.rng import generator
 from kotoe.schedule import sigma_to_t, walk

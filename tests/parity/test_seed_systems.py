@@ -31,7 +31,7 @@ from transformers import BertConfig, BertModel, BertTokenizer, CLIPTextModel, CL
 import seeds
 import singles
 from kotoe import cli
-from kotoe import generate as g
+from kotoe import drawing as g
 from kotoe.checkpoints import Bundle, load, save
 from kotoe.config import Request
 from kotoe.errors import CheckpointError

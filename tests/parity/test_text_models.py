@@ -27,8 +27,8 @@ from kotoe.checkpoints.conditioners import add, read, swap
 from kotoe.checkpoints.files import Folder
 from kotoe.checkpoints.text_models import is_text_model
 from kotoe.config import Request
+from kotoe.drawing import generate
 from kotoe.errors import CheckpointError, UserError
-from kotoe.generate import generate
 from kotoe.text import Conditioner
 from seeds import RobertaSeriesModelWithTransformation
 from tiny import edit, saved_tiny

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kotoe import generate as g
+from kotoe import drawing as g
 from kotoe.checkpoints import load
 from kotoe.checkpoints.diffusers import stock_text
 from kotoe.config import Request

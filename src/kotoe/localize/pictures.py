@@ -17,8 +17,8 @@ from kotoe.checkpoints import Bundle
 from kotoe.checkpoints.files import tensors_sha256
 from kotoe.config import MAX_EDGE_PX, dumps, read_json
 from kotoe.data.shards import Preparing, Row, Skipped, Source, at_once, encode, moments, opened, read_rows
+from kotoe.drawing import pixel_multiple
 from kotoe.errors import UserError
-from kotoe.generate import pixel_multiple
 from kotoe.localize.plans import Captions
 from kotoe.localize.settings import Localizing
 from kotoe.runs import Run, write_atomic

@@ -21,8 +21,8 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from kotoe.config import Verdict
+from kotoe.drawing import Picture
 from kotoe.errors import CheckpointError, UserError
-from kotoe.generate import Picture
 from kotoe.safety import reasons
 from kotoe.vision import CONCEPTS, SPECIAL, SafetyNet
 
