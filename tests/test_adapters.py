@@ -460,3 +460,20 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     monkeypatch.setattr(lora, "read", meanwhile)
     with pytest.raises(CheckpointError, match="changed while it was read"):
         with_loras(base, [Lora(file=file)])
+
+
+def test_what_with_adapters_takes(tmp_path: Path) -> None:
+    bundle = tiny_bundle()
+    file = lora_file(tmp_path / "style.safetensors", "peft", factors(bundle.unet))
+    by_path, by_text = with_adapters(bundle, [file]), with_adapters(bundle, [f"{file}:1.0"])
+    assert by_path.adapters == by_text.adapters
+    assert all(torch.equal(a, b) for a, b in zip(by_path.unet.parameters(), by_text.unet.parameters(), strict=True))
+    for given in (str(file), file, 3):
+        with pytest.raises(UserError, match="LoRAs as a .*Allowed: a list of LoRAs"):
+            with_adapters(bundle, given)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="Lora as a tuple. Allowed: a text, a Path or a Lora"):
+        with_adapters(bundle, [(str(file), 0.5)])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="weight 1000"):
+        Lora(file=file, weight=10**400)
+    with pytest.raises(UserError, match="is no file"):
+        with_adapters(bundle, [tmp_path])

@@ -249,6 +249,71 @@ def test_replay_refuses(kotoe: Kotoe, model: str, tmp_path: Path) -> None:
         assert message in done.err
 
 
+HOSTILE = {
+    "threads 0": ({"threads": 0}, "threads 0. Allowed: 1 to 1024"),
+    "many threads": ({"threads": 10**6}, "threads 1000000. Allowed"),
+    "a large batch": ({"batch": [0, 10**9]}, "size up to 1024"),
+    "a device as its picture": ({"init_image": "/dev/zero", "strength": 0.5}, "/dev/zero is no file"),
+}
+
+
+@pytest.mark.parametrize("fault", HOSTILE)
+def test_replay_of_a_hostile_record(kotoe: Kotoe, model: str, fault: str) -> None:
+    change, message = HOSTILE[fault]
+    (entry,) = kotoe("generate", "a red cat", "--model", model, "--json").json["pictures"]
+    if "init_image" in change:
+        change |= {"init_image_sha256": "0" * 64}
+    images.save_png(Image.new("RGB", (16, 16)), Path("forged.png"), json.dumps({**entry["record"], **change}))
+    done = kotoe("generate", "--replay", "forged.png", "--model", model)
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_replay_of_a_damaged_picture(kotoe: Kotoe, model: str) -> None:
+    (entry,) = kotoe("generate", "a red cat", "--model", model, "--json").json["pictures"]
+    data = Path(entry["path"]).read_bytes()
+    Path("half.png").write_bytes(data[: data.index(b"IDAT") + 100])
+    done = kotoe("generate", "--replay", "half.png", "--model", model)
+    assert done.code == 2
+    assert "half.png is damaged" in done.err or "carries no record" in done.err
+
+
+def test_replay_checks_the_prompt_anew(kotoe: Kotoe, model: str) -> None:
+    """A record is anybody's: that it says nothing of its prompt, or allows it, means nothing."""
+    (entry,) = kotoe("generate", "a red cat", "--model", model, "--json").json["pictures"]
+    images.save_png(
+        Image.new("RGB", (16, 16)), Path("forged.png"), json.dumps({**entry["record"], "prompt": "a nude child"})
+    )
+    done = kotoe("generate", "--replay", "forged.png", "--model", model, "--out", "again", "--json")
+    assert done.code == 3
+    assert [one["prompt"] for one in done.json["blocked"]] == ["a nude child"]
+    assert not Path("again").exists()
+
+
+def test_replay_says_what_is_otherwise_here(kotoe: Kotoe, model: str) -> None:
+    (entry,) = kotoe("generate", "a red cat", "--model", model, "--json").json["pictures"]
+    other = {**entry["record"], "device": "cuda", "torch": "2.0\x1b]0;x\a"}
+    images.save_png(Image.new("RGB", (24, 24)), Path("other.png"), json.dumps(other))
+    done = kotoe("generate", "--replay", "other.png", "--model", model)
+    assert done.code == 0, done.err
+    assert "drawn with device cuda, here is cpu" in done.err
+    assert "\x1b" not in done.err
+    assert "the file's picture is 24x24" in done.err
+
+
+# --- Notes
+
+
+def test_what_has_no_effect_is_said(kotoe: Kotoe, model: str) -> None:
+    done = kotoe("generate", "a red cat", "--negative-prompt", "猫", "--language", "en", "--model", model)
+    assert done.code == 0, done.err
+    assert "note: the negative prompt '猫' is read as en" in done.err
+    done = kotoe("generate", "a red cat", "--guidance-scale", "0", "--model", model)
+    assert "the prompt has no effect" in done.err
+    done = kotoe("generate", "a red cat", "--negative-prompt", "a dog", "--model", model)
+    assert "note:" not in done.err
+
+
 # --- The other verbs
 
 

@@ -79,6 +79,12 @@ def test_generate_with_adapters_and_replay(kotoe: Kotoe, made: dict[str, str]) -
     assert sorted(Path().rglob("*.png")) == drawn
 
 
+def test_a_word_that_no_prompt_has_is_said(kotoe: Kotoe, made: dict[str, str]) -> None:
+    start = ["--language", "en", "--model", made["model"], "--embedding", made["toy"], "--dry-run"]
+    assert "note: no prompt has the word 'toy' of the embedding toy.safetensors" in kotoe("generate", "a", *start).err
+    assert "no prompt has the word" not in kotoe("generate", "a", "a (Toy:1.2)", *start).err
+
+
 def test_weight_zero_draws_what_the_base_draws(kotoe: Kotoe, made: dict[str, str]) -> None:
     start = ["generate", "a cat", "--language", "en", "--model", made["model"], "--json"]
     plain = kotoe(*start)

@@ -245,7 +245,7 @@ def test_tokens_that_are_taken(base: Bundle, tmp_path: Path) -> None:
         with_embeddings(base, [Embedding(file=one, token="<|endoftext|>x")])
 
 
-@pytest.mark.parametrize("token", ["", " ", " a", "a\n", "x" * 201])
+@pytest.mark.parametrize("token", ["", " ", " a", "a\n", "x" * 201, "(a)", "a:b", "[a]", "ＴＯＹ", "<lora:a>"])
 def test_tokens_that_are_no_words(token: str, base: Bundle, tmp_path: Path) -> None:
     assert f"the token {token!r}" in refused(base, Embedding(file=embedding(tmp_path), token=token))
 

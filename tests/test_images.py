@@ -125,8 +125,10 @@ def test_unreadable_pictures(tmp_path: Path) -> None:
         assert f"init_image {tmp_path / name}" in str(caught.value)
     with pytest.raises(UserError, match="can't read"):
         images.open_picture(tmp_path / "absent.png")
-    with pytest.raises(UserError, match="can't read"):
+    with pytest.raises(UserError, match="is no file"):
         images.open_picture(tmp_path)
+    with pytest.raises(UserError, match="/dev/zero is no file"):
+        images.file_sha256("/dev/zero")
 
 
 def test_transparency_is_refused_unless_opaque(tmp_path: Path) -> None:

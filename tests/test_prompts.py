@@ -72,6 +72,8 @@ def spoken(prompt: Prompt) -> list[tuple[str, float]]:
         ("(time 12\\:30:1.2)", [("time 12:30", 1.2)]),
         ("time 12:30", [("time 12:30", 1)]),
         ("a cat BREAK a dog", [("a cat", 1), ("BREAK", 0), ("a dog", 1)]),
+        ("a cat BREAK", [("a cat", 1)]),
+        ("BREAK a cat", [("BREAK", 0), ("a cat", 1)]),
         ("(a cat BREAK a dog:1.2)", [("a cat", 1.2), ("BREAK", 0), ("a dog", 1.2)]),
         ("breaking BREAKFAST", [("breaking BREAKFAST", 1)]),
         ("", []),
@@ -97,6 +99,7 @@ def test_worked_examples(text: str, wanted: list[tuple[str, float]] | None) -> N
         ("(cat:big)", "weight 'big' is no number", "▸(◂cat:big)"),
         ("(cat:1,3)", "weight '1,3' is no number", "▸(◂"),
         ("(cat:)", "weight '' is no number", "▸(◂"),
+        ("(cat:[1.3])", "weight '[1.3]' is no number", "▸(◂"),
         ("(cat:nan)", "weight 'nan' is no number", "▸(◂"),
         ("[cat:dog:0.5]", "prompt editing", "▸[◂cat"),
         ("[cat|dog]", "alternation", "cat▸|◂dog"),
@@ -163,6 +166,22 @@ def test_full_width_and_half_width_prompts_give_the_same_tokens(
     assert wide != narrow
     read = [tokenizers[tag].encode([said(Request(prompt=p), p)], long_prompt="chunk") for p in (narrow, wide)]
     assert read[0] == read[1]
+
+
+def test_grammar_and_width_change_no_language() -> None:
+    """gato and (gato:1.2), cat and ｃａｔ are read by the same encoder."""
+    bundle = load(builtin.resolve("kotoe-emoji"))
+    for plain, *others in (
+        ("gato", "(gato:1.2)", "[gato]", "ｇａｔｏ"),
+        ("un gato rojo", "un gato (rojo)", "un BREAK gato rojo"),
+        ("猫", "猫 BREAK", "BREAK 猫", "（猫：１．２）"),
+        ("개", "개 BREAK"),
+        ("cat", "ｃａｔ", "((cat))"),
+    ):
+        (wanted,) = planned(bundle, Request(prompt=plain))
+        for other in others:
+            (job,) = planned(bundle, Request(prompt=other))
+            assert (job.language, job.language_source) == (wanted.language, wanted.language_source), other
 
 
 def test_half_width_kana_are_kana() -> None:

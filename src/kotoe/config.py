@@ -35,6 +35,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Emphasis = Literal["original", "no-norm", "ignore", "none"]
 Ending = Literal["zero", "legacy"]
 MAX_EDGE_PX = 8192  # a request beyond this is a slip or an attack, not a picture
+MAX_BATCH = 1024  # pictures denoised together
+MAX_THREADS = 1024
 MAX_SEED = 2**32 - 1  # torch's CPU generator reads 32 bits
 DEFAULT_STRENGTH = 0.8
 
@@ -279,6 +281,8 @@ class Request:
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise UserError(f"{name} {count}", allowed="1 or more")
+        if self.batch_size is not None and self.batch_size > MAX_BATCH:
+            raise UserError(f"batch_size {self.batch_size}", allowed=f"1 to {MAX_BATCH}")
         if self.sampler is not None and self.sampler not in SAMPLER_NAMES:
             raise unknown("sampler", self.sampler, SAMPLER_NAMES)
         if self.grid is not None and self.grid not in GRID_NAMES:
@@ -531,8 +535,12 @@ class Record:
     def __post_init__(self) -> None:
         check_types(self)
         index, size = self.batch
-        if not 0 <= index < size:
-            raise UserError(f"Record: batch {self.batch}", allowed="(index, size) with index below size")
+        if not 0 <= index < size <= MAX_BATCH:
+            raise UserError(
+                f"Record: batch {self.batch}", allowed=f"(index, size) with index below size, size up to {MAX_BATCH}"
+            )
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise UserError(f"Record: threads {self.threads}", allowed=f"1 to {MAX_THREADS}")
         if self.translation is not None and self.translation.target != self.conditioner.language:
             raise UserError(
                 f"Record: a translation into {self.translation.target}, read as {self.conditioner.language}",

@@ -311,8 +311,8 @@ class Checking:
 
 def say(text: str, *, everywhere: bool = False) -> None:
     """A line on standard error; of several processes the first says it, or each."""
-    if everywhere or leads():
-        sys.stderr.write(text + "\n")
+    if everywhere or leads():  # a terminal would obey the control characters in what others wrote
+        sys.stderr.write("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text) + "\n")
         sys.stderr.flush()
 
 

@@ -256,7 +256,7 @@ def plan(bundle: Bundle, request: Request) -> list[Job]:
     """One Job per picture, prompt by prompt, with the language of each prompt, and its translation if there must be."""
     jobs = []
     for prompt in request.prompt:
-        found = understood(bundle, request, prompt)
+        found = understood(bundle, request, prompt, said(request, prompt).words)
         if found.translation is not None and not all(said(request, t).plain for t in (prompt, request.negative_prompt)):
             raise UserError(
                 f"weights or BREAK in {prompt!r}, which is translated before it is read",
@@ -333,12 +333,15 @@ def read_prompts(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> dict
         texts = [said(request, text, translated=translated) for text in ([prompt, negative] if guided else [prompt])]
         conditioner = bundle.conditioner(language)
         with bundle.at_work(conditioner.encoder):
-            context = conditioner.encode(
-                texts,
-                long_prompt=request.long_prompt,
-                padding=request.padding,
-                restore_mean=request.emphasis == "original",
-            )
+            try:
+                context = conditioner.encode(
+                    texts,
+                    long_prompt=request.long_prompt,
+                    padding=request.padding,
+                    restore_mean=request.emphasis == "original",
+                )
+            except UserError as error:
+                raise UserError(f"{prompt!r}: {error.given}", allowed=error.allowed, hint=error.hint) from None
         dropped = [tuple(over) if request.long_prompt == "cut" else () for over in context.tokens.overflow]
         reads[language, given] = Read(
             positive=context.states[:1],

@@ -78,7 +78,8 @@ def to_pil(pixels: Tensor, *, truncate: bool = False) -> Image.Image:
     if not bool(pixels.isfinite().all()):
         raise UserError(
             "the picture has values that are no numbers",
-            hint="Draw it with --dtype float32; if that doesn't help the weights are damaged",
+            hint="Less guidance, smaller weights in the prompt or --dtype float32 may help; "
+            "else the model's weights are damaged",
         )
     exact = (pixels.detach().float().cpu().clamp(-1, 1) + 1.0) * 127.5
     levels = (exact.floor() if truncate else exact.round()).to(torch.uint8)  # (3, H, W)
@@ -145,6 +146,8 @@ def resized(image: Image.Image, width: int, height: int, what: str = "picture") 
 def file_sha256(path: str | Path) -> str:
     """sha256 of a file's bytes."""
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise UserError(f"{path} is no file", allowed=_allowed())  # a device may never end
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
@@ -161,7 +164,10 @@ def save_png(image: Image.Image, path: Path, record: str) -> None:
 def read_record(path: str | Path) -> str:
     """The record text inside a picture, at most LARGEST_RECORD_CHARACTERS long. UserError when there is none."""
     with _opened(path, f"picture {path}") as image:
-        text = getattr(image, "text", {}).get(RECORD_KEY)
+        try:
+            text = getattr(image, "text", {}).get(RECORD_KEY)  # reads to the end: it may stand behind the pixels
+        except DAMAGE as error:
+            raise UserError(f"picture {path} is damaged ({error})", allowed=_allowed()) from error
     if text is None:
         raise UserError(
             f"{path} carries no record of Kotoe's",
@@ -181,6 +187,8 @@ def _opened(source: str | Path | bytes, name: str) -> Image.Image:
         size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
         if size > LARGEST_FILE_BYTES:
             raise UserError(f"{name} has {size} bytes", allowed=f"{LARGEST_FILE_BYTES} at most")
+        if not isinstance(source, bytes) and not Path(source).is_file():
+            raise UserError(f"{name} is no file", allowed=_allowed())
         image = Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{name} is not a picture that can be read", allowed=_allowed()) from error

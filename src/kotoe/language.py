@@ -149,6 +149,15 @@ def of_script(text: str) -> str | None:
     return found.tag if found.source == "detected" else None
 
 
+def written_in(text: str, language: str) -> bool:
+    """Whether a text's script is one that a language is written in; a text without letters is in every script."""
+    try:
+        detect(text, (language,))
+    except UserError:
+        return False
+    return True
+
+
 def detect(
     text: str, available: Collection[str], default: str | None = None, *, spelt: Spelt | None = None
 ) -> Detected:

@@ -45,6 +45,11 @@ class Prompt:
     parts: tuple[Part, ...]
 
     @property
+    def words(self) -> str:
+        """What is read, without marks of grammar."""
+        return " ".join(part.text for part in self.parts)
+
+    @property
     def plain(self) -> bool:
         """Whether it is text alone: nothing weighted, in one part."""
         return len(self.parts) == 1 and not self.parts[0].weights
@@ -91,6 +96,8 @@ def parse(text: str) -> Prompt:
             last = first + len(said[first:last].rstrip())
         own = tuple(weights[first:last])
         parts.append(Part(text=said[first:last], weights=own if any(w != 1.0 for w in own) else ()))
+    if len(parts) > 1 and not parts[-1].text:  # a BREAK at the end begins nothing
+        parts.pop()
     return Prompt(parts=tuple(parts))
 
 
@@ -101,7 +108,7 @@ class _Open:
     mark: str
     place: int
     begins: int
-    colon: int | None = None  # the last one directly inside it, in what has been said
+    colon: tuple[int, int] | None = None  # the last one directly inside it: in the prompt, and in what has been said
 
 
 def _weighted(text: str) -> tuple[str, list[float]]:
@@ -124,13 +131,13 @@ def _weighted(text: str) -> tuple[str, list[float]]:
             if not waiting or waiting[-1].mark != "(["[")]".index(mark)]:
                 raise _unbalanced(text, place if not waiting or mark == ")" else waiting[-1].place)
             opened = waiting.pop()
-            factor = _factor(text, opened, said, weights)
+            factor = _factor(text, place, opened, said, weights)
             weights[opened.begins :] = heavier = [w * factor for w in weights[opened.begins :]]
             if any(abs(w) > LARGEST for w in heavier):
                 raise _fault(text, opened.place, "a weight out of range", allowed=f"-{LARGEST} to {LARGEST}")
         else:
             if waiting and mark == ":":
-                waiting[-1].colon = len(said)
+                waiting[-1].colon = (place, len(said))
             elif waiting and mark == "|" and waiting[-1].mark == "[":
                 raise _fault(text, place, "alternation [a|b], which Kotoe doesn't do", allowed="[words]")
             said.append(mark)
@@ -141,8 +148,8 @@ def _weighted(text: str) -> tuple[str, list[float]]:
     return "".join(said), weights
 
 
-def _factor(text: str, opened: _Open, said: list[str], weights: list[float]) -> float:
-    """By what a bracket that closes here multiplies. Takes its number out of what is said."""
+def _factor(text: str, place: int, opened: _Open, said: list[str], weights: list[float]) -> float:
+    """By what a bracket that closes at `place` multiplies. Takes its number out of what is said."""
     if opened.mark == "[":
         if opened.colon is not None:
             raise _fault(
@@ -155,7 +162,7 @@ def _factor(text: str, opened: _Open, said: list[str], weights: list[float]) -> 
         return WEAKER
     if opened.colon is None:
         return STRONGER
-    number = "".join(said[opened.colon + 1 :])
+    number = text[opened.colon[0] + 1 : place]
     if not NUMBER.fullmatch(number):
         raise _fault(
             text,
@@ -164,7 +171,7 @@ def _factor(text: str, opened: _Open, said: list[str], weights: list[float]) -> 
             allowed="(words:1.3)",
             hint="A colon that is meant is written \\:",
         )
-    del said[opened.colon :], weights[opened.colon :]
+    del said[opened.colon[1] :], weights[opened.colon[1] :]
     return float(number)
 
 
@@ -181,6 +188,7 @@ def _unbalanced(text: str, place: int) -> UserError:
 
 
 def _fault(text: str, place: int, what: str, *, allowed: str, hint: str = "") -> UserError:
+    text = "".join(c if c.isprintable() else " " for c in text)  # a terminal obeys some of the others
     before, after = text[max(0, place - AROUND) : place], text[place + 1 : place + 1 + AROUND]
     shown = f"{'…' if place > AROUND else ''}{before}▸{text[place]}◂{after}"
     shown += "…" if place + 1 + AROUND < len(text) else ""

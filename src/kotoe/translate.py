@@ -90,10 +90,13 @@ def with_translator(bundle: Bundle, translator: str | Path, *, detector: str | P
     return replace(bundle, translator=Translator(translator, None if detector is None else Detector(detector)))
 
 
-def understood(bundle: Bundle, request: Request, prompt: str) -> Understood:
-    """What reads a prompt of the request, and the words it reads. Translates only what no conditioner covers."""
+def understood(bundle: Bundle, request: Request, prompt: str, words: str) -> Understood:
+    """What reads a prompt of the request, and the words it reads. Translates only what no conditioner covers.
+
+    words: the prompt without marks of grammar, which say nothing of its language.
+    """
     asked = request.language
-    tag, source, detection = _language(bundle, prompt) if asked is None else (asked, "asked", None)
+    tag, source, detection = _language(bundle, words) if asked is None else (asked, "asked", None)
     language = covering(tag, bundle.languages)
     if language is not None:
         return Understood(language=language, source=source, detection=detection)

@@ -43,13 +43,11 @@ from kotoe.console import (
 )
 from kotoe.errors import UserError, unknown
 from kotoe.runs import atomic, write_atomic
-from kotoe.verbs_safety import Checks, Guard, as_recorded
+from kotoe.verbs_safety import BLOCKED, Checks, Guard, as_recorded, prompt_verdict
 
 if TYPE_CHECKING:
     from kotoe.checkpoints import Bundle
     from kotoe.drawing import Job, Resolved
-
-MOST_THREADS = 1024
 
 
 # --- generate -------------------------------------------------------------------------------------
@@ -95,7 +93,7 @@ def generate(common: Common, values: Values) -> int:
     config = {**to_json(resolved), **to_json(drawing), **to_json(loading)}
     config |= to_json(adapting) | guard.config
     show_config("generate", config)
-    if guard.blocks(jobs):
+    if guard.blocks(resolved, jobs):
         refused = {"pictures": [], "config": config, "translations": translations, "blocked": guard.entries}
         finish(common, {"dry_run": common.dry_run, **refused}, [])
         return guard.code()
@@ -137,7 +135,17 @@ def generate(common: Common, values: Values) -> int:
 def _notes(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> None:
     """Say, before anything is drawn, what of the prompts is not read, and what is known to be read badly."""
     from kotoe.drawing import said
+    from kotoe.language import written_in
 
+    if request.guidance_scale == 0.0:
+        say(
+            "note: at guidance_scale 0 the negative prompt alone is drawn, and the prompt has no effect; "
+            "1 is without guidance"
+        )
+    prompts = [said(request, job.prompt).words.casefold() for job in jobs]
+    for adapter in bundle.adapters:
+        if adapter.token is not None and not any(adapter.token.casefold() in prompt for prompt in prompts):
+            say(f"note: no prompt has the word {adapter.token!r} of the embedding {adapter.name}")
     for language, given in dict.fromkeys(job.reading for job in jobs):
         conditioner = bundle.conditioner(language)
         texts = (given, request.negative_prompt) if isinstance(given, str) else (given.prompt, given.negative_prompt)
@@ -148,6 +156,8 @@ def _notes(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> None:
                     f"note: {text!r} has full-width punctuation, which gets watermarks from models trained as Taiyi "
                     "was; --punctuation ascii reads it as , and ."
                 )
+            if text == request.negative_prompt and not written_in(prompt.words, language):
+                say(f"note: the negative prompt {text!r} is read as {language}, the language of the prompt")
             if request.long_prompt == "cut":
                 over = conditioner.tokenizer.encode([prompt], long_prompt="cut").overflow[0]
                 if over:
@@ -239,12 +249,13 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     loading: Loading = part_of(values, Loading)
     adapting: Adapting = part_of(values, Adapting)
     own = {f.name for part in (drawing, adapting, loading, Agreeing) for f in dataclasses.fields(part)}
+    own.add("prompt_check")  # a record may be anybody's
     asked = sorted(set(values) - own | set(values) & {"translator", "detector"})  # a record has its translation
     if asked:
         raise UserError(
             f"--replay together with {', '.join(asked)}",
             allowed="--replay with --out, --device, --low-memory, and --model with what it needs to be loaded and what "
-            "was put into it (--lora, --embedding)",
+            "was put into it (--lora, --embedding), --prompt-check",
             hint="A replay draws the picture as it was; without --replay you can change it",
         )
     assert drawing.replay is not None
@@ -265,19 +276,32 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
 
     check_same(bundle, record)
     show_config("replay", {**to_json(record), **to_json(drawing), **to_json(adapting), **to_json(loading)})
-    for what, then, here in (("torch", record.torch, torch.__version__), ("kotoe", record.kotoe, __version__)):
+    now = {"torch": torch.__version__, "kotoe": __version__, "device": str(bundle.device)}
+    for what, here in now.items():
+        then = getattr(record, what)
         if then != here:
             say(f"drawn with {what} {then}, here is {here}: the last bits may differ")
+    checks: Checks = part_of(values, Checks)
+    if checks.prompt_check != "off":
+        verdict = prompt_verdict(checks, record.request(), record.prompt, record.prompt_language, record.translation)
+        if not verdict.allowed and verdict.action == "block":
+            blocked = [{"prompt": record.prompt, "seed": record.seed, "verdict": to_json(verdict)}]
+            finish(common, {"pictures": [], "replayed": drawing.replay, "blocked": blocked}, [])
+            return BLOCKED
     if common.dry_run:
         finish(common, {"dry_run": True, "pictures": [], "config": to_json(drawing)}, [])
         return 0
-    if record.threads <= MOST_THREADS:
-        torch.set_num_threads(record.threads)  # sums are split among them: another number rounds differently
+    torch.set_num_threads(record.threads)  # sums are split among them: another number rounds differently
     with Bar(common, "drawing") as bar:
         picture = as_recorded(replay(bundle, record, on_step=lambda p: bar(p.done, p.total)), record)
-    changed, largest = differences(picture.image, open_picture(drawing.replay))
+    there = open_picture(drawing.replay)
+    changed, largest = differences(picture.image, there)
     path = _save_picture(picture, _path_of(Path(drawing.out), picture, "-replay"))
-    say("identical pixels" if not changed else f"{changed} pixels differ, by up to {largest} of 255")
+    if there.size != picture.image.size:
+        width, height = there.size
+        say(f"the file's picture is {width}x{height}, its record's {record.width}x{record.height}: it was resized")
+    else:
+        say("identical pixels" if not changed else f"{changed} pixels differ, by up to {largest} of 255")
     entry = {"path": str(path), "seed": record.seed, "record": to_json(picture.record)}
     finish(common, {"pictures": [entry], "replayed": drawing.replay, "identical": not changed}, [str(path)])
     return 0

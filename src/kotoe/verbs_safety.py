@@ -66,23 +66,15 @@ class Guard:
         found = to_json(self.checks)
         return {**found, "safety": self.action if self.checker is not None else self.checks.safety}
 
-    def blocks(self, jobs: Sequence[Any]) -> bool:
-        """Check each prompt, and its translation, and say what was found. Whether nothing may be drawn."""
+    def blocks(self, request: Any, jobs: Sequence[Any]) -> bool:
+        """Check each prompt and say what was found. Whether nothing may be drawn."""
         if self.checks.prompt_check == "off":
             return False
-        from kotoe.safety.prompts import check_prompt
-
         for job in jobs:
             if job.prompt in self.prompts:
                 continue
-            language, action = job.prompt_language, self.checks.prompt_check
-            verdict = check_prompt(job.prompt, language=language, action=action)
-            if verdict.allowed and job.translation is not None:
-                verdict = check_prompt(job.translation.prompt, language=language, action=action)
+            verdict = prompt_verdict(self.checks, request, job.prompt, job.prompt_language, job.translation)
             self.prompts[job.prompt] = verdict
-            if not verdict.allowed:
-                done = "is blocked: nothing is drawn" if verdict.action == "block" else "is flagged"
-                say(f"safety: the prompt {job.prompt!r} {done}. {verdict.reason}")
             if verdict.action == "block" and not verdict.allowed:
                 self.entries.append({"prompt": job.prompt, "seed": None, "verdict": to_json(verdict)})
         return bool(self.entries)
@@ -113,6 +105,27 @@ class Guard:
     def code(self) -> int:
         """The exit code of what was checked."""
         return BLOCKED if self.entries else 0
+
+
+def prompt_verdict(checks: Checks, request: Any, prompt: str, language: str, translation: Any) -> Verdict:
+    """What a check says of a prompt, of its translation, and of the negative prompt where guidance is below 1, since
+    the model draws that then. It is said on standard error, too."""
+    from kotoe.drawing import said
+    from kotoe.safety.prompts import check_prompt
+
+    texts: list[tuple[str, str | None]] = [(prompt, said(request, prompt).words)]
+    if request.guidance_scale < 1.0:
+        texts.append((request.negative_prompt, said(request, request.negative_prompt).words))
+    if translation is not None:
+        texts.append((translation.prompt, None))
+    action: Literal["flag", "block"] = "block" if checks.prompt_check == "block" else "flag"
+    verdicts = [check_prompt(text, read=read, language=language, action=action) for text, read in texts]
+    refused = sorted((v for v in verdicts if not v.allowed), key=lambda v: v.action)  # "block" before "flag"
+    verdict = refused[0] if refused else verdicts[0]
+    if refused:
+        done = "is blocked: nothing is drawn" if verdict.action == "block" else "is flagged"
+        say(f"safety: the prompt {prompt!r} {done}. {verdict.reason}")
+    return verdict
 
 
 def as_recorded(picture: Any, record: Any) -> Any:

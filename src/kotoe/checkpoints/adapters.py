@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kotoe.checkpoints import Bundle, embeddings, lora
 from kotoe.checkpoints.embeddings import Embedding
@@ -21,24 +21,26 @@ SAID = (  # texts in the head of a file that `describe` repeats
     *("modelspec.license", "modelspec.trigger_phrase", lora.SETTINGS),
 )
 LONGEST_TEXT = 300
+A = TypeVar("A", Lora, Embedding)
 
 
 def with_adapters(
     bundle: Bundle,
-    loras: Sequence[str | Lora] = (),
-    embedded: Sequence[str | Embedding] = (),
+    loras: Sequence[str | Path | Lora] = (),
+    embedded: Sequence[str | Path | Embedding] = (),
     *,
     language: str | None = None,
     text: bool = True,
     allow_pickle: bool = False,
 ) -> Bundle:
-    """The bundle with LoRAs (FILE, FILE:WEIGHT or a Lora) and embeddings (FILE, TOKEN=FILE or an Embedding).
+    """The bundle with LoRAs (FILE, FILE:WEIGHT, a Path or a Lora) and embeddings (FILE, TOKEN=FILE, a Path or an
+    Embedding). All LoRAs of a picture are given at once.
 
     See `lora.with_loras` and `embeddings.with_embeddings`. Raises UserError for what doesn't fit, and for a language or
     a text=False that no adapter has any use for.
     """
-    asked = [Lora.parse(x) if isinstance(x, str) else x for x in loras]
-    words = [Embedding.parse(x) if isinstance(x, str) else x for x in embedded]
+    asked = [_one(Lora, x) for x in _listed(loras, "LoRAs")]
+    words = [_one(Embedding, x) for x in _listed(embedded, "embeddings")]
     if not text and not asked:
         raise UserError("text False (--no-lora-text) without a LoRA", allowed="it with --lora FILE")
     found = embeddings.with_embeddings(bundle, words, language=language, allow_pickle=allow_pickle)
@@ -49,6 +51,22 @@ def with_adapters(
             allowed="it with an embedding, or a LoRA that has a part for the text encoder",
         )
     return found
+
+
+def _listed(given: Any, what: str) -> Sequence[Any]:
+    if not isinstance(given, list | tuple):
+        raise UserError(f"{what} as a {type(given).__name__}", allowed=f"a list of {what}")
+    return given
+
+
+def _one(cls: type[A], given: Any) -> A:
+    if isinstance(given, str):
+        return cls.parse(given)
+    if isinstance(given, Path):
+        return cls(file=given)
+    if not isinstance(given, cls):
+        raise UserError(f"{cls.__name__} as a {type(given).__name__}", allowed=f"a text, a Path or a {cls.__name__}")
+    return given
 
 
 def check_same(ours: Sequence[AdapterRecord], theirs: Sequence[AdapterRecord]) -> None:

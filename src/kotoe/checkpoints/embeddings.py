@@ -24,6 +24,7 @@ from kotoe.checkpoints.pickles import dense, unpickled
 from kotoe.checkpoints.twins import Unchanging, base_hashes, reading_as, twin
 from kotoe.config import AdapterRecord
 from kotoe.errors import CheckpointError, UserError
+from kotoe.prompts import ADAPTER, BREAK, ESCAPED, folded
 from kotoe.text import CLIPText, Conditioner
 from kotoe.tokenizers import Tokenizer, parse_json, tokenizer_from_files
 
@@ -82,6 +83,12 @@ def read(path: Path, *, token: str | None = None, allow_pickle: bool = False) ->
         raise CheckpointError(f"{what}: its vectors hold NaN or infinity", hint="Its training went wrong")
     if not token.strip() or token != token.strip() or len(token) > 200 or not token.isprintable():
         raise UserError(f"{what}: the token {token!r}", allowed="1 to 200 letters without spaces round them")
+    if set(token) & set(ESCAPED) or ADAPTER.search(token) or folded(token) != token or BREAK.search(token):
+        raise UserError(
+            f"{what}: the token {token!r} has marks that a prompt reads as grammar, or as other letters",
+            allowed="a token without ( ) [ ] : \\, BREAK and full-width letters",
+            hint="Give it another name: --embedding TOKEN=FILE (token=)",
+        )
     return Word(token=token, vectors=vectors.detach().to(torch.float32).reshape(-1, shape[-1]))
 
 

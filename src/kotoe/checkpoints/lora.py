@@ -29,6 +29,7 @@ from kotoe.text import CLIPText
 from kotoe.tokenizers import parse_json
 
 UNET, TEXT = "unet", "text_encoder"
+LARGEST_WEIGHT = 1e6
 SAID = {UNET: "UNet", TEXT: "text encoder"}
 PREFIXES = {"lora_unet_": UNET, "lora_te_": TEXT, "unet.": UNET, "text_encoder.": TEXT}
 KOHYA = ("lora_unet_", "lora_te_")
@@ -78,8 +79,8 @@ class Lora:
 
     def __post_init__(self) -> None:
         weight: Any = self.weight
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise UserError(f"weight {weight!r} of the LoRA {self.file}", allowed="a finite number, as 0.8, 0 or -1")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) <= LARGEST_WEIGHT:
+            raise UserError(f"weight {weight!r} of the LoRA {self.file}", allowed="a number, as 0.8, 0 or -1")
         object.__setattr__(self, "weight", float(weight))
 
     @classmethod

@@ -73,7 +73,8 @@ class Unchanging:
     def __init__(self, file: str | Path) -> None:
         self.path = Path(file).expanduser()
         if not self.path.is_file():
-            raise UserError(f"no file at {file}", allowed="the file of a LoRA or an embedding")
+            what = f"{file} is no file" if self.path.exists() else f"no file at {file}"
+            raise UserError(what, allowed="the file of a LoRA or an embedding")
         self._stamp = stamp(self.path)
 
     def sha256(self) -> str:

@@ -471,12 +471,19 @@ def _found(prompt: str, category: str, term: str, language: str, start: int, end
     )  # fmt: skip
 
 
-def check_prompt(prompt: str, *, language: str | None = None, action: Literal["flag", "block"] = "flag") -> Verdict:
+def check_prompt(
+    prompt: str, *, read: str | None = None, language: str | None = None, action: Literal["flag", "block"] = "flag"
+) -> Verdict:
     """The Verdict on a prompt. language: BCP 47, for the reason.
 
+    read: what the encoder reads of it, without brackets and weights, where that is something else: looked at where the
+          prompt as it was written has no terms, or none as grave.
     Sexual content with minors is never only flagged: its action is "block".
     """
     found = find(prompt, language)
+    if read is not None and read != prompt:
+        further = find(read, language)
+        found = further if not found or any(one.category == MINORS for one in further) else found
     grave = any(one.category == MINORS for one in found)
     return Verdict(
         allowed=not found,
