@@ -317,6 +317,19 @@ def test_what_has_no_effect_is_said(kotoe: Kotoe, model: str) -> None:
 # --- The other verbs
 
 
+def test_inspect_a_picture(kotoe: Kotoe, model: str) -> None:
+    (entry,) = kotoe("generate", "a (red:1.2) cat", "--seed", "5", "--model", model, "--json").json["pictures"]
+    done = kotoe("inspect", entry["path"], "--json")
+    assert done.code == 0, done.err
+    assert done.json == {"picture": entry["path"], "record": entry["record"]}
+    plain = kotoe("inspect", entry["path"]).out
+    assert 'prompt: "a (red:1.2) cat"' in plain
+    assert "seed: 5" in plain
+    Image.new("RGB", (16, 16)).save("bare.png")
+    done = kotoe("inspect", "bare.png")
+    assert (done.code, "carries no record" in done.err) == (2, True)
+
+
 def test_inspect_keys(kotoe: Kotoe, model: str) -> None:
     done = kotoe("inspect", model, "--json")
     assert done.code == 0

@@ -67,10 +67,11 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
         parts=(console.Inspecting,),
         positional="model",
         run=verbs.inspect,
-        doc="""Say what a model is made of, without loading its weights.
+        doc="""Say what a model is made of, without loading its weights, or how a picture was drawn.
 
     kotoe inspect kotoe-emoji
-    kotoe inspect path/to/folder --json""",
+    kotoe inspect path/to/folder --json
+    kotoe inspect out/PICTURE.png""",
     ),
     "convert": Verb(
         parts=(console.Converting, console.Loading, consent.Agreeing),

@@ -311,12 +311,17 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
 
 
 def inspect(common: Common, values: Values) -> int:
-    """Describe a model from its configurations and file heads."""
+    """Describe a model or an adapter from its configurations and file heads, a picture by its record."""
     wanted: Inspecting = part_of(values, Inspecting)
     if common.dry_run:
         show_config("inspect", to_json(wanted))
         builtin.resolve(wanted.model)
         finish(common, {"dry_run": True, "config": to_json(wanted)}, [])
+        return 0
+    if Path(wanted.model).suffix.lower() == ".png":
+        record = to_json(read_picture_record(wanted.model))
+        lines = [f"{name}: {dumps(value)}" for name, value in record.items()]
+        finish(common, {"picture": wanted.model, "record": record}, lines)
         return 0
     from kotoe.checkpoints.inspect import describe
 
