@@ -106,7 +106,7 @@ class Adapting:
 class Inspecting:
     """What to look at.
 
-    model: a built-in model's name, a folder in diffusers' layout, or a single .safetensors file, also of an adapter; or a
+    model: a built-in model's name, a folder in diffusers' layout, a single .safetensors file, also of an adapter, or a
            picture (.png) that Kotoe drew.
     """
 
