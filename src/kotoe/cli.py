@@ -64,10 +64,10 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
     kotoe generate --replay out/picture.png""",
     ),
     "inspect": Verb(
-        parts=(console.Inspecting,),
+        parts=(console.Inspecting, consent.Agreeing),
         positional="model",
         run=verbs.inspect,
-        doc="""Say what a model is made of, without loading its weights.
+        doc="""Say what a model is made of, without loading its weights, and what its licence binds to.
 
     kotoe inspect kotoe-emoji
     kotoe inspect path/to/folder --json""",
