@@ -235,6 +235,27 @@ def test_a_made_models_terms_have_a_text(base: Path, tmp_path: Path) -> None:
         assert "unet" in json.loads((out / "model_index.json").read_text())
 
 
+def test_a_card_of_another_licence_that_stays_is_said(kotoe: Kotoe, base: Path, other: Path) -> None:
+    mine = carded(save(load(base), Path("mine")), "---\nlicense: mit\n---\n")
+    convert = ("convert", other, mine, "--to", "diffusers", "--accept-license", "--overwrite")
+    assert "which stays, says licence mit; the model's is cc-by-nc-4.0" in kotoe(*convert).err
+    carded(mine, NC)
+    assert "which stays" not in kotoe(*convert).err
+
+
+def test_on_the_hub_a_text_of_another_name_does_not_ask_twice(base: Path) -> None:
+    """It may come with the model, after the licence was accepted."""
+    card = "---\nlicense: other\nlicense_link: terms.txt\n---\n"
+    seen = []
+    for text in (None, "Be good."):
+        if text is not None:
+            (base / "terms.txt").write_text(text)
+        found = licences.read(carded(base, card), page="https://hub/someone/model")
+        assert found is not None
+        seen.append(found.terms_sha256)
+    assert seen[0] == seen[1]
+
+
 # --- From the hub
 
 

@@ -126,7 +126,7 @@ def read(folder: Path, stated: str | None = None, page: str = "") -> Card | None
 
     inside, data = Folder(folder), b""
     if not inside.has(hub.CARD):
-        return None if stated is None else _with_text(_card({"license": stated}, "", None, page), inside)
+        return None if stated is None else _with_text(_card({"license": stated}, "", None, page), inside, page)
     try:
         data = inside.read(hub.CARD, LARGEST_CARD_BYTES)
         text = data.decode("utf-8-sig")
@@ -135,17 +135,18 @@ def read(folder: Path, stated: str | None = None, page: str = "") -> Card | None
         reason = error.given if isinstance(error, CheckpointError) else f"not UTF-8 at byte {error.start}"
         unread = Terms(kind="own", title="a licence that Kotoe can't read", summary=OWN, text=page)
         card = Card(licence=None, fields={}, languages=(), terms=unread, sha256=_sha256(data) if data else None)
-        return _with_text(replace(card, reason=_printable(f"{hub.CARD}: {reason}")), inside)
+        return _with_text(replace(card, reason=_printable(f"{hub.CARD}: {reason}")), inside, page)
     head = {**({} if stated is None else {"license": stated}), **head}
-    return _with_text(_card(head, text[:LARGEST_HEAD_BYTES], _sha256(data), page), inside)
+    return _with_text(_card(head, text[:LARGEST_HEAD_BYTES], _sha256(data), page), inside, page)
 
 
-def _with_text(card: Card, inside: Folder) -> Card:
+def _with_text(card: Card, inside: Folder, page: str) -> Card:
     """The card with the sha256 of the text that binds. Of a licence that the card names by nothing the hub knows, and
-    that has no text beside it, that is the card itself."""
+    that has no text beside it, that is the card itself. Of a model on the hub other files than hub.TERMS don't count:
+    they may not be there before the model is."""
     if card.terms is None or card.terms.kind in STANDARD:
         return card
-    names = texts_beside(inside, card.fields)
+    names = [n for n in texts_beside(inside, card.fields) if not page or hub.TERMS.fullmatch(n)]
     if not names:
         named = card.fields.get("license", OTHER).lower() != OTHER
         return card if named else replace(card, text_sha256=card.sha256)
@@ -346,7 +347,7 @@ def _of_model(model: str, folder: Path, page: str) -> Licensed:
 
     inside, revision, parts = Folder(folder), _revision(folder), dict[str, Licensed]()
     for name, fields in sorted(_stated_parts(inside).items()):
-        card = _with_text(_card(fields, "", None, page), inside)
+        card = _with_text(_card(fields, "", None, page), inside, page)
         parts[name] = Licensed(model=f"{model}, conditioner {name}", revision=revision, card=card)
     return Licensed(model=model, revision=revision, card=of_folder(folder, page), parts=parts)
 

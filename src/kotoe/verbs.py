@@ -412,7 +412,9 @@ def convert(common: Common, values: Values) -> int:
     with writing(out.parent):
         save(bundle, out, to=wanted.to, dtype=wanted.dtype, overwrite=wanted.overwrite)
         licence = terms.joined(bundle.licence, [bundle.conditioner(tag).licence for tag in bundle.languages])
-        terms.hand_on(source, out, wanted.source, licence)
+        stays = licences.stated(out) if out.is_dir() else None
+        if terms.hand_on(source, out, wanted.source, licence) is None and stays not in (None, licence):
+            say(f"note: the card in {out}, which stays, says licence {stays}; the model's is {licence or 'not known'}")
     finish(common, document, [str(out)])
     return 0
 
