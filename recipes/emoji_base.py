@@ -196,10 +196,18 @@ def warm(modules: Mapping[str, nn.Module], stages: Sequence[str], start_from: st
             load_average(modules, folder)
         return
     from kotoe import load
+    from kotoe.checkpoints.files import check_shapes, shapes_of
 
     bundle = load(start_from, dtype="float32")
     for part, module in (("unet", bundle.unet), ("text", bundle.conditioner("en").encoder)):
         if part in modules:
+            check_shapes(
+                shapes_of(modules[part]),
+                shapes_of(module),
+                f"{start_from}: {part}",
+                says="this recipe",
+                hint="Start from a model that this recipe made",
+            )
             modules[part].load_state_dict(module.state_dict())
 
 

@@ -154,9 +154,9 @@ class Answers(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _refuse(self, status: int, code: str, message: str) -> None:
+    def _refuse(self, status: int, code: str, message: str, **headers: str) -> None:
         body = json.dumps({"error": message}).encode()
-        self._say(status, body, **{"X-Error-Code": code, "X-Error-Message": message})
+        self._say(status, body, **{"X-Error-Code": code, "X-Error-Message": message}, **headers)
 
     def _token(self) -> str:
         return self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -207,7 +207,7 @@ class Answers(BaseHTTPRequestHandler):
     def _file(self, folder: Path, commit: str, file: str) -> None:
         path = folder / file
         if not path.is_file():
-            return self._refuse(404, "EntryNotFound", "Entry not found")
+            return self._refuse(404, "EntryNotFound", "Entry not found", **{"X-Repo-Commit": commit})
         data = path.read_bytes()
         headers = {"X-Repo-Commit": commit}
         if path.suffix not in LARGE:

@@ -18,16 +18,16 @@ FROZEN = {
     "model out translator detector replay grid_image device low_memory "
     "lora embedding adapter_language lora_text tokenizer ema prediction_type allow_pickle accept_license "
     "safety safety_checker safety_threshold safety_concepts prompt_check config dry_run json",
-    "inspect": "model config dry_run json",
+    "inspect": "model allow_pickle accept_license config dry_run json",
     "convert": "source out to language dtype overwrite tokenizer ema prediction_type allow_pickle accept_license "
     "config dry_run json",
     "evaluate": "suite model languages tier n controls batch_size steps dtype out "
     "tokenizer ema prediction_type allow_pickle accept_license config dry_run json",
     "train": "recipe run size device seed set config dry_run json",
     "localize": "base language run serves plan pairs images caption_column image_column resolution crop resample "
-    "latents cache out tokenizer vocab_size start student steps batch_size lr schedule warmup_steps weight_decay beta2 "
-    "ema weighting dropout long_prompt seed device dtype overwrite log_every threads checkpointing shard "
-    "accept_license config dry_run json",
+    "latents cache out tokenizer vocab_size start student allow_pickle steps batch_size lr schedule warmup_steps "
+    "weight_decay beta2 ema weighting dropout long_prompt seed device dtype overwrite log_every threads checkpointing "
+    "shard accept_license config dry_run json",
     "conditioner add": "bundle language from_ serves source_language own_language overwrite allow_pickle "
     "accept_license config dry_run json",
     "conditioner remove": "bundle language config dry_run json",
@@ -35,7 +35,7 @@ FROZEN = {
     "tokenizer train": "texts out family vocab_size column max_tokens model_type normalization byte_fallback "
     "character_coverage lower_case pad_token overwrite config dry_run json",
     "tokenizer report": "texts tokenizer column limit out config dry_run json",
-    "study localization": "out base languages plans starts budgets n count tier seed dtype threads "
+    "study localization": "out base allow_pickle languages plans starts budgets n count tier seed dtype threads "
     "accept_license config dry_run json",
     "check": "model tokenizer ema prediction_type allow_pickle accept_license config dry_run json",
 }

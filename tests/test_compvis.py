@@ -466,6 +466,10 @@ def test_zero_terminal_snr_is_written(bundles: dict[str, Bundle], tokenizers: di
     found = load(path, tokenizer=tokenizers["sd2"])
     assert (found.schedule.rescale_betas_zero_snr, found.schedule.prediction_type) == (True, "v_prediction")
     assert (found.licence, found.unet.spec.sample_size) == ("MIT", 8)
+    other = replace(bundles["sd2"].conditioner(), licence={"license": "cc-by-nc-4.0"})  # one text has room for both
+    bundle = bundles["sd2"].changed(conditioners={"en": other}, licence="MIT")
+    path = save(bundle, tmp_path / "n.safetensors", to="compvis")
+    assert load(path, tokenizer=tokenizers["sd2"], prediction_type="v_prediction").licence == "MIT, cc-by-nc-4.0"
 
 
 def test_where_and_how_a_file_is_written(

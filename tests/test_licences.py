@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from commands import Kotoe, running
 from hub_server import Hub
 from kotoe import hub, licences
-from kotoe.checkpoints import load, save
+from kotoe.checkpoints import load, save, terms
 from kotoe.errors import CheckpointError, UserError
 from kotoe.licences import Card
 from tiny import saved_tiny
@@ -56,6 +56,7 @@ It is not the CreativeML OpenRAIL-M licence.
     "gate without a licence": "---\nextra_gated_prompt: Be good.\n---\n",
     "apache": "---\nlicense: apache-2.0\n---\n",
     "two": "---\nlicense: [mit, apache-2.0]\nlanguage: no\n---\n",
+    "a family": "---\nlicense: cc\n---\n",
     "unknown": "---\nlicense: unknown\n---\n",
     "nothing": "---\ntags: []\n---\n",
     "empty": "---\n---\n",
@@ -82,6 +83,7 @@ KINDS = {
     "gate without a licence": (None, "own", "a licence without a name"),
     "apache": ("apache-2.0", None, None),
     "two": ("mit, apache-2.0", None, None),
+    "a family": ("cc", "own", "cc"),
     "unknown": ("unknown", None, None),
     "nothing": (None, None, None),
     "empty": (None, None, None),
@@ -194,14 +196,15 @@ BAD: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize("which", list(BAD))
-def test_a_bad_card_is_a_note(which: str, tmp_path: Path) -> None:
+def test_a_bad_card_has_unknown_terms(which: str, tmp_path: Path) -> None:
     card, message = BAD[which]
     began = time.process_time()
     found = read(tmp_path / "m", card)
     assert time.process_time() - began < 5
     assert message in found.reason
     assert found.reason.startswith("README.md: ")
-    assert (found.licence, found.terms) == (None, None)
+    assert found.terms is not None
+    assert (found.licence, found.name, found.terms.kind) == (None, "other", "own")
 
 
 def test_nothing_in_a_card_is_called(tmp_path: Path) -> None:
@@ -239,14 +242,21 @@ def test_a_terminal_is_not_written_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["bomb", "no yaml"])
-def test_a_model_with_a_bad_card_is_used_and_the_card_said(which: str, kotoe: Kotoe, model: Path) -> None:
+def test_a_model_with_a_bad_card_asks_and_the_card_is_said(which: str, kotoe: Kotoe, model: Path) -> None:
     carded(model, BAD[which][0])
-    done = kotoe("generate", "a red cat", "--model", model)
-    assert done.code == 0
-    assert BAD[which][1] in done.err
+    for more, code in (((), 2), (("--accept-license",), 0), ((), 0)):
+        done = kotoe("generate", "a red cat", "--model", model, *more)
+        assert done.code == code
+        assert BAD[which][1] in done.err
     done = kotoe("inspect", model, "--json")
     assert any(BAD[which][1] in note for note in done.json["notes"])
-    assert (done.json["licence"], done.json["terms"]) == ("Apache-2.0", None)  # kotoe.json's
+    assert (done.json["licence"], done.json["terms"]["kind"]) == ("Apache-2.0", "own")  # kotoe.json's
+    assert kotoe("convert", model, "made", "--to", "diffusers", "--accept-license").code == 0
+    made = licences.read(Path("made"))
+    assert made is not None
+    assert made.terms is not None
+    assert (made.terms.kind, made.terms.text) == ("own", "LICENSE-base.md")
+    assert Path("made/LICENSE-base.md").read_text() == BAD[which][0]
 
 
 # --- Asked once
@@ -330,7 +340,7 @@ def test_every_verb_that_uses_a_model_asks(kotoe: Kotoe, model: Path, tiny: Path
         ("check", "--model", model),
         ("conditioner add", other, "--language", "ko", "--from", model),
         ("localize", model, "--language", "ko", "--plan", "swap", "--student", tiny, "--run", "r"),
-        ("study localization", "--base", model, "--out", "r", "--dry-run"),
+        ("study localization", "--base", model, "--out", "r"),
         ("localize", tiny, "--language", "ko", "--plan", "swap", "--student", model, "--run", "r"),
     )
     for verb, *arguments in verbs:
@@ -370,12 +380,15 @@ def test_inspect_says_that_no_licence_is_known(kotoe: Kotoe, model: Path) -> Non
 def test_a_record_that_is_not_ours_is_an_error(kotoe: Kotoe, model: Path, config: Path) -> None:
     carded(model, CARDS["bingsu"])
     config.parent.mkdir(parents=True)
-    for text in ("{", "[]", '{"format": 2, "accepted": []}', '{"format": 1, "accepted": [1]}'):
+    for text in ("", "{", "[]", '{"format": 2, "accepted": []}', '{"format": 1, "accepted": [1]}'):
         config.write_text(text)
         done = kotoe("generate", "a", "--model", model, "--accept-license")
         assert done.code == 2, text
         assert str(config) in done.err
+        assert "Mend it, or remove it" in done.err
         assert config.read_text() == text
+        notes = kotoe("inspect", model, "--json").json["notes"]
+        assert [note for note in notes if str(config) in note]
 
 
 def test_a_record_that_cannot_be_written_is_said(kotoe: Kotoe, model: Path, config: Path) -> None:
@@ -394,6 +407,9 @@ def test_the_platforms_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         monkeypatch.setattr(sys, "platform", platform)
         monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
         found[platform] = licences.accepted_path().relative_to(tmp_path).as_posix()
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")  # to be ignored, says its specification
+    assert licences.accepted_path().relative_to(tmp_path).as_posix() == found["linux"]
     assert found == {
         "linux": ".config/kotoe/licences.json",
         "darwin": "Library/Application Support/kotoe/licences.json",
@@ -473,11 +489,14 @@ def test_from_the_hub_the_card_comes_first(server: Hub, model: Path, tmp_path: P
         return done
 
     draw = ("generate", "a red cat", "--model", "someone/tiny", "--json")
+    before = {"README.md", "LICENSE.md", "kotoe.json"}
+    done = run("inspect", "someone/tiny")
+    assert done.returncode == 2
     done = run(*draw)
     assert done.returncode == 2
     assert "Commercial use is not allowed" in done.stderr
     assert f"{server.url}/someone/tiny/blob/main/LICENSE.md" in done.stderr
-    assert {each["path"].rpartition("/")[2] for each in server.asked() if "/resolve/" in each["path"]} == {"README.md"}
+    assert {each["path"].rpartition("/")[2] for each in server.asked() if "/resolve/" in each["path"]} == before
     done = run(*draw, "--accept-license")
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout.splitlines()[-1])["pictures"]) == 1
@@ -518,14 +537,14 @@ def test_a_converted_model_has_its_bases_licence(which: str, kotoe: Kotoe, model
 def test_a_card_that_is_there_stays(model: Path, tmp_path: Path) -> None:
     carded(model, CARDS["bingsu"])
     out = save(load(model), tmp_path / "out")
-    written = licences.hand_on(model, out, "someone/base@v1")
+    written = terms.hand_on(model, out, "someone/base@v1")
     assert written is not None
     assert 'base_model: "someone/base"' in written.read_text("utf-8")
-    assert licences.hand_on(model, out, "someone/base") is None
-    assert licences.hand_on(model, carded(tmp_path / "other", "# Mine\n"), "x/y") is None
+    assert terms.hand_on(model, out, "someone/base") is None
+    assert terms.hand_on(model, carded(tmp_path / "other", "# Mine\n"), "x/y") is None
     (model / "README.md").unlink()
     (out / "README.md").unlink()
-    assert licences.hand_on(model, out, "someone/base") is None  # kotoe.json says it
+    assert terms.hand_on(model, out, "someone/base") is None  # kotoe.json says it
 
 
 def test_a_single_files_licence_binds_too(kotoe: Kotoe, model: Path, tmp_path: Path) -> None:

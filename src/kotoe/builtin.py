@@ -21,7 +21,7 @@ def resolve(source: str | Path) -> Path:
     do.
     """
     text = str(source)
-    path = Path(source).expanduser()
+    path = path_of(source)
     if path.is_dir() or (path.is_file() and path.suffix.lower() in SINGLE_FILES):
         return path
     if text in NAMES:
@@ -46,3 +46,18 @@ def resolve(source: str | Path) -> Path:
         allowed=f"a folder, or {', '.join(NAMES)}",
         hint=f"Did you mean {near!r}?" if near else HOW,
     )
+
+
+def path_of(source: str | Path) -> Path:
+    """What a model's name or path is as a path. Raises UserError for what can be neither."""
+    try:
+        if not str(source):
+            raise ValueError("empty")
+        path = Path(source).expanduser()
+        path.is_dir()  # asks the file system, which refuses names that are too long
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        shown = str(source) if len(str(source)) <= 80 else f"{str(source)[:77]}..."
+        allowed = f"a folder, or {', '.join(NAMES)}"
+        raise UserError(f"unknown model {shown!r} ({reason})", allowed=allowed, hint=HOW) from None
+    return path

@@ -64,10 +64,10 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
     kotoe generate --replay out/picture.png""",
     ),
     "inspect": Verb(
-        parts=(console.Inspecting,),
+        parts=(console.Inspecting, consent.Agreeing),
         positional="model",
         run=verbs.inspect,
-        doc="""Say what a model is made of, without loading its weights, or how a picture was drawn.
+        doc="""Say what a model is made of and what its licence binds to, without loading its weights; or how a picture was drawn.
 
     kotoe inspect kotoe-emoji
     kotoe inspect path/to/folder --json

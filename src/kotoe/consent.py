@@ -18,29 +18,31 @@ YES = "yes"
 class Agreeing:
     """What is agreed to.
 
-    accept_license: accept the licences of the models named here, where they bind what may be done with them; without
-                    it a terminal asks. Either is recorded, and a model's licence asked for once.
+    accept_license: accept the licences of every model that this command names (it takes no name itself), where they
+                    bind what may be done with them; without it a terminal asks. Either is recorded, and a model's
+                    licence asked for once.
     """
 
     accept_license: bool = False
 
 
-def agree(values: Values, *models: str | None) -> None:
-    """Settle the licences of models that a verb is about to use; None is no model.
+def agree(values: Values, *models: str | None, dry_run: bool = False) -> None:
+    """Settle the licences of models that a verb is about to use, and of conditioners in them; None is no model.
 
-    Raises UserError where one is not accepted. Nothing but the card of a model on the hub is downloaded before that.
+    Raises UserError where one is not accepted. Of a model on the hub nothing but what says its licence is downloaded
+    before that. dry_run: only say what would be asked.
     """
     wanted: Agreeing = part_of(values, Agreeing)
     for model in dict.fromkeys(model for model in models if model is not None):
         licensed = licences.of(model)
-        if licensed is not None:
-            _settle(licensed, wanted.accept_license)
+        for each in () if licensed is None else (licensed, *licensed.parts.values()):
+            _settle(each, wanted.accept_license, dry_run)
 
 
-def _settle(licensed: Licensed, accept: bool) -> None:
+def _settle(licensed: Licensed, accept: bool, dry_run: bool) -> None:
     card = licensed.card
     if card is None:
-        if licensed.revision is not None:
+        if licensed.from_hub:
             say(f"note: {licensed.model} has no model card here, so its licence isn't known")
         return
     if card.reason:
@@ -49,6 +51,9 @@ def _settle(licensed: Licensed, accept: bool) -> None:
         return
     for line in lines(licensed.model, card.terms):
         say(line)
+    if dry_run:
+        say("note: it is not accepted yet; without --dry-run it would " + ("be now" if accept else "be asked for"))
+        return
     if not accept:
         if processes_started() > 1 or not all(each and each.isatty() for each in (sys.stdin, sys.stderr)):
             raise UserError(

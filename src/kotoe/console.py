@@ -32,7 +32,8 @@ class Common:
     """What every verb takes.
 
     config:  a JSON file with any of these options; the command line wins over it.
-    dry_run: check everything, print the resolved configuration, and do nothing.
+    dry_run: check everything, print the resolved configuration, and do nothing but download what is checked: models
+             from the hub.
     json:    the last line of standard output is one JSON document.
     """
 
@@ -106,11 +107,13 @@ class Adapting:
 class Inspecting:
     """What to look at.
 
-    model: a built-in model's name, a folder in diffusers' layout, a single .safetensors file, also of an adapter, or a
-           picture (.png) that Kotoe drew.
+    model:        a model's name, built in or on the hub (owner/name, which is downloaded whole), a folder in diffusers'
+                  layout, a single file, also of an adapter, or a picture (.png) that Kotoe drew.
+    allow_pickle: look into .ckpt, .pt and .bin files too, which are read for it, as tensors only.
     """
 
     model: str = builtin.DEFAULT
+    allow_pickle: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,19 +91,23 @@ def fetch(name: str, *, needed: Sequence[str] = MODEL, wanted: Callable[[Sequenc
 
 
 def card(name: str) -> Path | None:
-    """The folder that holds the model card of a name, without the model if that isn't in the cache yet: what it binds
-    to can be read before gigabytes are loaded. None where the cache or the hub has the model without a card. Raises as
-    `fetch`.
+    """The folder of a name that holds what says its licence (its card, kotoe.json, the licence's text), without the
+    model if that isn't in the cache yet: what it binds to can be read before gigabytes are loaded. None where the hub
+    has none of them. Of a model that other programs have left in the cache without its card the hub is asked for that,
+    if it answers. Raises as `fetch`.
     """
     place = _Place.of(name)
     folder = place.folder()
-    if folder is None or not _has(folder, MODEL):
-        with place.explaining():
-            commit, listed = place.listing()
-            if CARD not in listed:
-                return None
-            folder = place.load(commit, CARD, *listed[CARD]).parent
-    return folder if (folder / CARD).is_file() else None
+    if folder is not None and _has(folder, MODEL):
+        known = (folder / CARD).is_file() or place._planned(folder.name)
+        if not known and not (place.root / ".no_exist" / folder.name / CARD).exists():
+            with suppress(CheckpointError), place.explaining():
+                place.load(folder.name, CARD, None, None)
+        return folder
+    with place.explaining():
+        commit, listed = place.listing()
+        files = [file for file in listed if file in (CARD, "kotoe.json") or TERMS.fullmatch(file)]
+        return next(iter([place.load(commit, file, *listed[file]).parent for file in files]), None)
 
 
 def page(name: str) -> str:

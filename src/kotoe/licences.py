@@ -12,26 +12,34 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kotoe import builtin, hub
 from kotoe.config import dumps, read_json, to_json
 from kotoe.errors import CheckpointError, UserError, nearest
 from kotoe.runs import write_atomic
 
+if TYPE_CHECKING:
+    from kotoe.checkpoints.files import Folder
+
 LARGEST_CARD_BYTES = 2 * 2**20
 LARGEST_HEAD_BYTES = 64 * 2**10  # of front matter
 DEEPEST = 20  # tables in lists in tables
 SHOWN = 200  # characters of a text from outside
 SUMMARY = 1  # the version of the summaries below: another one asks again
+STANDARD = ("openrail-m", "openrail++-m")  # kinds whose text is the same everywhere
+FIELDS = ("license", "license_name", "license_link")
+OTHER = "other"  # what the hub writes for a licence that it has no id for
+URL = re.compile(r"https?://")
 HEAD = re.compile(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 
 # Licences, as the hub writes them, that leave free what is done with a model.
 FREE = re.compile(
-    r"(apache-2\.0|mit|bsd(-.*)?|isc|zlib|unlicense|wtfpl|cc0-1\.0|pddl|cc-by(-sa)?-\d\.\d|cc|(a|l)?gpl(-.*)?|mpl-2\.0"
+    r"(apache-2\.0|mit|bsd(-.*)?|isc|zlib|unlicense|wtfpl|cc0-1\.0|pddl|cc-by(-sa)?-\d\.\d|(a|l)?gpl(-.*)?|mpl-2\.0"
     r"|artistic-2\.0|bsl-1\.0|ecl-2\.0|epl-\d\.0|eupl-1\.\d|osl-3\.0|afl-3\.0|ofl-1\.1|odbl|odc-by|ms-pl|postgresql|ncsa"
     r"|openmdw-.*|cdla-permissive-.*)"
 )
@@ -79,6 +87,7 @@ class Card:
     languages: BCP 47 tags, as the card has them.
     terms:     None where the licence leaves free what is done with the model, or isn't known.
     sha256:    of the card; None where there is only kotoe.json.
+    text_sha256: of the text that binds, where that is beside the card and nobody's standard one.
     reason:    why the card couldn't be read, or "".
     """
 
@@ -87,13 +96,20 @@ class Card:
     languages: tuple[str, ...]
     terms: Terms | None
     sha256: str | None
+    text_sha256: str | None = None
     reason: str = ""
+
+    @property
+    def name(self) -> str | None:
+        """What a model made of this one is to say: a licence that has no name, or can't be read, is some licence."""
+        return self.licence or (None if self.terms is None else OTHER)
 
     @property
     def terms_sha256(self) -> str:
         """What was accepted: another licence has another one, another sentence in the card has not."""
-        kind = None if self.terms is None else self.terms.kind
-        return hashlib.sha256(dumps({**self.fields, "kind": kind}).encode()).hexdigest()
+        about = {**self.fields, "kind": None if self.terms is None else self.terms.kind}
+        about |= {} if self.text_sha256 is None else {"text": self.text_sha256}
+        return hashlib.sha256(dumps(about).encode()).hexdigest()
 
 
 # --- Reading a card ------------------------------------------------------------------------------------------------
@@ -108,19 +124,55 @@ def read(folder: Path, stated: str | None = None, page: str = "") -> Card | None
     """
     from kotoe.checkpoints.files import Folder
 
-    inside = Folder(folder)
+    inside, data = Folder(folder), b""
     if not inside.has(hub.CARD):
-        return None if stated is None else _card({"license": stated}, "", None, page)
+        return None if stated is None else _with_text(_card({"license": stated}, "", None, page), inside, page)
     try:
         data = inside.read(hub.CARD, LARGEST_CARD_BYTES)
         text = data.decode("utf-8-sig")
         head = front_matter(text)
     except (CheckpointError, UnicodeDecodeError) as error:
         reason = error.given if isinstance(error, CheckpointError) else f"not UTF-8 at byte {error.start}"
-        known = {} if stated is None else {"license": stated}
-        return _card(known, "", None, page, reason=_printable(f"{hub.CARD}: {reason}"))
+        unread = Terms(kind="own", title="a licence that Kotoe can't read", summary=OWN, text=page)
+        card = Card(licence=None, fields={}, languages=(), terms=unread, sha256=_sha256(data) if data else None)
+        return _with_text(replace(card, reason=_printable(f"{hub.CARD}: {reason}")), inside, page)
     head = {**({} if stated is None else {"license": stated}), **head}
-    return _card(head, text[:LARGEST_HEAD_BYTES], hashlib.sha256(data).hexdigest(), page)
+    return _with_text(_card(head, text[:LARGEST_HEAD_BYTES], _sha256(data), page), inside, page)
+
+
+def _with_text(card: Card, inside: Folder, page: str) -> Card:
+    """The card with the sha256 of the text that binds. Of a licence that the card names by nothing the hub knows, and
+    that has no text beside it, that is the card itself. Of a model on the hub other files than hub.TERMS don't count:
+    they may not be there before the model is."""
+    if card.terms is None or card.terms.kind in STANDARD:
+        return card
+    names = [n for n in texts_beside(inside, card.fields) if not page or hub.TERMS.fullmatch(n)]
+    if not names:
+        named = card.fields.get("license", OTHER).lower() != OTHER
+        return card if named else replace(card, text_sha256=card.sha256)
+    digest = hashlib.sha256()
+    for name in names:
+        try:
+            digest.update(inside.read(name))
+        except CheckpointError as error:
+            digest.update(error.given.encode())
+    return replace(card, text_sha256=digest.hexdigest())
+
+
+def texts_beside(inside: Folder, fields: Mapping[str, str]) -> list[str]:
+    """The files of a checkpoint's folder with its licence's text: the one that the card links to first."""
+    link = fields.get("license_link", "").removeprefix("./")
+    others = {part.get("license_link") for part in _stated_parts(inside).values()}  # a conditioner's, not the model's
+    names = sorted(p.name for p in inside.root.iterdir() if hub.TERMS.fullmatch(p.name) and p.name not in others)
+    if link and not URL.match(link):
+        with suppress(CheckpointError):  # it leads nowhere, or out of the folder
+            inside.path(link)
+            return [link, *(name for name in names if name != link)]
+    return names
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def front_matter(text: str) -> dict[str, Any]:
@@ -176,9 +228,9 @@ def _value(node: Any, seen: set[int], depth: int) -> Any:
     return None if empty else node.value
 
 
-def _card(head: Mapping[str, Any], body: str, sha256: str | None, page: str, reason: str = "") -> Card:
+def _card(head: Mapping[str, Any], body: str, sha256: str | None, page: str) -> Card:
     fields: dict[str, str] = {}
-    for key in ("license", "license_name", "license_link"):
+    for key in FIELDS:
         texts = _texts(head.get(key))
         if texts:
             fields[key] = ", ".join(texts)
@@ -187,8 +239,8 @@ def _card(head: Mapping[str, Any], body: str, sha256: str | None, page: str, rea
     given = (licence or "").lower()
     free = bool(given) and all(FREE.fullmatch(each) for each in given.split(", "))
     if not free and (given not in ("", "unknown") or asked or "license_name" in fields):
-        terms = _terms(fields, asked, body if given == "other" else "", page)
-        if given in ("", "other"):
+        terms = _terms(fields, asked, body if given == OTHER else "", page)
+        if given in ("", OTHER):
             licence = fields.get("license_name") or (licence if terms.kind == "own" else terms.title)
     return Card(
         licence=None if licence is None else _printable(licence),
@@ -196,7 +248,6 @@ def _card(head: Mapping[str, Any], body: str, sha256: str | None, page: str, rea
         languages=tuple(_printable(each) for each in _texts(head.get("language"))),
         terms=terms,
         sha256=sha256,
-        reason=reason,
     )
 
 
@@ -229,7 +280,7 @@ def _terms(fields: Mapping[str, str], asked: str, body: str, page: str) -> Terms
 def _where(link: str, page: str) -> str:
     """A card's link in full."""
     link = _printable(link)
-    return link if not link or re.match(r"https?://", link) or not page else f"{page}/blob/main/{link.lstrip('/')}"
+    return link if not link or URL.match(link) or not page else f"{page}/blob/main/{link.lstrip('/')}"
 
 
 def _texts(value: Any) -> list[str]:
@@ -252,50 +303,86 @@ class Licensed:
 
     model:    its name on the hub without a revision, or its folder.
     revision: the commit, of a model from the hub.
+    parts:    by the name of a conditioner that came from elsewhere, what binds those who use it beside the model's own.
     """
 
     model: str
     revision: str | None
     card: Card | None
+    parts: Mapping[str, Licensed] = field(default_factory=dict)
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether it is named as on the hub."""
+        return not Path(self.model).is_absolute()
 
 
 def of(source: str | Path) -> Licensed | None:
     """The licence of what `kotoe.load` takes; None for the built-in model and for what is no model.
 
-    A model on the hub that isn't in the cache yet: only its card is downloaded. Raises as `hub.fetch`.
+    A model on the hub that isn't in the cache yet: only what says its licence is downloaded. Raises as `hub.fetch`.
     """
-    text, path = str(source), Path(source).expanduser()
+    text, path = str(source), builtin.path_of(source)
     if path.is_dir():
-        return Licensed(model=str(path.resolve()), revision=_revision(path), card=_of_folder(path))
+        return _of_model(str(path.resolve()), path, "")
     if path.is_file():
-        return Licensed(model=str(path.resolve()), revision=None, card=_of_file(path))
+        return Licensed(model=str(path.resolve()), revision=None, card=of_file(path))
     found = hub.NAME.fullmatch(text)
     if found is None or path.exists() or nearest(text, builtin.NAMES) is not None:  # as `builtin.resolve`
         return None
     folder = hub.card(text)
-    revision = None if folder is None else _revision(folder)
-    card = None if folder is None else _of_folder(folder, hub.page(text))
-    return Licensed(model=found[1], revision=revision, card=card)
+    if folder is None:
+        return Licensed(model=found[1], revision=None, card=None)
+    return _of_model(found[1], folder, hub.page(text))
 
 
 def stated(folder: Path) -> str | None:
     """The licence that a folder's card states."""
     card = read(folder)
-    return None if card is None else card.licence
+    return None if card is None else card.name
 
 
-def _of_folder(folder: Path, page: str = "") -> Card | None:
+def _of_model(model: str, folder: Path, page: str) -> Licensed:
     from kotoe.checkpoints.files import Folder
 
-    inside = Folder(folder)
-    try:
-        stated = inside.json("kotoe.json").get("licence") if inside.has("kotoe.json") else None
-    except CheckpointError:
-        stated = None  # loading it says what is wrong with it
+    inside, revision, parts = Folder(folder), _revision(folder), dict[str, Licensed]()
+    for name, fields in sorted(_stated_parts(inside).items()):
+        card = _with_text(_card(fields, "", None, page), inside, page)
+        parts[name] = Licensed(model=f"{model}, conditioner {name}", revision=revision, card=card)
+    return Licensed(model=model, revision=revision, card=of_folder(folder, page), parts=parts)
+
+
+def of_folder(folder: Path, page: str = "") -> Card | None:
+    from kotoe.checkpoints.files import Folder
+
+    stated = _stated(Folder(folder)).get("licence")
     return read(folder, stated if isinstance(stated, str) else None, page)
 
 
-def _of_file(path: Path) -> Card | None:
+def _stated(inside: Folder) -> Mapping[str, Any]:
+    """kotoe.json, or nothing."""
+    try:
+        return inside.json("kotoe.json") if inside.has("kotoe.json") else {}
+    except CheckpointError:
+        return {}  # loading it says what is wrong with it
+
+
+def _stated_parts(inside: Folder) -> Mapping[str, Mapping[str, str]]:
+    found = _stated(inside).get("licences", {})
+    return found if are_parts(found) else {}
+
+
+def are_parts(value: Any) -> bool:
+    """Whether these can be kotoe.json's licences."""
+    return isinstance(value, dict) and all(
+        isinstance(part, dict)
+        and "license" in part
+        and all(key in FIELDS and isinstance(text, str) for key, text in part.items())
+        for part in value.values()
+    )
+
+
+def of_file(path: Path) -> Card | None:
     """A single file's, from its head."""
     from kotoe.checkpoints.files import metadata
 
@@ -325,21 +412,23 @@ def accepted_path() -> Path:
     elif sys.platform == "win32":
         base = Path(os.environ.get("APPDATA") or home / "AppData" / "Roaming")
     else:
-        base = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
+        said = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+        base = said if said.is_absolute() else home / ".config"  # its specification: ignore others
     return base / "kotoe" / "licences.json"
 
 
 def accepted(licensed: Licensed) -> Mapping[str, Any] | None:
-    """The entry of licences.json that says so: the same licence of the same model, or of one with the same card.
+    """The entry of licences.json that says so: the same licence of the same model, or, where the licence's text is the
+    same everywhere, of one with the same card.
 
     Raises UserError where that file isn't what Kotoe wrote.
     """
     card = licensed.card
-    if card is None:
+    if card is None or card.terms is None:
         return None
     for entry in _entries():
         same = entry.get("terms_sha256") == card.terms_sha256 and entry.get("summary") == SUMMARY
-        by_card = card.sha256 is not None and entry.get("card_sha256") == card.sha256
+        by_card = card.terms.kind in STANDARD and card.sha256 is not None and entry.get("card_sha256") == card.sha256
         if same and (entry.get("model") == licensed.model or by_card):
             return entry
     return None
@@ -362,20 +451,29 @@ def accept(licensed: Licensed) -> Path:
         "summary": SUMMARY,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    path = accepted_path()
-    others = [e for e in _entries() if e.get("model") != licensed.model or e.get("terms_sha256") != card.terms_sha256]
-    return write_atomic(path, dumps({"format": 1, "accepted": [*others, entry]}, indent=2) + "\n")
+    from huggingface_hub.utils import WeakFileLock
+
+    path, new = accepted_path(), (licensed.model, card.terms_sha256)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(path.with_suffix(".lock")):  # another Kotoe may be adding its own
+        others = [each for each in _entries() if (each.get("model"), each.get("terms_sha256")) != new]
+        return write_atomic(path, dumps({"format": 1, "accepted": [*others, entry]}, indent=2) + "\n")
 
 
 def _entries() -> Sequence[Mapping[str, Any]]:
     path = accepted_path()
     if not path.exists():
         return []
-    document = read_json(path)
-    entries = document.get("accepted") if isinstance(document, dict) and document.get("format") == 1 else None
+    entries, reason = None, "is not what Kotoe wrote"
+    try:
+        document = read_json(path)
+    except UserError as error:
+        reason = f"can't be read: {error.given}"
+    else:
+        entries = document.get("accepted") if isinstance(document, dict) and document.get("format") == 1 else None
     if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
         raise UserError(
-            f"{path} is not what Kotoe wrote",
+            f"{path} {reason}",
             allowed='{"format": 1, "accepted": [...]}',
             hint="Mend it, or remove it: licences are asked for again",
         )
@@ -386,64 +484,43 @@ def _entries() -> Sequence[Mapping[str, Any]]:
 
 
 def described(source: str | Path, found: Mapping[str, Any]) -> dict[str, Any]:
-    """licence, terms, card and notes of a model, JSON-able, beside what its files say."""
+    """licence, terms, card, parts and notes of a model, JSON-able, beside what its files say."""
     licensed = of(source)
     card = None if licensed is None else licensed.card
+    notes = list(found["notes"])
+    parts = {}
+    for name, part in ({} if licensed is None else licensed.parts).items():
+        assert part.card is not None
+        parts[name] = {**part.card.fields, "licence": part.card.licence, "terms": _described(part, notes)}
     if licensed is None or card is None:
         unknown = [] if found["licence"] else [f"no licence is known: there is no {hub.CARD} that states one"]
-        return {"terms": None, "card": None, "notes": [*found["notes"], *unknown]}
+        return {"terms": None, "card": None, "licences": parts, "notes": [*notes, *unknown]}
     licence = card.licence or found["licence"]
-    notes = [card.reason] if card.reason else [] if licence else [f"no licence is known: its {hub.CARD} states none"]
-    terms = None
-    if card.terms is not None:
-        entry = accepted(licensed)
-        terms = {**to_json(card.terms), "accepted": None if entry is None else entry.get("date")}
+    terms = _described(licensed, notes)
+    notes += [card.reason] if card.reason else [] if licence else [f"no licence is known: its {hub.CARD} states none"]
     about = {**card.fields, "languages": list(card.languages), "sha256": card.sha256}
-    return {"licence": licence, "terms": terms, "card": about, "notes": [*found["notes"], *notes]}
+    return {"licence": licence, "terms": terms, "card": about, "licences": parts, "notes": notes}
 
 
-def shown(terms: Mapping[str, Any] | None) -> list[str]:
+def _described(licensed: Licensed, notes: list[str]) -> dict[str, Any] | None:
+    """The terms of a model or a conditioner, and since when they are accepted."""
+    if licensed.card is None or licensed.card.terms is None:
+        return None
+    entry = None
+    try:
+        entry = accepted(licensed)
+    except UserError as error:
+        notes += [str(error)] if str(error) not in notes else []
+    return {**to_json(licensed.card.terms), "accepted": None if entry is None else entry.get("date")}
+
+
+def shown(terms: Mapping[str, Any] | None, whose: str = "its licence") -> list[str]:
     """The terms of `described` as lines."""
     if terms is None:
         return []
     when = f"accepted {terms['accepted']}" if terms["accepted"] else "not accepted"
     return [
-        f"its licence binds what you may do with it: {terms['title']} ({when})",
+        f"{whose} binds what you may do with it: {terms['title']} ({when})",
         *terms["summary"],
         f"Kotoe's summary; the licence's text is what binds: {terms['text'] or 'see ' + hub.CARD}",
     ]
-
-
-# --- Handing a licence on -------------------------------------------------------------------------------------------
-
-
-def hand_on(source: Path, folder: Path, name: str) -> Path | None:
-    """Write a card with the licence of the model in `source` into the folder of one that was made of it, which has
-    none yet; the licence's own text too, where it lies beside the card. None where no licence is known.
-
-    name: of the base, as the card is to say it.
-    """
-    from kotoe.checkpoints.files import Folder
-
-    if not source.is_dir() or not folder.is_dir() or (folder / hub.CARD).exists():
-        return None
-    card = _of_folder(source)
-    if card is None or card.licence is None or (card.sha256 is None and (folder / "kotoe.json").exists()):
-        return None  # nothing to say, or said in kotoe.json already
-    named = hub.NAME.fullmatch(name) is not None and not Path(name).expanduser().exists()
-    fields: dict[str, Any] = {"license": "other", **card.fields}
-    if fields["license"] == "other" and card.licence != "other":  # named by what the base's card says besides
-        fields["license_name"] = card.licence
-    fields |= {"language": list(card.languages)} if card.languages else {}
-    fields |= {"base_model": name.partition("@")[0]} if named else {}
-    base = name if named else Path(name).name
-    head = [f"{key}: {dumps(value)}" for key, value in fields.items()]
-    lines = ["---", *head, "---", f"# {folder.name}", "", f"Made by Kotoe from {base}, whose licence it has."]
-    inside = Folder(source)
-    for each in sorted(p.name for p in source.iterdir() if hub.TERMS.fullmatch(p.name)):
-        (folder / each).write_bytes(inside.read(each))
-        lines.append(f"Its text is in {each}.")
-    if card.terms is not None:
-        lines += ["", "In short, and the licence's text is what binds:", "", *card.terms.summary]
-    (folder / hub.CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder / hub.CARD

@@ -72,7 +72,7 @@ def study(wanted: Studying, *, say: Callable[[str], None] = lambda text: None) -
     if wanted.threads is not None:
         torch.set_num_threads(wanted.threads)
     out = Path(wanted.out)
-    bundle = load(wanted.base, dtype="float32")
+    bundle = load(wanted.base, dtype="float32", allow_pickle=wanted.allow_pickle)
     teacher = bundle.default_language
     alone = bundle.changed(conditioners={teacher: bundle.conditioner()})
     english = _kept(out / "cells" / f"english-{wanted.n}.json", lambda: _figures(alone, teacher, wanted))

@@ -179,12 +179,17 @@ class Context:
 
 @dataclass(frozen=True)
 class Conditioner:
-    """Tokenizer and text encoder of one language. `hashes` are the sha256 of their files, for the Record."""
+    """Tokenizer and text encoder of one language.
+
+    hashes:  sha256 of their files, for the Record.
+    licence: what a model card says of theirs (see checkpoints/terms.py), where they came from another model.
+    """
 
     language: str
     tokenizer: Tokenizer
     encoder: CLIPText | BertText
     hashes: Mapping[str, str] = field(default_factory=dict)
+    licence: Mapping[str, str] | None = None
 
     def warns_of(self, text: str) -> bool:
         """Whether the text has marks that models of this kind (Chinese BERT) draw watermarks from."""

@@ -65,7 +65,8 @@ def generate(common: Common, values: Values) -> int:
     loading: Loading = part_of(values, Loading)
     adapting: Adapting = part_of(values, Adapting)
     checks: Checks = part_of(values, Checks)
-    agree(values, drawing.model, drawing.translator, drawing.detector, checks.safety_checker)
+    models = (drawing.model, drawing.translator, drawing.detector, checks.safety_checker)
+    agree(values, *models, dry_run=common.dry_run)
     bundle = bundle_of(drawing.model, request.dtype, loading, drawing.device, drawing.low_memory)
     guard = Guard(checks, bundle, loading.allow_pickle)  # now: a bundle that is changed has no folder
     bundle = adapted(bundle, adapting, loading)
@@ -264,7 +265,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     if "model" not in values and name not in builtin.NAMES:
         raise UserError(f"{drawing.replay} was drawn by {name!r}", hint="Say where that model is: --model FOLDER")
     source = drawing.model if "model" in values else name
-    agree(values, source)
+    agree(values, source, dry_run=common.dry_run)
     dtypes = {"unet": record.dtype, "vae": record.vae_dtype, "text_encoder": record.text_dtype}
     bundle = bundle_of(source, dtypes, loading, drawing.device, drawing.low_memory or record.low_memory)
     bundle = adapted(bundle, adapting, loading)
@@ -323,9 +324,11 @@ def inspect(common: Common, values: Values) -> int:
         lines = [f"{name}: {dumps(value)}" for name, value in record.items()]
         finish(common, {"picture": wanted.model, "record": record}, lines)
         return 0
+    if (licensed := licences.of(wanted.model)) is not None and licensed.from_hub:  # it is downloaded
+        agree(values, wanted.model)
     from kotoe.checkpoints.inspect import describe
 
-    found = describe(wanted.model)
+    found = describe(wanted.model, allow_pickle=wanted.allow_pickle)
     if "adapter" in found:
         from kotoe.checkpoints.adapters import lines as adapter_lines
 
@@ -335,6 +338,7 @@ def inspect(common: Common, values: Values) -> int:
         f"{found['name']}: {found['family']}, {found['size_px']} x {found['size_px']} pixels, "
         f"languages {', '.join(found['languages']) or 'not stated'}, licence {found['licence'] or 'not stated'}",
         *licences.shown(found["terms"]),
+        *_others(found),
         f"folder {found['folder']}",
         f"defaults {dumps(found['defaults'])}",
     ]
@@ -347,6 +351,17 @@ def inspect(common: Common, values: Values) -> int:
     return 0
 
 
+def _others(found: Mapping[str, Any]) -> list[str]:
+    """What the model's card says of languages, where that isn't what its files say; and conditioners' licences."""
+    card = found["card"] or {"languages": []}
+    lines = [f"its card says languages {', '.join(card['languages'])}"] if card["languages"] else []
+    lines = [] if set(card["languages"]) == set(found["languages"]) else lines
+    for name, part in found["licences"].items():
+        lines.append(f"conditioner {name}: licence {part['licence'] or 'not stated'}, beside the model's")
+        lines += licences.shown(part["terms"], f"the licence of conditioner {name}")
+    return lines
+
+
 # --- conditioner ----------------------------------------------------------------------------------
 
 
@@ -355,7 +370,7 @@ def add_conditioner(common: Common, values: Values) -> int:
     wanted: Adding = part_of(values, Adding)
     config = to_json(wanted)
     show_config("conditioner add", config)
-    agree(values, wanted.from_)
+    agree(values, wanted.from_, dry_run=common.dry_run)
     from kotoe.checkpoints import conditioners
 
     place = conditioners.add(
@@ -402,10 +417,10 @@ def convert(common: Common, values: Values) -> int:
     loading: Loading = part_of(values, Loading)
     config = {**to_json(wanted), **to_json(loading)}
     show_config("convert", config)
-    agree(values, wanted.source)
+    agree(values, wanted.source, dry_run=common.dry_run)
     source, out = builtin.resolve(wanted.source), Path(wanted.out)
 
-    from kotoe.checkpoints import FORMATS, save
+    from kotoe.checkpoints import FORMATS, save, terms
 
     if wanted.to not in FORMATS:
         raise unknown("format", wanted.to, FORMATS)
@@ -415,6 +430,8 @@ def convert(common: Common, values: Values) -> int:
     if wanted.language is not None:
         one = {wanted.language: bundle.conditioner(wanted.language)}
         bundle = bundle.changed(conditioners=one, default_language=wanted.language)
+    if source.is_dir():  # its card, which stands before its kotoe.json
+        bundle = dataclasses.replace(bundle, licence=licences.stated(source) or bundle.licence)
     for note in bundle.notes:
         say(f"note: {note}")
     document = {"out": str(out), "to": wanted.to, "notes": list(bundle.notes), "config": config}
@@ -423,7 +440,10 @@ def convert(common: Common, values: Values) -> int:
         return 0
     with writing(out.parent):
         save(bundle, out, to=wanted.to, dtype=wanted.dtype, overwrite=wanted.overwrite)
-        licences.hand_on(source, out, wanted.source)
+        licence = terms.joined(bundle.licence, [bundle.conditioner(tag).licence for tag in bundle.languages])
+        stays = licences.stated(out) if out.is_dir() else None
+        if terms.hand_on(source, out, wanted.source, licence) is None and stays not in (None, licence):
+            say(f"note: the card in {out}, which stays, says licence {stays}; the model's is {licence or 'not known'}")
     finish(common, document, [str(out)])
     return 0
 
@@ -437,7 +457,7 @@ def evaluate(common: Common, values: Values) -> int:
     loading: Loading = part_of(values, Loading)
     config = {**to_json(wanted), **to_json(loading)}
     show_config("evaluate", config)
-    agree(values, wanted.model)
+    agree(values, wanted.model, dry_run=common.dry_run)
     folder = builtin.resolve(wanted.model)
     if common.dry_run:
         finish(common, {"dry_run": True, "config": config, "folder": str(folder)}, [])

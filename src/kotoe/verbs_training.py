@@ -152,7 +152,7 @@ def localize(common: Common, values: Values) -> int:
     """Teach a model a language."""
     wanted: Localizing = part_of(values, Localizing)
     show_config("localize", to_json(wanted))
-    agree(values, wanted.base, wanted.student)
+    agree(values, wanted.base, wanted.student, dry_run=common.dry_run)
     if wanted.threads is not None:
         import torch
 
@@ -171,7 +171,7 @@ def _localized(common: Common, wanted: Localizing, processes: Any) -> int:
 
     pairs = Texts(**read_pairs(*wanted.pairs)) if wanted.pairs else None
     source = None if wanted.images is None else pictures.listed(wanted)
-    bundle = bundle_of(wanted.base, "float32", Loading(), wanted.device)
+    bundle = bundle_of(wanted.base, "float32", Loading(allow_pickle=wanted.allow_pickle), wanted.device)
     captions = None
     if source is not None:
         captions = pictures.Pictures(
@@ -216,7 +216,7 @@ def study(common: Common, values: Values) -> int:
     """Run the cells of a study that are not done yet."""
     wanted: Studying = part_of(values, Studying)
     show_config("study localization", to_json(wanted))
-    agree(values, wanted.base)
+    agree(values, wanted.base, dry_run=common.dry_run)
     from kotoe import study as studies
     from kotoe.study_report import report
 

@@ -23,7 +23,7 @@ import torch
 
 from kotoe import __version__, builtin, licences
 from kotoe.bert import BertText
-from kotoe.checkpoints import bert, diffusers, schedulers
+from kotoe.checkpoints import bert, diffusers, schedulers, terms
 from kotoe.checkpoints.files import (
     LARGEST_TOKENIZER_BYTES,
     Folder,
@@ -273,7 +273,8 @@ def load(
         return found
 
     def of(language: str, base: str) -> Callable[[], Conditioner]:
-        return lambda: replace(conditioner(base), language=language)
+        licence = terms.of_conditioner(folder, card, language)
+        return lambda: replace(conditioner(base), language=language, licence=licence)
 
     unet = diffusers.read_unet(folder, dtypes["unet"], place, allow_pickle)
     vae = diffusers.read_vae(folder, dtypes["vae"], place, allow_pickle)
@@ -346,13 +347,15 @@ def _save_diffusers(bundle: Bundle, folder: Path, *, dtype: torch.dtype | None, 
             new / "unet", diffusers.unet_config(bundle.unet.spec), bundle.unet, "diffusion_pytorch_model", dtype
         )
         _write_part(new / "vae", diffusers.vae_config(bundle.vae.spec), bundle.vae, "diffusion_pytorch_model", dtype)
-        read_by = _shared(bundle)
+        read_by, parts = _shared(bundle), {}
         for language in bundle.languages:
             name = read_by.get(language, language)
             base = new if name == bundle.default_language else new / "conditioners" / name
             if (base / "text_encoder").exists():
                 continue
             conditioner = bundle.conditioners[language]
+            if conditioner.licence is not None and terms.differs(conditioner.licence, bundle.licence):
+                parts[name] = terms.laid(conditioner.licence, new, terms.text_name(name))
             diffusers.check_tokenizer(conditioner.tokenizer, conditioner.encoder.spec, f"conditioner {language}")
             _write_encoder(base / "text_encoder", conditioner.encoder, dtype)
             (base / "tokenizer").mkdir()
@@ -383,6 +386,7 @@ def _save_diffusers(bundle: Bundle, folder: Path, *, dtype: torch.dtype | None, 
                 "name": bundle.name,
                 "family": bundle.family,
                 "licence": bundle.licence,
+                **({"licences": parts} if parts else {}),
                 "languages": list(bundle.languages),
                 **({"read_by": read_by} if read_by else {}),
                 "defaults": asdict(bundle.defaults),
@@ -504,9 +508,10 @@ def _card(folder: Folder) -> dict[str, Any]:
     """kotoe.json, or what stands for it in a folder that Kotoe didn't write."""
     if not folder.has("kotoe.json"):
         guess, licence = [_guessed(folder)], licences.stated(folder.root)
-        return {"name": folder.root.name, "licence": licence, "languages": guess, "read_by": {}, "defaults": {}}
+        known: dict[str, Any] = {"name": folder.root.name, "licence": licence, "languages": guess}
+        return {**known, "licences": {}, "read_by": {}, "defaults": {}}
     card = folder.json("kotoe.json")
-    allowed = ("format", "kotoe_version", "name", "family", "licence", "languages", "read_by", "defaults")
+    allowed = ("format", "kotoe_version", "name", "family", "licence", "licences", "languages", "read_by", "defaults")
     for key in card:
         if key not in allowed:
             near = nearest(key, allowed)
@@ -528,6 +533,9 @@ def _card(folder: Folder) -> dict[str, Any]:
         raise CheckpointError(
             f"kotoe.json: read_by {read_by!r}", allowed="further languages, and by each the name of its conditioner"
         )
+    parts = card.get("licences", {})
+    if not licences.are_parts(parts):
+        raise CheckpointError(f"kotoe.json: licences {parts!r}", allowed=f"by name, {', '.join(licences.FIELDS)}")
     name, licence, defaults = card.get("name"), card.get("licence"), card.get("defaults", {})
     if not isinstance(name, str) or not isinstance(licence, str | None) or not isinstance(defaults, dict):
         raise CheckpointError("kotoe.json: name, licence and defaults", allowed="a text, a text or null, a table")
@@ -535,7 +543,8 @@ def _card(folder: Folder) -> dict[str, Any]:
     for key in defaults:
         if key not in names:
             raise CheckpointError(f"kotoe.json: unknown key {key!r} in defaults", allowed=", ".join(names))
-    return {"name": name, "licence": licence, "languages": languages, "read_by": read_by, "defaults": defaults}
+    found = {"name": name, "licence": licence, "licences": parts, "languages": languages}
+    return {**found, "read_by": read_by, "defaults": defaults}
 
 
 def bases(card: Mapping[str, Any]) -> dict[str, str]:

@@ -112,28 +112,26 @@ def _again(adapter: AdapterRecord) -> str:
 # --- Describing -----------------------------------------------------------------------------------------
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether a .safetensors file holds a LoRA or an embedding, by the names in it."""
-    if path.suffix.lower() != ".safetensors":
-        return False
-    names = [entry.name for entry in entries(path, path.name)]
+def is_adapter(path: Path, allow_pickle: bool = False) -> bool:
+    """Whether a file holds a LoRA or an embedding, by the names in it."""
+    names = [entry.name for entry in entries(path, path.name, allow_pickle)]
     return len(names) == 1 or any("lora" in name for name in names)
 
 
-def describe(source: str | Path, path: Path) -> dict[str, Any]:
+def describe(source: str | Path, path: Path, allow_pickle: bool = False) -> dict[str, Any]:
     """JSON-able description of a LoRA's or an embedding's file: kind, form, ranks or vectors, width, what its head has.
 
     Of a LoRA no factor is read.
     """
-    found = entries(path, path.name)
+    found = entries(path, path.name, allow_pickle)
     texts = metadata(path, path.name)
     document: dict[str, Any] = {"source": str(source), "name": path.stem, "folder": str(path.resolve())}
     if len(found) == 1:
-        word = embeddings.read(path)
+        word = embeddings.read(path, allow_pickle=allow_pickle)
         width: int | None = word.vectors.shape[1]
         document |= {"adapter": "embedding", "token": word.token, "vectors": len(word.vectors), "width": width}
     else:
-        contents = lora.read(path)
+        contents = lora.read(path, allow_pickle=allow_pickle)
         width = lora.context_width(contents)
         document |= {"adapter": "lora", "form": contents.form, "width": width, "parts": _parts(contents)}
     return {

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from kotoe.checkpoints import (
     _write_encoder,
     bases,
     diffusers,
+    terms,
     text_models,
 )
 from kotoe.checkpoints.files import Folder, choose_dtype
@@ -87,13 +88,15 @@ def read(
     cpu = torch.device("cpu")
     kind = choose_dtype(dtype, cpu)
     theirs = Folder(builtin.resolve(source))
+    licence = terms.carried(theirs.root, str(source))
     if text_models.is_text_model(theirs):
         if source_language is not None:
             raise UserError(f"source language {source_language} of a repository of one text model", allowed="none")
         found, where, notes = text_models.read(theirs, language, kind, cpu, allow_pickle)
-        return Source(conditioner=found, where=where, notes=notes)
-    base = _base(theirs, source_language, language)
+        return Source(conditioner=replace(found, licence=licence), where=where, notes=notes)
+    base, own = _base(theirs, source_language, language)
     found = diffusers.read_conditioner(theirs, base, language, kind, cpu, allow_pickle)
+    found = replace(found, licence=own or licence)
     part = f"{base}text_encoder"
     weights = diffusers.weight_files(theirs, part, allow_pickle)
     files: tuple[Path, ...] = ()
@@ -132,6 +135,7 @@ def add(
     overwrite: bool = False,
     allow_pickle: bool = False,
     dry_run: bool = False,
+    licence: Mapping[str, str] | None = None,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Path:
     """Put a conditioner beside the others of a checkpoint folder; all of it or nothing.
@@ -148,6 +152,8 @@ def add(
     overwrite:       replace the conditioner that the language has. The folder's own (its first language's) stays.
     allow_pickle:    read .bin weights too, as tensors only.
     dry_run:         check everything, write nothing.
+    licence:         the conditioner's, where the source doesn't say it. What differs from the folder's own is kept
+                     beside it: in kotoe.json, and its text in a LICENSE file of its own.
     on_note:         called with a sentence for everything in the source that is left out.
     Returns conditioners/<language>. Raises a UserError when it doesn't fit, or the language is taken.
     """
@@ -205,8 +211,19 @@ def add(
     read_by = {tag: by for tag, by in card["read_by"].items() if tag not in taken}
     read_by |= dict.fromkeys(serves, name)
     more = [] if taken else new_tags
-    _write_card(ours, {**card, "languages": [*card["languages"], *more], "read_by": read_by})
+    parts = _without(ours, card, name)
+    licence = licence or found.conditioner.licence
+    if licence is not None and terms.differs(licence, card["licence"]):
+        parts[name] = terms.laid(licence, ours.root, terms.text_name(name))
+    _write_card(ours, {**card, "licences": parts, "languages": [*card["languages"], *more], "read_by": read_by})
     return place
+
+
+def _without(ours: Folder, card: dict, name: str) -> dict[str, Mapping[str, str]]:
+    """The licences of a folder's other conditioners; the text of this one's is removed."""
+    if name in card["licences"]:
+        (ours.root / terms.text_name(name)).unlink(missing_ok=True)
+    return {key: part for key, part in card["licences"].items() if key != name}
 
 
 def _named(ours: Folder, card: dict, own_language: str) -> dict:
@@ -252,8 +269,10 @@ def remove(folder: str | Path, language: str, *, dry_run: bool = False) -> None:
     there = bases(card)
     base = there.pop(language)
     read_by = {tag: by for tag, by in card["read_by"].items() if tag != language}
-    _write_card(ours, {**card, "languages": list(there), "read_by": read_by})
-    if base not in there.values():
+    gone = base not in there.values()
+    parts = _without(ours, card, card["read_by"].get(language, language)) if gone else card["licences"]
+    _write_card(ours, {**card, "licences": parts, "languages": list(there), "read_by": read_by})
+    if gone:
         shutil.rmtree(ours.root / base)  # not listed any more: a crash here leaves only its files
 
 
@@ -271,24 +290,25 @@ def _own(folder: str | Path) -> tuple[Folder, dict]:
     return ours, _card(ours)
 
 
-def _base(theirs: Folder, asked: str | None, language: str) -> str:
-    """Where in the source the conditioner lies."""
+def _base(theirs: Folder, asked: str | None, language: str) -> tuple[str, dict[str, str] | None]:
+    """Where in the source the conditioner lies, and its licence where that isn't the source's."""
     if not theirs.has("model_index.json"):
         if asked is not None:
             raise UserError(f"source language {asked} of a folder with one conditioner", allowed="none")
-        return ""
-    there = bases(_card(theirs))
+        return "", None
+    card = _card(theirs)
+    there = bases(card)
     if asked is None:
         asked = language if language in there or len(there) > 1 else next(iter(there))
     if asked not in there:
         raise unknown("source language", asked, there)
-    return there[asked]
+    return there[asked], terms.of_conditioner(theirs, card, asked)
 
 
 def _write_card(ours: Folder, card: dict) -> None:
     """kotoe.json with these languages and what reads them; what else it says stays. A folder without one gets one."""
     if ours.has("kotoe.json"):
-        value = {**ours.json("kotoe.json"), "languages": card["languages"], "read_by": card["read_by"]}
+        value = {**ours.json("kotoe.json"), **{key: card[key] for key in ("licences", "languages", "read_by")}}
     else:
         value = {
             "format": FORMAT,
@@ -296,11 +316,11 @@ def _write_card(ours: Folder, card: dict) -> None:
             "name": card["name"],
             "family": diffusers.unet_spec(ours.json("unet/config.json")).family,
             "licence": card["licence"],
+            "licences": card["licences"],
             "languages": card["languages"],
             "read_by": card["read_by"],
             "defaults": card["defaults"],
         }
-    if not value["read_by"]:
-        del value["read_by"]
+    value = {key: each for key, each in value.items() if each or key not in ("licences", "read_by")}
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     write_atomic(ours.root / "kotoe.json", text.encode())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -51,7 +52,10 @@ class Folder:
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts or "\\" in name or "\0" in name:
             raise CheckpointError(f"{self.root.name}: the path {name!r} leads out of the folder")
-        real = (self.root / relative).resolve()
+        try:
+            real = (self.root / relative).resolve()
+        except (OSError, RuntimeError):
+            raise CheckpointError(f"{self.root.name}/{name} is a link that leads to itself") from None
         if not (real.is_relative_to(self.root) or self._is_hub_blob(real)):
             raise CheckpointError(
                 f"{self.root.name}/{name} is a link to {real}, outside the folder",
@@ -280,10 +284,21 @@ def write_tensors(
     module: nn.Module, path: Path, dtype: torch.dtype | None, rename: Callable[[str], str] = lambda name: name
 ) -> None:
     """The module's tensors as safetensors, in `dtype` or as they are. rename: our tensor name to the file's."""
+    save_tensors({rename(n): t.detach().to("cpu", dtype).contiguous() for n, t in module.state_dict().items()}, path)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, texts: Mapping[str, str] | None = None) -> None:
+    """A safetensors file with these texts in its head. Raises OSError where it can't be written, as for a full disk."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors = {rename(name): t.detach().to("cpu", dtype).contiguous() for name, t in module.state_dict().items()}
-    save_file(tensors, path, metadata={"format": "pt"})  # transformers refuses files without it
+    try:
+        save_file(tensors, path, metadata={"format": "pt", **(texts or {})})  # transformers refuses files without pt
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 # --- Hashes and dtypes --------------------------------------------------------------------------------------

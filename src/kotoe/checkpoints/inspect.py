@@ -15,27 +15,28 @@ from kotoe.config import to_json
 from kotoe.spec import BertSpec
 
 
-def describe(source: str | Path = builtin.DEFAULT) -> dict[str, Any]:
+def describe(source: str | Path = builtin.DEFAULT, *, allow_pickle: bool = False) -> dict[str, Any]:
     """JSON-able description of a built-in model's name, a folder or a single file: source, folder, family, languages,
-    components, sizes, licence, terms, card, hashes.
+    components, sizes, licence, terms, card, licences, hashes.
 
     components: by part, the class and the configuration. sizes: by part, the number of parameters and the bytes on
     disk. hashes: by part, sha256 of the weights and of the tokenizers. terms: what the licence binds to, and since when
     it is accepted here; None where it leaves free what is done with the model or isn't known. card: what the model card
-    says itself.
+    says itself. licences: by conditioner that came from elsewhere, what its own licence is and binds to.
+    allow_pickle: look into .bin and .ckpt weights too, which are read whole for it, as tensors only.
     """
-    found = _describe(source)
+    found = _describe(source, allow_pickle)
     return {**found, **licences.described(source, found)}
 
 
-def _describe(source: str | Path) -> dict[str, Any]:
+def _describe(source: str | Path, allow_pickle: bool) -> dict[str, Any]:
     path = builtin.resolve(source)
     if path.is_file():
         from kotoe.checkpoints import adapters, single
 
-        if adapters.is_adapter(path):  # other keys then, of which "adapter" says which kind it is
-            return adapters.describe(source, path)
-        return single.describe(source, path)
+        if adapters.is_adapter(path, allow_pickle):  # other keys then, of which "adapter" says which kind it is
+            return adapters.describe(source, path, allow_pickle)
+        return single.describe(source, path, allow_pickle)
     folder = Folder(path)
     if kerascv.is_kerascv(folder):
         return {"source": str(source), "folder": str(folder.root), **_describe_kerascv(folder)}
@@ -49,9 +50,10 @@ def _describe(source: str | Path) -> dict[str, Any]:
     components["scheduler"] = _spec("ScheduleSpec", schedule)
     sizes, hashes = {}, {}
     for part in ("unet", "vae", *(f"{base}text_encoder" for base in places)):
-        files = diffusers.weight_files(folder, part)
+        files = diffusers.weight_files(folder, part, allow_pickle)
+        listed = (e for file in files for e in weights(entries(file, part, allow_pickle), part))
         sizes[part] = {
-            "parameters": sum(math.prod(e.shape) for file in files for e in weights(entries(file, part), part)),
+            "parameters": sum(math.prod(e.shape) for e in listed),
             "bytes": sum(file.stat().st_size for file in files),
         }
         each = [file_sha256(file) for file in files]

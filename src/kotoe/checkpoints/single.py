@@ -32,9 +32,11 @@ from kotoe.checkpoints.files import (
     fill,
     held,
     metadata,
+    save_tensors,
     skeleton,
     weights,
 )
+from kotoe.checkpoints.terms import joined
 from kotoe.config import differing_keys, to_json
 from kotoe.errors import CheckpointError, UserError, unknown
 from kotoe.runs import atomic
@@ -392,8 +394,6 @@ def save(bundle: Bundle, path: Path, *, dtype: torch.dtype | None, overwrite: bo
     scaling factor or noise schedule. Not kept: sampler, grid, steps and guidance by default, and the tokenizer.
     The encoder of SD 2.x is written with the blocks that are run; readers load it without the last one, which isn't.
     """
-    from safetensors.torch import save_file
-
     if path.suffix != ".safetensors":
         raise UserError(f"{path} as a single file", allowed="a name that ends in .safetensors")
     if path.exists() and not (overwrite and path.is_file()):
@@ -417,7 +417,7 @@ def save(bundle: Bundle, path: Path, *, dtype: torch.dtype | None, overwrite: bo
     texts = _texts(bundle)
     _check_said(bundle, encoder, tensors, texts)
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", **texts})
+        save_tensors(tensors, temporary, texts)
     return path
 
 
@@ -446,6 +446,7 @@ def _texts(bundle: Bundle) -> dict[str, str]:
     """What ModelSpec 1.0 has words for."""
     two, v = bundle.family.startswith("sd2"), bundle.schedule.prediction_type == "v_prediction"
     edge = bundle.unet.spec.sample_size * bundle.vae.spec.downscale
+    licence = joined(bundle.licence, [bundle.conditioner().licence])
     found = {
         "sai_model_spec": "1.0.0",
         "architecture": f"stable-diffusion-v2-{'768-v' if v else '512'}" if two else "stable-diffusion-v1",
@@ -453,7 +454,7 @@ def _texts(bundle: Bundle) -> dict[str, str]:
         "title": bundle.name,
         "resolution": f"{edge}x{edge}",
         "prediction_type": "v" if v else "epsilon",
-        **({} if bundle.licence is None else {"license": bundle.licence}),
+        **({} if licence is None else {"license": licence}),
     }
     return {SPEC + key: text for key, text in found.items()}
 
@@ -487,10 +488,10 @@ def _check_said(
 # --- Describing ---------------------------------------------------------------------------------------------
 
 
-def describe(source: str | Path, path: Path) -> dict[str, Any]:
-    """JSON-able description of a single file, with the keys of `inspect.describe`. No tensor is read."""
+def describe(source: str | Path, path: Path, allow_pickle: bool = False) -> dict[str, Any]:
+    """JSON-able description of a single file, with the keys of `inspect.describe`. No tensor of safetensors is read."""
     name = path.name
-    found = contents(entries(path, name), metadata(path, name), name)
+    found = contents(entries(path, name, allow_pickle), metadata(path, name), name)
     prediction = known_prediction(found, name)
     specs = said(found, prediction or "epsilon", name)
     schedule = to_json(specs.schedule) | {"prediction_type": prediction}

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kotoe import builtin, licences
+from kotoe import builtin
 from kotoe.bert import BertText
-from kotoe.checkpoints import Bundle, conditioners, save
+from kotoe.checkpoints import Bundle, conditioners, save, terms
 from kotoe.checkpoints.files import choose_dtype, replacing, tensor_sha256
 from kotoe.config import to_json
 from kotoe.errors import UserError
@@ -50,7 +50,7 @@ VOCABULARY = 2000  # pieces a language
 GAMMA = 5.0  # of min-snr
 TRIAL, WARMING = 10, 2  # steps that a forecast takes, and of these the ones it doesn't count
 # settings that may differ when a run is resumed
-FREE = ("out", "overwrite", "device", "threads", "log_every", "cache", "checkpointing", "shard")
+FREE = ("out", "overwrite", "device", "threads", "log_every", "cache", "checkpointing", "shard", "allow_pickle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +95,13 @@ def localize(
     wanted = replace(wanted, dtype=computing(wanted))
     with processes.run(wanted.run, {**to_json(wanted), "base_sha256": bundle.sha256}, free=FREE) as run:
         said = None if captions is None else captions.texts
-        with processes.in_turn():  # the first may have to train it
-            tokenizer = _tokenizer(bundle, wanted, run, pairs, said)
-        student = Conditioner(wanted.language, tokenizer, _encoder(bundle, wanted, tokenizer, pairs))
+        given = _given(wanted)
+        if given is None:
+            with processes.in_turn():  # the first may have to train it
+                tokenizer = _tokenizer(bundle, wanted, run, pairs, said)
+            student = Conditioner(wanted.language, tokenizer, _encoder(bundle, wanted, tokenizer, pairs))
+        else:
+            tokenizer, student = given.tokenizer, given
         if wanted.plan == "distil-behind":
             end_alike(clip(student, wanted.plan), clip(bundle.conditioner(), wanted.plan))
         conditioners.swap(bundle, wanted.tags, student)  # does it fit?
@@ -131,13 +135,14 @@ def write(found: Localized, wanted: Localizing, *, overwrite: bool = False) -> P
     source = builtin.resolve(wanted.base)
     if PLANS[wanted.plan].changes_unet or not source.is_dir():
         save(found.bundle, out, dtype="float16", overwrite=overwrite)
-        licences.hand_on(source, out, wanted.base)
+        terms.hand_on(source, out, wanted.base)
         return out
     part = Path(wanted.run) / "conditioner"
-    conditioners.write(found.bundle.conditioner(wanted.tags[0]), part, dtype=torch.float16)
+    new_one = found.bundle.conditioner(wanted.tags[0])
+    conditioners.write(new_one, part, dtype=torch.float16)
     with replacing(out, overwrite=overwrite, marker="model_index.json") as new:
         shutil.copytree(source, new, dirs_exist_ok=True)
-        conditioners.add(new, wanted.language, part, serves=wanted.serves)
+        conditioners.add(new, wanted.language, part, serves=wanted.serves, licence=new_one.licence)
     return out
 
 
@@ -203,11 +208,19 @@ def _heed(found: Sequence[Finding], on_finding: Callable[[Finding], None] | None
         raise UserError("; ".join(f"{e.what}" for e in errors), hint="; ".join(e.do for e in errors if e.do))
 
 
+def _given(wanted: Localizing) -> Conditioner | None:
+    """The student that somebody else has trained, without the hashes of files that it won't have been read from."""
+    if wanted.student is None:
+        return None
+    found = conditioners.read(
+        wanted.student, wanted.language, dtype="float32", allow_pickle=wanted.allow_pickle
+    ).conditioner
+    return replace(found, hashes={})
+
+
 def _tokenizer(
     bundle: Bundle, wanted: Localizing, run: Run, pairs: Texts | None, captions: Sequence[str] | None
 ) -> Tokenizer:
-    if wanted.student is not None:
-        return conditioners.read(wanted.student, wanted.language).conditioner.tokenizer
     if wanted.tokenizer is not None:
         return load_tokenizer(wanted.tokenizer)
     folder = run.path("tokenizer")
@@ -223,8 +236,6 @@ def _tokenizer(
 
 
 def _encoder(bundle: Bundle, wanted: Localizing, tokenizer: Tokenizer, pairs: Texts | None) -> CLIPText | BertText:
-    if wanted.student is not None:
-        return conditioners.read(wanted.student, wanted.language, dtype="float32").conditioner.encoder
     teacher = bundle.conditioner()
     encoder = clip(teacher, "a new encoder")
     counted = TEXTS_COUNTED * len(wanted.tags)

@@ -108,6 +108,7 @@ class Localizing:
     start:         aligned, tokens begin as the mean of those they translate; warm, the base's weights with new tokens;
                    scratch; given, the encoder of `student`. The plan's own by default.
     student:       a model or a folder with tokenizer/ and text_encoder/ whose encoder is to be the new language's.
+    allow_pickle:  read .bin weights of base and student too, as tensors only.
     steps:         how long to train; the plan's own number by default. 0: not at all, the student stays as it starts.
     batch_size:    rows of a step; the plan's own number by default.
     lr:            peak learning rate; the plan's own by default.
@@ -150,6 +151,7 @@ class Localizing:
     vocab_size: int | None = None
     start: str | None = None
     student: str | None = None
+    allow_pickle: bool = False
     steps: int | None = None
     batch_size: int | None = None
     lr: float | None = None
@@ -243,6 +245,7 @@ class Studying:
 
     out:       the study's folder: cells/, results.json, report.md, r1.png; the same command goes on.
     base:      the model whose encoder is the teacher.
+    allow_pickle: read its .bin weights too, as tensors only.
     languages: the new languages, BCP 47 tags.
     plans:     plans of `kotoe localize`; those that read nothing or need a given student are left out.
     starts:    where students start from, for the plans that have a choice; each plan's own by default.
@@ -257,6 +260,7 @@ class Studying:
 
     out: str
     base: str = "kotoe-emoji"
+    allow_pickle: bool = False
     languages: tuple[str, ...] = ("ja", "zh", "ko")
     plans: tuple[str, ...] = ("distil-behind",)
     starts: tuple[str, ...] = ()
