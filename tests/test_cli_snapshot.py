@@ -14,7 +14,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 FROZEN = {
     "generate": "prompt negative_prompt language translate_to width height steps sampler grid ending guidance_scale "
     "guidance_rescale seed n eta init_image mask strength long_prompt emphasis full_width padding punctuation dtype "
-    "numerics batch_size "
+    "numerics engine batch_size "
     "model out translator detector replay grid_image device low_memory "
     "lora embedding adapter_language lora_text tokenizer ema prediction_type allow_pickle accept_license "
     "safety safety_checker safety_threshold safety_concepts prompt_check config dry_run json",

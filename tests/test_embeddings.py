@@ -175,7 +175,7 @@ def test_a_bundle_with_words_is_not_saved(base: Bundle, tmp_path: Path) -> None:
 def test_low_memory_and_bfloat16(tmp_path: Path) -> None:
     folder = saved_tiny(tmp_path / "m")
     file = embedding(tmp_path)
-    request = Request(prompt="a <toy>", language="en", seed=3)
+    request = Request(prompt="a <toy>", language="en", seed=3, engine="plain")
     drawn = [
         generate(with_embeddings(load(folder, dtype="bfloat16", low_memory=x), [Embedding(file=file)]), request)[0]
         for x in (False, True)

@@ -18,8 +18,10 @@ from kotoe import images
 from kotoe.checkpoints import Bundle
 from kotoe.config import Record, Request, dumps, from_json
 from kotoe.drawing import Picture, check_same, draw, generate, pixel_multiple, plan, read_prompts, replay, resolve
+from kotoe.engine import FastUNet
 from kotoe.errors import UserError
 from kotoe.samplers import SAMPLERS
+from kotoe.unet import UNet
 from tiny import seeded, tiny_bundle
 
 PROMPTS = ("a red cat", "青い背景に猫", "蓝色背景上的猫", "파란 배경의 고양이")
@@ -129,20 +131,22 @@ def test_guidance_1_is_one_forward(bundle: Bundle, monkeypatch: pytest.MonkeyPat
         return forward(self, x, *rest)
 
     monkeypatch.setattr(type(bundle.unet), "forward", counted)
-    one(bundle, guidance_scale=1.0, steps=4, sampler="euler")
+    one(bundle, guidance_scale=1.0, steps=4, sampler="euler", engine="plain")
     assert sizes == [1] * 4
     sizes.clear()
-    one(bundle, guidance_scale=3.0, steps=4, sampler="euler")
+    one(bundle, guidance_scale=3.0, steps=4, sampler="euler", engine="plain")
     assert sizes == [2] * 4
     sizes.clear()
-    one(bundle, guidance_scale=0.0, steps=4, sampler="euler")  # zero is a value: the negative prompt alone
+    one(
+        bundle, guidance_scale=0.0, steps=4, sampler="euler", engine="plain"
+    )  # zero is a value: the negative prompt alone
     assert sizes == [2] * 4
 
 
 def test_texts_and_times_are_computed_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = {"text_kv": 0, "time_table": 0, "encode": 0}
-    unet, conditioner = type(bundle.unet), type(bundle.conditioner("en"))
-    for cls, name in ((unet, "text_kv"), (unet, "time_table"), (conditioner, "encode")):
+    conditioner = type(bundle.conditioner("en"))
+    for cls, name in ((FastUNet, "text_kv"), (UNet, "time_table"), (conditioner, "encode")):
         original = getattr(cls, name)
 
         def counted(*a: Any, _name: str = name, _original: Any = original, **k: Any) -> Any:

@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "spec", "config", "runs", "prompts"},
     {"rng", "schedule", "denoise", "samplers", "images", "labels", "language"},
     {"unet", "vae", "text", "bert", "vision", "tokenizers", "tokens"},
-    {"checkpoints", "builtin", "hub", "licences", "numerics", "translate"},
+    {"checkpoints", "builtin", "engine", "hub", "licences", "numerics", "translate"},
     {"drawing"},
     {"localize", "data", "evaluate", "safety", "bench"},
     {"serve", "study", "study_picture", "study_report"},

@@ -55,7 +55,7 @@ def loaded(place: Path, inpaints: bool, **asked: Any) -> Bundle:
 
 def request_of(place: Path, asked: dict[str, Any], **more: Any) -> Request:
     files = {k: str(place / v) if k in ("init_image", "mask") else v for k, v in asked.items()}
-    return Request(**{"prompt": PROMPT, "language": "en", "seed": 3, "steps": 5, **files, **more})
+    return Request(**{"prompt": PROMPT, "language": "en", "seed": 3, "steps": 5, "engine": "plain", **files, **more})
 
 
 def cuda(device: str) -> None:

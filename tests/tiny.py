@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from kotoe import drawing
 from kotoe.checkpoints import Bundle, Defaults
 from kotoe.localize.vocabulary import train_clip_bpe, train_sentencepiece
 from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec, VAESpec
@@ -147,14 +148,14 @@ def edit(path: Path, **changes: object) -> None:
 def latents_decoded() -> Iterator[list[Tensor]]:
     """Within it, the latents (1, C, h, w) of unit variance that an autoencoder is given to decode, one per picture."""
     seen: list[Tensor] = []
-    decode = VAE.decode
+    decode = drawing._decode
 
-    def watched(vae: VAE, z: Tensor) -> Tensor:
+    def watched(bundle: Bundle, request: drawing.Resolved, z: Tensor) -> Tensor:
         seen.append(z)
-        return decode(vae, z)
+        return decode(bundle, request, z)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(VAE, "decode", watched)
+        patch.setattr(drawing, "_decode", watched)
         yield seen
 
 

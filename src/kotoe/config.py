@@ -31,6 +31,7 @@ ETA_SAMPLERS = ("ddim",)
 LEGACY_SAMPLERS = ("ddim", "pndm")
 GRID_NAMES = ("linspace", "leading", "trailing", "karras", "kerascv", "kerascv_0_8_1")
 NumericsName = Literal["exact", "kerascv"]
+EngineName = Literal["fast", "plain"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Emphasis = Literal["original", "no-norm", "ignore", "none"]
 Ending = Literal["zero", "legacy"]
@@ -232,6 +233,8 @@ class Request:
     punctuation:     "kept", or "ascii": full-width marks of a prompt, such as ，and 。, are read as , and .
     dtype:           "auto" is bfloat16 where the processor computes in it, float32 elsewhere.
     numerics:        "exact" is the arithmetic the weights were trained with, "kerascv" KerasCV's, to get its pictures.
+    engine:          "fast" computes a model on a processor with fused operations, as exact as "plain", which all other
+                     devices and low memory use; the last bits of the two differ.
     batch_size:      images denoised together: 1 on a processor, 8 on an accelerator unless said. More is faster, and
                      may move a pixel by one level of 255: arithmetic rounds otherwise for another size.
     """
@@ -261,6 +264,7 @@ class Request:
     punctuation: Literal["kept", "ascii"] = "kept"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     numerics: NumericsName = "exact"
+    engine: EngineName = "fast"
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -518,6 +522,7 @@ class Record:
     padding: Literal["max_length", "longest"] = "max_length"
     punctuation: Literal["kept", "ascii"] = "kept"
     numerics: NumericsName = "exact"
+    engine: EngineName = "plain"  # as pictures were drawn whose records don't say
     dtype: Dtype
     vae_dtype: Dtype
     text_dtype: Dtype

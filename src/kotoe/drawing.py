@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from kotoe import __version__, images
+from kotoe import __version__, engine, images
 from kotoe.checkpoints import Bundle, adapters, conditioner_hashes
 from kotoe.checkpoints.files import tensors_sha256
 from kotoe.config import (
@@ -46,7 +46,7 @@ from kotoe.rng import ImageNoise
 from kotoe.samplers import Step, along
 from kotoe.schedule import Walk, input_scale, sigma_to_t, told_timesteps, walk
 from kotoe.translate import source_language, target_language, understood
-from kotoe.unet import KV, TimeTable, UNet
+from kotoe.unet import KV, TimeTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +224,7 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
             bundle.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
         ),
         "dtype": ours,
+        "engine": request.engine if _has_engine(bundle) else "plain",
         "batch_size": request.batch_size,
     }
     if request.batch_size is None:
@@ -240,6 +241,10 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
     images.check_size(width, height, pixel_multiple(bundle))
     _walk(bundle, found)  # too few steps, or none left
     return found
+
+
+def _has_engine(bundle: Bundle) -> bool:
+    return not bundle.low_memory and engine.usable(bundle.unet) and engine.usable(bundle.vae)
 
 
 def pixel_multiple(bundle: Bundle) -> int:
@@ -416,7 +421,7 @@ def _draw_batch(
         latents = torch.lerp(known.to(latents), latents, anew)  # a legacy ending leaves noise in what is kept, too
     wanted = range(len(jobs)) if only is None else (only,)
     with bundle.at_work(bundle.vae):
-        pixels = [_decode(bundle, latents[i : i + 1]) for i in wanted]  # (3, H, W) each
+        pixels = [_decode(bundle, request, latents[i : i + 1]) for i in wanted]  # (3, H, W) each
     if mask is not None and init is not None:  # what the mask keeps is kept to the bit, not through the autoencoder
         pixels = [torch.lerp(init[0], p, mask[0]) for p in pixels]
     seconds = (time.perf_counter() - began) / len(jobs)
@@ -432,16 +437,16 @@ def _draw_batch(
 def _denoiser(
     bundle: Bundle, request: Resolved, reads: Sequence[Read], way: Walk, given: tuple[Tensor, Tensor] | None
 ) -> Denoiser:
-    unet = bundle.unet
-    weight = unet.conv_in.weight
+    unet, weight = bundle.unet, bundle.unet.conv_in.weight
+    fast = engine.of(unet) if request.engine == "fast" else unet
     context = torch.cat([read.positive for read in reads])  # (B, L, D)
     if is_guided(request):
         context = torch.cat([*(read.negative for read in reads if read.negative is not None), context])  # (2B, L, D)
-    kv = unet.text_kv(context.to(weight))
+    kv = fast.text_kv(context.to(weight))
     t = sigma_to_t(bundle.schedule, way.asked)  # (S,)
     told = told_timesteps(bundle.schedule, way.asked, sampler=request.sampler, grid=request.grid)  # (S,)
     table = unet.time_table(told.to(weight.device))
-    model = _model(unet, kv, table, t)
+    model = _model(fast, weight.dtype, kv, table, t)
     paired = denoiser(model if given is None else beside(model, *given), bundle.schedule)
     return guided(
         paired,
@@ -452,9 +457,10 @@ def _denoiser(
     )
 
 
-def _model(unet: UNet, kv: KV, table: TimeTable, t: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+def _model(
+    unet: Callable[[Tensor, list[Tensor], KV], Tensor], dtype: torch.dtype, kv: KV, table: TimeTable, t: Tensor
+) -> Callable[[Tensor, Tensor], Tensor]:
     rows = {float(time): i for i, time in enumerate(t)}
-    dtype = unet.conv_in.weight.dtype
 
     def model(x: Tensor, times: Tensor) -> Tensor:
         x = x.to(dtype).contiguous(memory_format=torch.channels_last)  # the layout convolutions are fastest in
@@ -496,10 +502,11 @@ def _encode(bundle: Bundle, picture: Tensor) -> Tensor:
     return bundle.vae.encode(picture.to(weight)).float()  # (1, C, h, w); the mean: the caller owns randomness
 
 
-def _decode(bundle: Bundle, latent: Tensor) -> Tensor:
+def _decode(bundle: Bundle, request: Resolved, latent: Tensor) -> Tensor:
     weight = bundle.vae.quant_conv.weight
     z = latent.to(weight).contiguous(memory_format=torch.channels_last)
-    return bundle.vae.decode(z)[0].float().cpu()  # (3, H, W)
+    decode = engine.of(bundle.vae) if request.engine == "fast" else bundle.vae.decode
+    return decode(z)[0].float().cpu()  # (3, H, W)
 
 
 # --- Records --------------------------------------------------------------------------------------
@@ -559,7 +566,7 @@ def _record(
         for name in (
             *("negative_prompt", "width", "height", "steps", "sampler", "grid", "ending", "guidance_scale"),
             *("guidance_rescale", "eta", "init_image", "mask", "strength", "long_prompt", "padding", "punctuation"),
-            *("emphasis", "full_width", "numerics"),
+            *("emphasis", "full_width", "numerics", "engine"),
         )
     }
     return Record(

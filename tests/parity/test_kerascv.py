@@ -88,7 +88,7 @@ def drawn(bundle: Bundle, **asked: Any) -> tuple[np.ndarray, Picture]:
     states: list[Tensor] = []
     request = {
         "prompt": PROMPT, "seed": SEED, "steps": STEPS, "width": EDGE_PX, "height": EDGE_PX, "guidance_scale": 7.5,
-        "numerics": "kerascv", **asked,
+        "numerics": "kerascv", "engine": "plain", **asked,
     }  # fmt: skip
     (picture,) = generate(bundle, Request(**request), on_step=lambda p: states.append(p.step.x))
     return nhwc(states[-1]), picture

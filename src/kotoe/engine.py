@@ -1,0 +1,335 @@
+"""The UNet and the autoencoder's decoder as a processor computes them fastest. Numerically equal to unet.py and vae.py.
+
+What is otherwise than there, and nothing else is:
+- weights are laid out once as oneDNN's kernels want them, instead of at every call;
+- bias, residual sum, GELU and the gate's product belong to the convolution or product before them;
+- query, key and value are one product; time projections are added to the bias of the convolution that they follow;
+- self-attention over many positions goes block by block of queries, so that scores stay in the cache;
+- a convolution after an upsampling reads the small picture: each of the four pixels that come of one needs 2 x 2
+  sums of the 3 x 3 weights, 4/9 of the products.
+
+Rounding differs, so a picture's last bits do. In bfloat16 the distance to float32 is that of the plain networks
+(tests/test_engine.py). The operations are torch's own for oneDNN, those that its compiler emits.
+
+Legend: B pictures, C channels, h w rows and columns, N positions (h * w), M keys, H heads, d width of a head.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kotoe import unet as networks
+from kotoe import vae as autoencoder
+from kotoe.unet import KV, Attention, SpatialTransformer, UNet
+from kotoe.vae import VAE
+
+oneDNN = torch.ops.mkldnn
+QUERIES = 512  # of a block of self-attention: its scores over 4,096 positions in bfloat16 are 4 MiB
+WHOLE = 2**20  # scores of a head that are computed at once
+DTYPES = (torch.float32, torch.bfloat16)
+
+_made: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = WeakKeyDictionary()  # an engine refers to no whole network
+_lock = threading.Lock()
+
+
+def usable(net: nn.Module) -> bool:
+    """Whether a network can be computed here: on a processor, in a dtype that oneDNN has kernels for."""
+    weight = next(net.parameters())
+    if weight.device.type != "cpu" or weight.dtype not in DTYPES or not torch.backends.mkldnn.is_available():
+        return False
+    return weight.dtype == torch.float32 or bool(oneDNN._is_mkldnn_bf16_supported())
+
+
+@overload
+def of(net: UNet) -> FastUNet: ...
+@overload
+def of(net: VAE) -> FastDecoder: ...
+def of(net: UNet | VAE) -> FastUNet | FastDecoder:
+    """The engine of a network: made when first asked for, and again when the weights have changed since."""
+    state = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in net.parameters())
+    with _lock, torch.inference_mode():
+        known = _made.get(net)
+        if known is None or known[0] != state:
+            known = _made[net] = (state, FastUNet(net) if isinstance(net, UNet) else FastDecoder(net))
+        return known[1]
+
+
+# --- Layers ---------------------------------------------------------------------------------------
+
+
+class Linear:
+    """x @ weight.T + bias, and what is fused with it."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int = 4096) -> None:
+        self.weight = oneDNN._reorder_linear_weight(weight.detach().contiguous(), rows)
+        self.bias = None if bias is None else bias.detach().clone()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return oneDNN._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+    def gelu(self, x: Tensor, approximate: str) -> Tensor:
+        """GELU of the product."""
+        return oneDNN._linear_pointwise(x, self.weight, self.bias, "gelu", [], approximate)
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """The product and another tensor of its shape."""
+        return oneDNN._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """The product, element by element times another tensor of its shape."""
+        return oneDNN._linear_pointwise.binary(x, other, self.weight, self.bias, "mul")
+
+
+class Conv:
+    """A convolution of channels_last maps. size: rows and columns to lay the weights out for; others do, too."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, *, padding: int, stride: int = 1, size: int = 64) -> None:
+        self.bias = bias.detach().clone()
+        self.how = ([padding] * 2, [stride] * 2, [1, 1], 1)
+        laid = weight.detach().contiguous(memory_format=torch.channels_last)
+        self.weight = oneDNN._reorder_convolution_weight(laid, *self.how, [1, weight.shape[1], size, size])
+
+    @classmethod
+    def of(cls, conv: nn.Module, size: int = 64) -> Conv:
+        """The same as a module of torch's."""
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
+        assert not isinstance(conv.padding, str)
+        return cls(conv.weight, conv.bias, padding=conv.padding[0], stride=conv.stride[0], size=size)
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return oneDNN._convolution_pointwise(
+            x, self.weight, self.bias if bias is None else bias, *self.how, "none", [], ""
+        )
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """The convolution and another map of its shape."""
+        return oneDNN._convolution_pointwise.binary(
+            x, other, self.weight, self.bias, *self.how, "add", 1.0, None, [], None
+        )
+
+
+class Upsample:
+    """A 3 x 3 convolution of a map made twice as large by its nearest pixels, without making it.
+
+    Of output row 2i + a the kernel's rows read input rows i - 1 + a and i + a: the first of them by its first row
+    (a = 0) or by the sum of its first two (a = 1), the second by the others. Columns likewise. All four phases are one
+    convolution of 2 x 2 to four times the channels.
+    """
+
+    def __init__(self, conv: nn.Module, size: int = 64) -> None:
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
+        weight = conv.weight.detach().float()  # (O, C, 3, 3)
+        halves = ((slice(0, 1), slice(1, 3)), (slice(0, 2), slice(2, 3)))  # of a = 0 and 1: what reads which row
+        phases = [
+            torch.stack(
+                [torch.stack([weight[:, :, r, c].sum((2, 3)) for c in columns], 2) for r in rows], 2
+            )  # (O, C, 2, 2)
+            for rows in halves
+            for columns in halves
+        ]
+        self.channels = len(weight)
+        self.conv = Conv(torch.cat(phases).to(conv.weight.dtype), conv.bias.repeat(4), padding=1, size=size)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        y = self.conv(x).permute(0, 2, 3, 1)  # (B, h + 1, w + 1, 4 O)
+        made = x.new_empty(b, h, 2, w, 2, self.channels)
+        for k, phase in enumerate(y.split(self.channels, dim=3)):
+            i, j = divmod(k, 2)
+            made[:, :, i, :, j] = phase[:, i : i + h, j : j + w]
+        return made.view(b, 2 * h, 2 * w, self.channels).permute(0, 3, 1, 2)  # (B, O, 2h, 2w)
+
+
+def normed(norm: nn.Module, x: Tensor, *, silu: bool = True) -> Tensor:
+    """GroupNorm of a map, and SiLU of it."""
+    assert isinstance(norm, nn.GroupNorm)
+    y = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return F.silu(y, inplace=True) if silu else y
+
+
+def flat(x: Tensor) -> Tensor:
+    """(B, C, h, w) in channels_last as (B, N, C), without a copy."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def mapped(x: Tensor, h: int, w: int) -> Tensor:
+    """(B, N, C) as (B, C, h, w) in channels_last, without a copy."""
+    return x.unflatten(1, (h, w)).permute(0, 3, 1, 2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k) v. q (B, H, N, d), k (B, H, d, M) already scaled, v (B, H, M, d); gives (B, N, H * d)."""
+    b, heads, n, d = q.shape
+    if n * k.shape[-1] <= WHOLE:
+        return (torch.matmul(q, k).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    made = q.new_empty(b, n, heads, d)
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    for i in range(b):
+        for j in range(heads):
+            for first in range(0, n, QUERIES):
+                rows = slice(first, first + QUERIES)
+                made[i, rows, j] = (q[i, j, rows] @ k[i, j]).softmax(-1) @ v[i, j]
+    return made.flatten(2)
+
+
+# --- The UNet -------------------------------------------------------------------------------------
+
+
+class ResnetBlock:
+    """Of the UNet, and without `time` of the autoencoder."""
+
+    def __init__(self, block: networks.ResnetBlock | autoencoder.ResnetBlock, size: int) -> None:
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.conv1, self.conv2 = Conv.of(block.conv1, size), Conv.of(block.conv2, size)
+        self.shortcut = Conv.of(block.conv_shortcut, size) if hasattr(block, "conv_shortcut") else None
+
+    def __call__(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        y = normed(self.norm1, x)
+        if time is None:
+            y = self.conv1(y)
+        elif len(time) == 1:
+            y = self.conv1(y, self.conv1.bias + time[0])
+        else:  # pictures at different steps
+            y = self.conv1(y) + time[:, :, None, None]
+        return self.conv2.plus(normed(self.norm2, y), x if self.shortcut is None else self.shortcut(x))
+
+
+class Transformer:
+    """A SpatialTransformer."""
+
+    def __init__(self, module: SpatialTransformer) -> None:
+        block: Any = module.transformer_blocks[0]
+        c = block.norm1.weight.numel()
+        self.norm, self.norms = module.norm, (block.norm1, block.norm2, block.norm3)
+        self.proj_in = Linear(module.proj_in.weight.reshape(c, c), module.proj_in.bias)
+        self.proj_out = Linear(module.proj_out.weight.reshape(c, c), module.proj_out.bias)
+        own, text = block.attn1, block.attn2
+        self.heads, self.scale = own.heads, (c // own.heads) ** -0.5
+        self.qkv = Linear(torch.cat([own.to_q.weight * self.scale, own.to_k.weight, own.to_v.weight]), None)
+        self.out1 = Linear(own.to_out[0].weight, own.to_out[0].bias)
+        self.q2, self.out2 = Linear(text.to_q.weight, None), Linear(text.to_out[0].weight, text.to_out[0].bias)
+        proj, self.approximate = block.ff.net[0].proj, block.ff.net[0].approximate
+        (value, gate), (value_bias, gate_bias) = proj.weight.chunk(2), proj.bias.chunk(2)
+        self.value, self.gate = Linear(value, value_bias), Linear(gate, gate_bias)
+        self.ff = Linear(block.ff.net[2].weight, block.ff.net[2].bias)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, N, d)
+
+    def __call__(self, x: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
+        _, _, h, w = x.shape
+        y = self.proj_in(flat(normed(self.norm, x, silu=False)))  # (B, N, C)
+        q, k, v = (self.split(each) for each in self.qkv(self.norms[0](y)).chunk(3, dim=-1))
+        y = self.out1.plus(attend(q, k.transpose(2, 3), v), y)
+        y = self.out2.plus(attend(self.split(self.q2(self.norms[1](y))), *kv), y)
+        z = self.norms[2](y)
+        y = self.ff.plus(self.value.times(z, self.gate.gelu(z, self.approximate)), y)
+        return mapped(self.proj_out.plus(y, flat(x)), h, w)
+
+
+class Level:
+    """One resolution of either network, and its resampler."""
+
+    def __init__(self, level: Any, size: int) -> None:
+        self.resnets = [ResnetBlock(block, size) for block in level.resnets]
+        self.transformers = [Transformer(t) for t in getattr(level, "attentions", ())]
+        self.down = [Conv.of(d.conv, size) for d in getattr(level, "downsamplers", ())]
+        self.up = [Upsample(u.conv, size) for u in getattr(level, "upsamplers", ())]
+
+    def block(self, j: int, x: Tensor, time: Iterator[Tensor], kv: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+        x = self.resnets[j](x, next(time))
+        return self.transformers[j](x, next(kv)) if self.transformers else x
+
+
+class FastUNet:
+    """A UNet as above. Called with a step's time projections and with `text_kv` of the texts."""
+
+    def __init__(self, net: UNet) -> None:
+        size = net.spec.sample_size
+        self.cross, self.norm_out = net.cross_attentions(), net.conv_norm_out
+        self.conv_in, self.conv_out = Conv.of(net.conv_in, size), Conv.of(net.conv_out, size)
+        last = len(net.down_blocks) - 1
+        self.down = [Level(level, max(size >> i, 1)) for i, level in enumerate(net.down_blocks)]
+        mid: Any = net.mid_block
+        self.mid = [ResnetBlock(block, max(size >> last, 1)) for block in mid.resnets]
+        self.mid_transformer = Transformer(mid.attentions[0])
+        self.up = [Level(level, max(size >> (last - i), 1)) for i, level in enumerate(net.up_blocks)]
+
+    def text_kv(self, context: Tensor) -> KV:
+        """Keys (B, H, d, M), already scaled, and values (B, H, M, d) of context (B, M, D) for every cross-attention."""
+        return [self._kv(attention, context) for attention in self.cross]
+
+    def _kv(self, attention: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = attention.kv(context)  # (B, H, M, d)
+        return (k * k.shape[-1] ** -0.5).transpose(2, 3).contiguous(), v.contiguous()
+
+    def __call__(self, x: Tensor, time: Sequence[Tensor], kv: KV) -> Tensor:
+        """Prediction (B, C, h, w) for noised latents x (B, C, h, w).
+
+        time: projections from the UNet's `time_table(...).at(step)`.
+        """
+        rows, texts = iter(time), iter(kv)
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))  # (B, C0, h, w)
+        skips = [x]
+        for level in self.down:
+            for j in range(len(level.resnets)):
+                x = level.block(j, x, rows, texts)
+                skips.append(x)
+            for down in level.down:
+                x = down(x)
+                skips.append(x)
+        x = self.mid[1](self.mid_transformer(self.mid[0](x, next(rows)), next(texts)), next(rows))
+        for level in self.up:
+            for j in range(len(level.resnets)):
+                x = level.block(j, torch.cat([x, skips.pop()], dim=1), rows, texts)
+            for up in level.up:
+                x = up(x)
+        return self.conv_out(normed(self.norm_out, x))  # (B, C, h, w)
+
+
+# --- The autoencoder's decoder --------------------------------------------------------------------
+
+
+class FastDecoder:
+    """Pictures (B, 3, H, W) of unit-scaled latents (B, C, h, w)."""
+
+    def __init__(self, net: VAE) -> None:
+        decoder = net.decoder
+        self.post_quant, self.scaling, self.norm_out = (
+            net.post_quant_conv,
+            net.spec.scaling_factor,
+            decoder.conv_norm_out,
+        )
+        size = max(net.spec.sample_size // net.spec.downscale, 1)
+        mid: Any = decoder.mid_block
+        self.mid = [ResnetBlock(block, size) for block in mid.resnets]
+        self.attention: Any = mid.attentions[0]
+        self.levels = [Level(level, size << i) for i, level in enumerate(decoder.up_blocks)]
+        self.conv_in, self.conv_out = Conv.of(decoder.conv_in, size), Conv.of(decoder.conv_out, net.spec.sample_size)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        z = self.post_quant(z / self.scaling)
+        x = self.conv_in(z.contiguous(memory_format=torch.channels_last))  # (B, C, h, w)
+        x = self.mid[1](self._attend(self.mid[0](x)))
+        for level in self.levels:
+            for block in level.resnets:
+                x = block(x)
+            for up in level.up:
+                x = up(x)
+        return self.conv_out(normed(self.norm_out, x))  # (B, 3, H, W)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        a, (_, c, h, w) = self.attention, x.shape
+        y = flat(normed(a.group_norm, x, silu=False))  # (B, N, C)
+        q, k, v = (f(y).unsqueeze(1) for f in (a.to_q, a.to_k, a.to_v))  # (B, 1, N, C)
+        y = attend(q, (k * c**-0.5).transpose(2, 3), v)
+        return x + mapped(a.to_out[0](y), h, w)

@@ -1,0 +1,252 @@
+"""The engine's networks against the plain ones: the same numbers in float32, no further from them in bfloat16."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kotoe import engine
+from kotoe.checkpoints import Bundle
+from kotoe.config import Request
+from kotoe.drawing import Picture, generate, replay, resolve
+from kotoe.engine import FastDecoder, FastUNet
+from kotoe.images import differences
+from kotoe.rng import generator
+from kotoe.spec import UNetSpec, VAESpec
+from kotoe.unet import UNet
+from kotoe.vae import VAE
+from tiny import apart, seeded, tiny_bundle
+
+TOLERANCE = 1e-5  # of the largest value, in float32; observed 2e-6
+SPECS = {
+    "sd1": UNetSpec(
+        block_out_channels=(32, 64, 64), cross_attention=(True, True, False), num_heads=(4, 2, 2),
+        cross_attention_dim=24, norm_num_groups=8, sample_size=16,
+    ),
+    "sd2": UNetSpec(
+        block_out_channels=(32, 64), cross_attention=(True, True), num_heads=(1, 2), cross_attention_dim=40,
+        norm_num_groups=8, use_linear_projection=True, layers_per_block=1, sample_size=8,
+    ),
+    "inpainting": UNetSpec(
+        in_channels=9, block_out_channels=(32, 64), cross_attention=(True, False), num_heads=(2, 2),
+        cross_attention_dim=16, norm_num_groups=4, sample_size=8,
+    ),
+    "tanh": UNetSpec(
+        block_out_channels=(32, 32), cross_attention=(True, True), num_heads=(2, 2), cross_attention_dim=16,
+        norm_num_groups=4, gelu="tanh", transformer_norm_eps=1e-5,
+    ),
+}  # fmt: skip
+VAE_SPEC = VAESpec(block_out_channels=(32, 64, 64), norm_num_groups=8, sample_size=32)
+
+
+def inputs(spec: UNetSpec, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Noised latents of two pictures and their texts."""
+    x = torch.randn(2, spec.in_channels, *size, generator=generator(1))
+    return x.to(dtype), torch.randn(2, 11, spec.cross_attention_dim, generator=generator(2)).to(dtype)
+
+
+@torch.inference_mode()
+def both(net: UNet, fast: FastUNet, size: tuple[int, int] = (16, 16), at: Any = 1) -> tuple[Tensor, Tensor]:
+    """(fast, plain) predictions."""
+    x, context = inputs(net.spec, size, net.conv_in.weight.dtype)
+    rows = net.time_table(torch.tensor([10.0, 500.0])).at(at)
+    return fast(x, rows, fast.text_kv(context)), net(x, rows, net.text_kv(context))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("size", [(16, 16), (8, 8), (24, 8)])
+@pytest.mark.parametrize("at", [1, torch.tensor([1, 0])], ids=["one step", "a step each"])
+def test_the_unet(spec: str, size: tuple[int, int], at: Any) -> None:
+    net = seeded(UNet(SPECS[spec]), 3)
+    assert apart(*both(net, engine.of(net), size, at)) < TOLERANCE
+
+
+@pytest.mark.parametrize("size", [(8, 8), (12, 4)])
+@torch.inference_mode()
+def test_the_decoder(size: tuple[int, int]) -> None:
+    net = seeded(VAE(VAE_SPEC), 3)
+    z = torch.randn(2, 4, *size, generator=generator(1))
+    assert apart(engine.of(net)(z), net.decode(z)) < TOLERANCE
+
+
+def exchange(a: Any, b: str, c: str) -> None:
+    first, second = getattr(a, b), getattr(a, c)
+    setattr(a, b, second)
+    setattr(a, c, first)
+
+
+FAULTS: dict[str, Callable[[Any], None]] = {
+    "no shortcut": lambda e: setattr(e.up[0].resnets[0], "shortcut", e.up[0].resnets[1].shortcut),
+    "value for gate": lambda e: exchange(e.mid_transformer, "value", "gate"),
+    "the other GELU": lambda e: setattr(e.mid_transformer, "approximate", "tanh"),
+    "unscaled": lambda e: setattr(e.mid_transformer, "qkv", engine.Linear(torch.eye(64).repeat(3, 1), None)),
+    "norms exchanged": lambda e: exchange(e.down[0].resnets[0], "norm1", "norm2"),
+    "another level's text": lambda e: e.cross.reverse(),
+    "a convolution's bias": lambda e: e.down[0].resnets[0].conv1.bias.mul_(1.01),
+    "an upsampling's": lambda e: e.up[0].up[0].conv.bias.roll(1),
+    "an upsampling's channels": lambda e: e.up[0].up[0].conv.bias.copy_(e.up[0].up[0].conv.bias.roll(1)),
+}
+HARMLESS = "an upsampling's"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_seen(fault: str) -> None:
+    spec = UNetSpec(
+        block_out_channels=(64, 64), cross_attention=(True, True), num_heads=(2, 2), cross_attention_dim=24,
+        norm_num_groups=8, sample_size=16,
+    )  # fmt: skip
+    net = seeded(UNet(spec), 3)
+    fast = FastUNet(net)
+    with torch.inference_mode():
+        FAULTS[fault](fast)
+    found = apart(*both(net, fast))
+    assert (found < TOLERANCE) == (fault == HARMLESS), found
+
+
+@torch.inference_mode()
+def test_an_upsampling_in_four_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv = seeded(nn.Conv2d(8, 12, 3, padding=1), 5)
+    x = torch.randn(2, 8, 5, 7, generator=generator(1)).contiguous(memory_format=torch.channels_last)
+    plain = conv(torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+    fast = engine.Upsample(conv)
+    assert apart(fast(x), plain) < TOLERANCE
+    phases = fast.conv.bias.view(4, -1)
+    phases[1] += 0.01
+    assert apart(fast(x), plain) > TOLERANCE
+
+
+@torch.inference_mode()
+def test_attention_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (torch.randn(2, 3, 50, 8, generator=generator(i)) for i in range(3))
+    plain = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    keys = (k * 8**-0.5).transpose(2, 3)
+    assert apart(engine.attend(q, keys, v), plain) < TOLERANCE
+    monkeypatch.setattr(engine, "WHOLE", 10)
+    monkeypatch.setattr(engine, "QUERIES", 16)
+    assert apart(engine.attend(q, keys, v), plain) < TOLERANCE
+    assert apart(engine.attend(q, k.transpose(2, 3), v), plain) > 0.01
+
+
+@torch.inference_mode()
+def test_bfloat16_is_no_further_from_float32_than_the_plain_networks() -> None:
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("no bfloat16 on this processor")
+    spec = UNetSpec(
+        block_out_channels=(64, 128), cross_attention=(True, True), num_heads=(2, 4), cross_attention_dim=64,
+        norm_num_groups=32, sample_size=32,
+    )  # fmt: skip
+    errors = []
+    for seed in range(4):
+        net = seeded(UNet(spec), seed)
+        _, exact = both(net, engine.of(net), (32, 32))
+        net = net.to(torch.bfloat16)
+        errors.append([float((y.float() - exact).norm() / exact.norm()) for y in both(net, engine.of(net), (32, 32))])
+    fast, plain = torch.tensor(errors).mean(0).tolist()
+    assert fast < 1.1 * plain, errors
+
+
+# --- One engine for each network --------------------------------------------------------------------
+
+
+def test_an_engine_is_made_once_and_anew_for_new_weights() -> None:
+    net = seeded(UNet(SPECS["sd2"]), 3)
+    first = engine.of(net)
+    assert engine.of(net) is first
+    with torch.no_grad():
+        net.mid_block.resnets[0].conv1.weight.mul_(1.5)  # type: ignore[union-attr, operator]
+    assert apart(*both(net, first)) > 1e-3
+    assert apart(*both(net, engine.of(net))) < TOLERANCE
+
+
+def test_an_engine_goes_with_its_network() -> None:
+    net = seeded(VAE(VAE_SPEC), 3)
+    made = weakref.ref(engine.of(net))
+    assert isinstance(made(), FastDecoder)
+    del net
+    gc.collect()
+    assert made() is None
+
+
+def test_dtypes_and_devices() -> None:
+    net = UNet(SPECS["sd2"])
+    assert engine.usable(net)
+    assert not engine.usable(net.to(torch.float16))
+    assert not engine.usable(UNet(SPECS["sd2"]).to("meta"))
+
+
+# --- In pictures --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return tiny_bundle()
+
+
+def one(bundle: Bundle, **asked: Any) -> Picture:
+    return generate(bundle, Request(**{"prompt": "a red cat", "seed": 3, **asked}))[0]
+
+
+def test_pictures_say_which_engine_drew_them_and_are_replayed_by_it(bundle: Bundle) -> None:
+    fast, plain = one(bundle), one(bundle, engine="plain")
+    assert (fast.record.engine, plain.record.engine) == ("fast", "plain")
+    assert differences(fast.image, plain.image)[1] <= 1
+    for picture in (fast, plain):
+        again = replay(bundle, picture.record)
+        assert again.image.tobytes() == picture.image.tobytes()
+        assert again.record.engine == picture.record.engine
+
+
+def test_where_there_is_no_engine_the_record_says_plain() -> None:
+    from dataclasses import replace
+
+    bundle = tiny_bundle()
+    assert resolve(bundle, Request(prompt="a")).engine == "fast"
+    half = replace(bundle, unet=bundle.unet.to(torch.float16))
+    assert resolve(half, Request(prompt="a")).engine == "plain"
+
+
+# --- What a step costs --------------------------------------------------------------------------------
+
+
+class Counting(TorchDispatchMode):
+    """Operations, and bytes of new tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and not func.is_view:
+            self.operations += 1
+            self.bytes += made.numel() * made.element_size()
+        return made
+
+
+def test_a_step_takes_fewer_operations_and_less_memory_than_the_plain_one() -> None:
+    """Counts don't depend on the machine's mood: these are for kotoe-emoji's UNet."""
+    spec = UNetSpec(
+        in_channels=32, out_channels=32, block_out_channels=(64, 128), layers_per_block=1, cross_attention=(True, True),
+        num_heads=(2, 4), cross_attention_dim=192, sample_size=8,
+    )  # fmt: skip
+    net = seeded(UNet(spec), 3)
+    fast = engine.of(net)
+    counted = []
+    with torch.inference_mode():
+        x, context = inputs(spec, (8, 8))
+        x = x.contiguous(memory_format=torch.channels_last)
+        rows = net.time_table(torch.tensor([10.0])).at(0)
+        for compute, kv in ((fast, fast.text_kv(context)), (net, net.text_kv(context))):
+            with Counting() as count:
+                compute(x, rows, kv)
+            counted.append((count.operations, count.bytes))
+    (fast_operations, fast_bytes), (operations, made_bytes) = counted
+    assert fast_operations <= 0.9 * operations, counted
+    assert fast_bytes <= 0.8 * made_bytes, counted
