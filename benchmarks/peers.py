@@ -350,7 +350,7 @@ def main() -> None:
                         times[engine.name].setdefault("step", []).append(engine.ask("step 3"))
                 elif call != "text" or ENGINES[engine.name][0] == "":
                     times[engine.name].setdefault(call, []).append(engine.ask(call))
-        print(f"round {k + 1}: {({n: t['step'][-1] for n, t in times.items()})}", file=sys.stderr, flush=True)
+        print(f"round {k + 1}: { ({n: t['step'][-1] for n, t in times.items()}) }", file=sys.stderr, flush=True)
     answers: dict[str, np.ndarray] = {}
     for engine in engines:
         if ENGINES[engine.name][0] != "sdcpp":

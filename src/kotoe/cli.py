@@ -67,7 +67,7 @@ Each PNG carries the record of how it was drawn. Image k of a prompt has seed + 
         parts=(console.Inspecting, consent.Agreeing),
         positional="model",
         run=verbs.inspect,
-        doc="""Say what a model is made of and its licence binds to, without loading weights, or how a picture was drawn.
+        doc="""Say what a model is made of, and its licence, without loading weights; or how a picture was drawn.
 
     kotoe inspect kotoe-emoji
     kotoe inspect path/to/folder --json
