@@ -6,8 +6,8 @@ Each engine is a process of its own, with an environment of its own where it isn
 are loaded first; then they take turns (A B C A B C ...), one guided step, one decoding, one text each, while the others
 sleep. A guided step is one evaluation of the UNet for two latents of 64 x 64; decoding is a latent to 512 x 512 pixels.
 What a UNet answers to one input, the same for all, is compared with float32's. Cold start is the time from the
-process's beginning to the end of its first step. stable-diffusion.cpp has no such calls: its steps are timed between its
-own reports, the rest is not told. Needs 25 GB of disk, 16 GiB of memory, and for its environments a network.
+process's beginning to the end of its first step. stable-diffusion.cpp has no such calls: its steps are timed between
+its own reports, the rest is not told. Needs 25 GB of disk, 16 GiB of memory, and for its environments a network.
 The last line of standard output is one JSON document.
 """
 
@@ -75,9 +75,10 @@ x, context, z = (torch.from_numpy(arrays[k]) for k in ("x", "context", "z"))
 KOTOE = """\
 import kotoe
 from kotoe import engine
+engine.keep_memory()
 bundle = kotoe.load(folder, dtype=kind)
 dtype = bundle.unet.conv_in.weight.dtype
-unet, decode = engine.of(bundle.unet), engine.of(bundle.vae)
+unet, decode = (engine.of(net, release=True) for net in (bundle.unet, bundle.vae))
 x, context, z = (t.to(dtype).contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t.to(dtype)
                  for t in (x, context, z))
 conditioner = bundle.conditioner()
@@ -185,8 +186,8 @@ def report(step, steps, seconds, *more):
     times.append(time.perf_counter())
 def step(count="3"):
     times.clear()
-    sd.generate_image(prompt=PROMPT, negative_prompt="dog", width=512, height=512, sample_steps=int(count), cfg_scale=7.5,
-                      seed=1, progress_callback=report)
+    sd.generate_image(prompt=PROMPT, negative_prompt="dog", width=512, height=512, sample_steps=int(count),
+                      cfg_scale=7.5, seed=1, progress_callback=report)
     return min(b - a for a, b in zip(times, times[1:]))
 serve({"step": step}, first=None)
 """
@@ -392,25 +393,26 @@ def card(result: dict[str, Any]) -> str:
         spread = f"{found['step_s'][0]:.2f} to {found['step_s'][-1]:.2f}"
         decode, text = (statistics.median(found[k]) if k in found else None for k in ("decode_s", "text_s"))
         speed = result["counted"]["step"] / step
-        rows.append(
-            f"| {name} | {step:.2f} | {spread} | **{step / ours:.2f}** | {speed:.2f} | {told(decode)} | {told(text, '.3f')} "
-            f"| {told(found['first_s'], '.1f')} | {found['peak_bytes'] / 1e9:.1f} | {told(found['error'], '.4f')} |"
-        )
+        cells = [name, f"{step:.2f}", spread, f"**{step / ours:.2f}**", f"{speed:.2f}", told(decode), told(text, ".3f")]
+        cells += [told(found["first_s"], ".1f"), f"{found['peak_bytes'] / 1e9:.1f}", told(found["error"], ".4f")]
+        rows.append(f"| {' | '.join(cells)} |")
     versions = ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "transformers"))
-    counts = result["counted"]
-    return f"""# {result["family"]} on a processor, beside its peers
+    counts, reached = result["counted"], {name: f"{value:.2f}" for name, value in result["rates"].items()}
+    share, family, rounds = 100 * counts["step"] / ours / rate, result["family"], result["rounds"]
+    return f"""# {family} on a processor, beside its peers
 
-`python benchmarks/peers.py --family "{result["family"]}" --rounds {result["rounds"]}`, {time.strftime("%Y-%m-%d", time.gmtime())}.
-Random weights, 512 x 512 pixels, {result["threads"]} threads; medians of {result["rounds"]} rounds, the engines taking turns.
+`python benchmarks/peers.py --family "{family}" --rounds {rounds}`, {time.strftime("%Y-%m-%d", time.gmtime())}.
+Random weights, 512 x 512 pixels, {result["threads"]} threads; medians of {rounds} rounds, the engines taking turns.
 {processor()}; load at the start {result["load"]}; {versions}; kotoe {version("kotoe")}.
 
 | | guided step, s | spread | of Kotoe's | TFLOP/s | decode, s | text, s | first step after, s | peak, GB | error |
 |---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-A guided step is {counts["step"]:.3f} TFLOP, a decoding {counts["decode"]:.3f}, as the plain networks compute them (TFLOP/s count so for
-all). This machine's own products reach {result["rates"]["products"]:.2f} TFLOP/s in bfloat16 and its convolutions
-{result["rates"]["convolutions"]:.2f} (medians over sizes of the UNet): **Kotoe's step runs at {100 * counts["step"] / ours / rate:.0f} %** of the lower of the two.
+A guided step is {counts["step"]:.3f} TFLOP, a decoding {counts["decode"]:.3f}, as the plain networks compute them
+(TFLOP/s count so for all). This machine's own products reach {reached["products"]} TFLOP/s in bfloat16 and its
+convolutions {reached["convolutions"]} (medians over sizes of the UNet): **Kotoe's step runs at {share:.0f} %** of the
+lower of the two.
 Error: of the UNet's answer to one input, relative to float32's, in the Euclidean norm. First step after: from the
 process's beginning, everything imported and loaded, files in the cache. Peak: the largest resident set.
 """

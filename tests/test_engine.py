@@ -174,6 +174,21 @@ def test_an_engine_goes_with_its_network() -> None:
     assert made() is None
 
 
+def test_a_released_network_draws_the_same_and_holds_no_weights_twice() -> None:
+    net, twin = seeded(UNet(SPECS["sd1"]), 3), seeded(UNet(SPECS["sd1"]), 3)
+    before = sum(p.numel() for p in net.parameters())
+    fast = engine.of(net, release=True)
+    assert engine.of(net) is fast
+    assert sum(p.numel() for p in net.parameters()) < 0.2 * before
+    x, context = inputs(net.spec, (16, 16))
+    with torch.inference_mode():
+        rows = net.time_table(torch.tensor([10.0])).at(0)
+        assert torch.equal(rows[0], twin.time_table(torch.tensor([10.0])).at(0)[0])
+        assert apart(fast(x, rows, fast.text_kv(context)), twin(x, rows, twin.text_kv(context))) < TOLERANCE
+        with pytest.raises(RuntimeError):
+            net(x, rows, net.text_kv(context))
+
+
 def test_dtypes_and_devices() -> None:
     net = UNet(SPECS["sd2"])
     assert engine.usable(net)

@@ -16,9 +16,11 @@ Legend: B pictures, C channels, h w rows and columns, N positions (h * w), M key
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 import torch
@@ -33,10 +35,13 @@ from kotoe.vae import VAE
 oneDNN = torch.ops.mkldnn
 QUERIES = 512  # of a block of self-attention: its scores over 4,096 positions in bfloat16 are 4 MiB
 WHOLE = 2**20  # scores of a head that are computed at once
+READ = ("time_emb_proj", "attn2.to_k", "attn2.to_v")  # layers of the plain networks, used once for each picture
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's mallopt
 DTYPES = (torch.float32, torch.bfloat16)
 
 _made: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = WeakKeyDictionary()  # an engine refers to no whole network
 _lock = threading.Lock()
+T = TypeVar("T")
 
 
 def usable(net: nn.Module) -> bool:
@@ -48,17 +53,44 @@ def usable(net: nn.Module) -> bool:
 
 
 @overload
-def of(net: UNet) -> FastUNet: ...
+def of(net: UNet, *, release: bool = False) -> FastUNet: ...
 @overload
-def of(net: VAE) -> FastDecoder: ...
-def of(net: UNet | VAE) -> FastUNet | FastDecoder:
-    """The engine of a network: made when first asked for, and again when the weights have changed since."""
-    state = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in net.parameters())
+def of(net: VAE, *, release: bool = False) -> FastDecoder: ...
+def of(net: UNet | VAE, *, release: bool = False) -> FastUNet | FastDecoder:
+    """The engine of a network: made when first asked for, and again when the weights have changed since.
+
+    release: let go of the weights that are laid out anew, one after the other, so that none is there twice. From then
+             on the network draws by this engine alone: nothing else can be done with it.
+    """
     with _lock, torch.inference_mode():
         known = _made.get(net)
-        if known is None or known[0] != state:
-            known = _made[net] = (state, FastUNet(net) if isinstance(net, UNet) else FastDecoder(net))
+        if known is None or known[0] != _state(net):
+            made = FastUNet(net, release) if isinstance(net, UNet) else FastDecoder(net, release)
+            known = _made[net] = (_state(net), made)
         return known[1]
+
+
+def _state(net: nn.Module) -> Any:
+    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in net.parameters())
+
+
+def _let_go(block: nn.Module) -> None:
+    """Of the weights of a block but those that an engine still reads."""
+    for name, layer in block.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and not name.endswith(READ):
+            layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+
+
+def keep_memory() -> None:
+    """Have this process keep the memory that it frees, as far as its C library is glibc.
+
+    Otherwise each layer's result of some megabytes is given back to the system, and the next one's is had from it page
+    by page, cleared. Of a whole process, so a library's user is asked: the command line does it.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, value in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
+            libc.mallopt(parameter, value)
 
 
 # --- Layers ---------------------------------------------------------------------------------------
@@ -236,14 +268,23 @@ class Transformer:
         return mapped(self.proj_out.plus(y, flat(x)), h, w)
 
 
+def _each(make: Callable[[Any], T], blocks: Iterable[Any], release: bool) -> list[T]:
+    made = []
+    for block in blocks:
+        made.append(make(block))
+        if release:
+            _let_go(block)
+    return made
+
+
 class Level:
     """One resolution of either network, and its resampler."""
 
-    def __init__(self, level: Any, size: int) -> None:
-        self.resnets = [ResnetBlock(block, size) for block in level.resnets]
-        self.transformers = [Transformer(t) for t in getattr(level, "attentions", ())]
-        self.down = [Conv.of(d.conv, size) for d in getattr(level, "downsamplers", ())]
-        self.up = [Upsample(u.conv, size) for u in getattr(level, "upsamplers", ())]
+    def __init__(self, level: Any, size: int, release: bool) -> None:
+        self.resnets = _each(lambda block: ResnetBlock(block, size), level.resnets, release)
+        self.transformers = _each(Transformer, getattr(level, "attentions", ()), release)
+        self.down = _each(lambda d: Conv.of(d.conv, size), getattr(level, "downsamplers", ()), release)
+        self.up = _each(lambda u: Upsample(u.conv, size), getattr(level, "upsamplers", ()), release)
 
     def block(self, j: int, x: Tensor, time: Iterator[Tensor], kv: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         x = self.resnets[j](x, next(time))
@@ -253,16 +294,16 @@ class Level:
 class FastUNet:
     """A UNet as above. Called with a step's time projections and with `text_kv` of the texts."""
 
-    def __init__(self, net: UNet) -> None:
+    def __init__(self, net: UNet, release: bool = False) -> None:
         size = net.spec.sample_size
         self.cross, self.norm_out = net.cross_attentions(), net.conv_norm_out
         self.conv_in, self.conv_out = Conv.of(net.conv_in, size), Conv.of(net.conv_out, size)
         last = len(net.down_blocks) - 1
-        self.down = [Level(level, max(size >> i, 1)) for i, level in enumerate(net.down_blocks)]
+        self.down = [Level(level, max(size >> i, 1), release) for i, level in enumerate(net.down_blocks)]
         mid: Any = net.mid_block
-        self.mid = [ResnetBlock(block, max(size >> last, 1)) for block in mid.resnets]
-        self.mid_transformer = Transformer(mid.attentions[0])
-        self.up = [Level(level, max(size >> (last - i), 1)) for i, level in enumerate(net.up_blocks)]
+        self.mid = _each(lambda block: ResnetBlock(block, max(size >> last, 1)), mid.resnets, release)
+        (self.mid_transformer,) = _each(Transformer, mid.attentions, release)
+        self.up = [Level(level, max(size >> (last - i), 1), release) for i, level in enumerate(net.up_blocks)]
 
     def text_kv(self, context: Tensor) -> KV:
         """Keys (B, H, d, M), already scaled, and values (B, H, M, d) of context (B, M, D) for every cross-attention."""
@@ -302,7 +343,7 @@ class FastUNet:
 class FastDecoder:
     """Pictures (B, 3, H, W) of unit-scaled latents (B, C, h, w)."""
 
-    def __init__(self, net: VAE) -> None:
+    def __init__(self, net: VAE, release: bool = False) -> None:
         decoder = net.decoder
         self.post_quant, self.scaling, self.norm_out = (
             net.post_quant_conv,
@@ -311,9 +352,9 @@ class FastDecoder:
         )
         size = max(net.spec.sample_size // net.spec.downscale, 1)
         mid: Any = decoder.mid_block
-        self.mid = [ResnetBlock(block, size) for block in mid.resnets]
+        self.mid = _each(lambda block: ResnetBlock(block, size), mid.resnets, release)
         self.attention: Any = mid.attentions[0]
-        self.levels = [Level(level, size << i) for i, level in enumerate(decoder.up_blocks)]
+        self.levels = [Level(level, size << i, release) for i, level in enumerate(decoder.up_blocks)]
         self.conv_in, self.conv_out = Conv.of(decoder.conv_in, size), Conv.of(decoder.conv_out, net.spec.sample_size)
 
     def __call__(self, z: Tensor) -> Tensor:
