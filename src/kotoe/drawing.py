@@ -224,7 +224,7 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
             bundle.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
         ),
         "dtype": ours,
-        "engine": request.engine if _has_engine(bundle) else "plain",
+        "engine": request.engine if has_engine(bundle) else "plain",
         "batch_size": request.batch_size,
     }
     if request.batch_size is None:
@@ -243,7 +243,8 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
     return found
 
 
-def _has_engine(bundle: Bundle) -> bool:
+def has_engine(bundle: Bundle) -> bool:
+    """Whether the fast engine can draw with a bundle as it is."""
     return not bundle.low_memory and engine.usable(bundle.unet) and engine.usable(bundle.vae)
 
 

@@ -103,7 +103,7 @@ def generate(common: Common, values: Values) -> int:
         read_prompts(bundle, resolved, jobs)  # over the token limit?
         finish(common, {"dry_run": True, "config": config, "pictures": [], "translations": translations}, [])
         return 0
-    _only_draw(bundle, resolved)
+    _only_draw(bundle, resolved.engine, resolved.numerics)
     pictures: list[Any] = []
     entries: list[dict[str, Any]] = []
     document: dict[str, Any] = {"pictures": entries, "config": config, "grid": None, "interrupted": False}
@@ -134,13 +134,14 @@ def generate(common: Common, values: Values) -> int:
     return code
 
 
-def _only_draw(bundle: Bundle, request: Resolved) -> None:
+def _only_draw(bundle: Bundle, engine_name: str, numerics: str) -> None:
     """Have this process do nothing but draw from now on: it keeps its memory, and no weight twice."""
     from kotoe import engine
+    from kotoe.drawing import has_engine
 
-    if request.engine == "fast":
+    if engine_name == "fast" and has_engine(bundle):
         engine.keep_memory()
-        if request.numerics == "exact" and {"unet", "vae"} <= set(bundle.hashes):  # else they are hashed as they are
+        if numerics == "exact" and {"unet", "vae"} <= set(bundle.hashes):  # else they are hashed as they are
             engine.of(bundle.unet, release=True)
             engine.of(bundle.vae, release=True)
 
@@ -284,7 +285,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
 
     import torch
 
-    from kotoe.drawing import check_same, replay, resolve
+    from kotoe.drawing import check_same, replay
     from kotoe.images import differences, open_picture
 
     check_same(bundle, record)
@@ -304,7 +305,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     if common.dry_run:
         finish(common, {"dry_run": True, "pictures": [], "config": to_json(drawing)}, [])
         return 0
-    _only_draw(bundle, resolve(bundle, record.request()))
+    _only_draw(bundle, record.engine, record.numerics)
     torch.set_num_threads(record.threads)  # sums are split among them: another number rounds differently
     with Bar(common, "drawing") as bar:
         picture = as_recorded(replay(bundle, record, on_step=lambda p: bar(p.done, p.total)), record)
