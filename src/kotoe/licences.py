@@ -19,7 +19,7 @@ from typing import Any
 
 from kotoe import builtin, hub
 from kotoe.config import dumps, read_json, to_json
-from kotoe.errors import CheckpointError, UserError, nearest
+from kotoe.errors import CheckpointError, UserError
 from kotoe.runs import write_atomic
 
 LARGEST_CARD_BYTES = 2 * 2**20
@@ -270,9 +270,10 @@ def of(source: str | Path) -> Licensed | None:
     if path.is_file():
         return Licensed(model=str(path.resolve()), revision=None, card=_of_file(path))
     found = hub.NAME.fullmatch(text)
-    if found is None or path.exists() or nearest(text, builtin.NAMES) is not None:  # as `builtin.resolve`
+    if found is None or path.exists():  # as `builtin.resolve`
         return None
-    folder = hub.card(text)
+    with builtin.suggesting(text):
+        folder = hub.card(text)
     revision = None if folder is None else _revision(folder)
     card = None if folder is None else _of_folder(folder, hub.page(text))
     return Licensed(model=found[1], revision=revision, card=card)
