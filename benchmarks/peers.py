@@ -32,6 +32,7 @@ from full_size import TEXTS, UNETS
 
 from kotoe.checkpoints import Bundle, save
 from kotoe.localize.vocabulary import train_clip_bpe
+from kotoe.rng import generator, initialising
 from kotoe.spec import ScheduleSpec, TextSpec, VAESpec
 from kotoe.text import CLIPText, Conditioner
 from kotoe.unet import UNet
@@ -208,10 +209,10 @@ def made(family: str, folder: Path) -> Path:
     place = folder / family.replace(" ", "-")
     if place.with_suffix(".safetensors").exists():
         return place
-    torch.manual_seed(0)
     tokenizer = train_clip_bpe(["a cat on a blue background"] * 2, folder / "words", 516)
     text = TextSpec(**TEXTS[family], bos=tokenizer.bos, eos=tokenizer.eos, pad=tokenizer.pad)
-    parts = (UNet(UNETS[family]), VAE(VAESpec()), CLIPText(text))
+    with initialising(0):
+        parts = (UNet(UNETS[family]), VAE(VAESpec()), CLIPText(text))
     bundle = Bundle(
         name=family,
         unet=parts[0].half(),
@@ -274,13 +275,17 @@ def rates(threads: int, dtype: torch.dtype) -> dict[str, float]:
     """TFLOP/s that this machine's own products and convolutions reach in torch, at sizes of the UNet: the medians."""
     torch.set_num_threads(threads)
     found: dict[str, list[float]] = {"products": [], "convolutions": []}
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator(1)).to(dtype)
+
     with torch.inference_mode():
         for m, k, n in ((8192, 320, 320), (8192, 1280, 320), (2048, 640, 5120), (2048, 2560, 640), (512, 1280, 10240)):
-            x, w = torch.randn(m, k, dtype=dtype), torch.randn(n, k, dtype=dtype)
+            x, w = noise(m, k), noise(n, k)
             found["products"].append(2 * m * k * n / best(lambda x=x, w=w: torch.nn.functional.linear(x, w)) / TERA)
         for c, edge in ((320, 64), (640, 32), (1280, 16)):
-            maps = torch.randn(2, c, edge, edge, dtype=dtype).contiguous(memory_format=torch.channels_last)
-            w = torch.randn(c, c, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+            maps = noise(2, c, edge, edge).contiguous(memory_format=torch.channels_last)
+            w = noise(c, c, 3, 3).contiguous(memory_format=torch.channels_last)
             count = 2 * 2 * edge * edge * c * c * 9
             took = best(lambda x=maps, w=w: torch.nn.functional.conv2d(x, w, padding=1))
             found["convolutions"].append(count / took / TERA)
@@ -328,11 +333,11 @@ def main() -> None:
     for each in {ENGINES[name][0] for name in names} - {""}:
         environment(each, given.work, constraints)
     folder = made(given.family, given.work)
-    generator = torch.Generator().manual_seed(1)
+    draws = generator(1)
     arrays = {
-        "x": torch.randn(2, 4, LATENT, LATENT, generator=generator).numpy(),
-        "context": torch.randn(2, 77, UNETS[given.family].cross_attention_dim, generator=generator).numpy(),
-        "z": torch.randn(1, 4, LATENT, LATENT, generator=generator).numpy() * np.float32(0.9),
+        "x": torch.randn(2, 4, LATENT, LATENT, generator=draws).numpy(),
+        "context": torch.randn(2, 77, UNETS[given.family].cross_attention_dim, generator=draws).numpy(),
+        "z": torch.randn(1, 4, LATENT, LATENT, generator=draws).numpy() * np.float32(0.9),
     }
     inputs = given.work / f"{folder.name}.npz"
     np.savez(inputs, **arrays)  # type: ignore[arg-type]

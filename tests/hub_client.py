@@ -2,6 +2,7 @@
 takes longer than a small download.
 
 client = Client(environment); done = client.fetch("someone/model", HF_TOKEN="..."); process = client.start("...")
+done = client.kotoe("inspect", "someone/model")
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class Done:
 
 class Client:
     """environment: of the processes; they can have more, but what huggingface_hub reads when it is imported (HF_HOME,
-    HF_ENDPOINT, HF_HUB_OFFLINE and the time limits) is settled here."""
+    HF_ENDPOINT, HF_HUB_OFFLINE and the time limits) is settled here. drawing: they can also draw at once."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        command = [sys.executable, __file__]
+    def __init__(self, environment: Mapping[str, str], drawing: bool = False) -> None:
+        command = [sys.executable, __file__, *(["drawing"] if drawing else [])]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=dict(environment))
 
@@ -47,8 +48,16 @@ class Client:
 
     def start(self, name: str, **more: str) -> int:
         """The same, begun; its process id."""
+        return self._ask({"name": name}, more)
+
+    def kotoe(self, *arguments: object, **more: str) -> Done:
+        """The command line."""
+        self._ask({"arguments": [str(each) for each in arguments]}, more)
+        return self.wait()
+
+    def _ask(self, what: Mapping[str, Any], more: Mapping[str, str]) -> int:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"name": name, "environment": more}) + "\n")
+        self.process.stdin.write(json.dumps({**what, "environment": more}) + "\n")
         self.process.stdin.flush()
         return int(self._line())
 
@@ -64,11 +73,18 @@ class Client:
 def main() -> None:
     import encodings.idna  # what is imported late, another user may not be allowed to read
 
-    from huggingface_hub import HfApi, constants, hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.utils import WeakFileLock
 
+    from kotoe import hub
+
     assert all((encodings.idna, HfApi, hf_hub_download, WeakFileLock))
-    constants.DOWNLOAD_CHUNK_SIZE = PIECE  # 10 MiB: what is shorter than that can't be cut half-way
+    if sys.argv[1:]:
+        from kotoe import drawing
+        from kotoe.safety import load
+
+        assert all((drawing, load))
+    hub.PIECE = PIECE  # of small files, too, there is a half then
     for line in sys.stdin:
         asked = json.loads(line)
         with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +100,7 @@ def main() -> None:
 
 def _child(asked: Mapping[str, Any], out: Path, err: Path) -> None:
     """Never returns."""
-    from kotoe import hub
+    from kotoe import cli, hub
     from kotoe.errors import UserError
 
     code = 1
@@ -96,8 +112,11 @@ def _child(asked: Mapping[str, Any], out: Path, err: Path) -> None:
         if "AS_USER" in os.environ:
             os.seteuid(int(os.environ["AS_USER"]))
         try:
-            print(hub.fetch(asked["name"]))
-            code = 0
+            if "arguments" in asked:
+                code = cli.run(asked["arguments"])
+            else:
+                print(hub.fetch(asked["name"]))
+                code = 0
         except UserError as error:
             print(f"kotoe: {error}", file=sys.stderr)
             code = 2

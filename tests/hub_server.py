@@ -33,7 +33,7 @@ class Hub:
     told:   how to fail from now on; without arguments not at all. status: HTTP status of everything. wait_s: before an
             answer. store_wait_s: before each piece of a large file. cut: a large file's connection ends after so many
             bytes, `cuts` times. spoilt: files whose bytes differ. no_range: Range is ignored. html: a login page.
-            listed: further file names.
+            listed: further file names. sizes: of files, as they are listed. retry_after: seconds, beside the status.
     asked:  what was asked since the last `told`: method, path, range, token, port.
     """
 
@@ -119,7 +119,8 @@ class Answers(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         path = url.path  # quoted: a revision with a / is one part, refs%2Fpr%2F1
         if self.faults.get("status"):
-            return self._say(self.faults["status"], b"{}")
+            after = self.faults.get("retry_after")
+            return self._say(self.faults["status"], b"{}", **({} if after is None else {"Retry-After": str(after)}))
         if self.faults.get("html"):
             return self._say(200, b"<html>Log in to this network</html>", **{"Content-Type": "text/html"})
         if found := re.fullmatch(r"/store/([0-9a-f]{64})", path):
@@ -189,7 +190,8 @@ class Answers(BaseHTTPRequestHandler):
             entry = {"type": "file", "path": path.relative_to(folder).as_posix(), "size": len(data), "oid": _oid(data)}
             if path.suffix in LARGE:
                 sha256 = hashlib.sha256(data).hexdigest()
-                entry["lfs"] = {"oid": sha256, "size": len(data), "pointerSize": 130}
+                size = self.faults.get("sizes", {}).get(entry["path"], len(data))
+                entry["lfs"] = {"oid": sha256, "size": size, "pointerSize": 130}
             found.append(entry)
         return found + [{"type": "file", "path": x, "size": 3, "oid": "0" * 40} for x in self.faults.get("listed", [])]
 
@@ -199,7 +201,7 @@ class Answers(BaseHTTPRequestHandler):
             for sibling, each in zip(siblings, listing):
                 sibling |= {"size": each["size"], "blobId": each["oid"]}
                 if "lfs" in each:
-                    sibling["lfs"] = {"sha256": each["lfs"]["oid"], "size": each["size"], "pointerSize": 130}
+                    sibling["lfs"] = {"sha256": each["lfs"]["oid"], "size": each["lfs"]["size"], "pointerSize": 130}
         gated = "manual" if self.state["repositories"][name].get("gated") else False
         about = {"_id": "0", "id": name, "modelId": name, "sha": commit, "private": False, "gated": gated}
         return {**about, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings}

@@ -108,6 +108,43 @@ def test_of_a_repository_only_the_model_is_wanted() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [
+        ("x.fp16.safetensors x.fp16.bin", "x.fp16.safetensors"),
+        ("x.bin x.fp16.bin x.fp16.safetensors", "x.fp16.safetensors"),
+        ("x.bin x.fp16.bin", "x.bin"),
+        ("x.bf16.safetensors x.fp16.safetensors", "x.fp16.safetensors"),
+        ("x.safetensors x.fp16.safetensors x.bin", "x.safetensors"),
+        ("x.non_ema.safetensors x.bin", "x.bin"),
+        (
+            "x-1-of-2.safetensors x-2-of-2.safetensors x.safetensors.index.json x.fp16.safetensors",
+            "x-1-of-2.safetensors x-2-of-2.safetensors x.safetensors.index.json",
+        ),
+    ],
+)
+def test_one_form_of_weights_is_wanted(there: str, taken: str) -> None:
+    beside = ["unet/config.json", "vae/x.safetensors"]
+    found = hub.wanted(["model_index.json", *beside, *(f"unet/{name}" for name in there.split())])
+    assert found == ["model_index.json", *beside, *(f"unet/{name}" for name in taken.split())]
+
+
+def test_what_git_leaves_of_a_large_file(tmp_path: Path) -> None:
+    model = saved_tiny(tmp_path / "m")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    for file in ("tokenizer/vocab.json", "unet/diffusion_pytorch_model.safetensors"):
+        kept = (model / file).read_bytes()
+        (model / file).write_text(pointer)
+        with pytest.raises(CheckpointError, match=f"{Path(file).name} is git-lfs' pointer.*git lfs pull"):
+            load(model).tokenizer("en")
+        (model / file).write_bytes(kept)
+    weights = model / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    weights.with_suffix(".bin").write_text(pointer)
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        load(model, allow_pickle=True)
+
+
 def test_a_text_models_own_repository(tmp_path: Path) -> None:
     """Not in diffusers' layout: the files at its top, for `kotoe conditioner add`."""
     published = "README.md config.json flax_model.msgpack tokenizer.json tokenizer_config.json onnx/model.json".split()

@@ -185,10 +185,21 @@ def test_a_cut_connection_goes_on_where_it_was(
     server: Hub, client: Client, name: str, root: Path, source: Path
 ) -> None:
     server.put(name, source)
-    server.told(cut=5 * PIECE + 100)
+    server.told(cut=12 * PIECE + 100, cuts=100)
     downloaded(client.fetch(name), source)
-    assert [each for each in ranges(server) if each] == [f"bytes={5 * PIECE}-"]  # what had arrived in whole pieces
+    assert [each for each in ranges(server) if each] == [f"bytes={12 * PIECE}-"]  # what had arrived in whole pieces
+    assert hub.PIECE <= 2**20  # huggingface_hub's are of 10 MiB: a connection cut before that would begin anew for ever
     assert not list(root.glob("blobs/*.incomplete"))
+
+
+def test_what_is_to_come_has_room(server: Hub, client: Client, name: str, source: Path) -> None:
+    """Is compared with the room that there is, before it comes."""
+    server.put(name, source)
+    server.told(sizes={LARGE: 10**18})
+    refused(client.fetch(name), f"no room for {name}", ": 1,000,000,000.0 GB are to come and", "set HF_HOME")
+    assert ranges(server) == []
+    server.told()
+    downloaded(client.fetch(name), source)
 
 
 def test_a_connection_that_is_always_cut_is_said_and_the_next_command_goes_on(
@@ -270,6 +281,7 @@ def test_a_revision_is_pinned(server: Hub, client: Client, offline: Client, name
     assert downloaded(client.fetch(f"{name}@refs/pr/1"), old).name == first
     assert offline.fetch(f"{name}@refs/pr/1").out.strip()[-40:] == first
     refused(client.fetch(f"{name}@../main"), "owner/name@revision")
+    refused(offline.fetch(f"{name}@v9"), f"hf download {name} --revision v9 --local-dir FOLDER")
     refused(client.fetch(f"{name}@v3"), f"{name} has no revision 'v3'")
 
 
@@ -292,6 +304,38 @@ def test_gated_models(server: Hub, client: Client, home: Path, name: str, source
     assert not [p for p in home.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
 
 
+def test_tokens_that_cannot_be_used(server: Hub, client: Client, own: Path, name: str, source: Path) -> None:
+    server.put(name, source)
+    done = client.fetch(name, HF_TOKEN="hf_ключ")
+    refused(done, "the token that is set can't be sent", "HF_TOKEN")
+    assert "ключ" not in done.err
+    for home in (own / "token-is-a-folder", Path(os.devnull)):
+        if home != Path(os.devnull):
+            (home / "token").mkdir(parents=True)
+        other = Client(server.environment(own / "home", HF_HOME=str(home)))
+        refused(other.fetch(name), f"the hub's token in {home / 'token'} can't be read", "Set HF_HOME")
+        other.close()
+
+
+def test_settings_that_huggingface_hub_refuses(server: Hub, own: Path) -> None:
+    code = "from kotoe.cli import main; main(['inspect', 'no/such'])"
+    environment = server.environment(own / "home", HF_HUB_ETAG_TIMEOUT="abc")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert "HF_HUB_ETAG_TIMEOUT='abc'. Allowed: whole numbers of seconds" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"files": 3}', '{"files": [1]}', '{"files": {"a": 1}, "listed": 3}', "[", "3"], ids=range(5)
+)
+def test_notes_that_are_damaged(damage: str, server: Hub, client: Client, name: str, root: Path, source: Path) -> None:
+    commit = server.put(name, source)
+    downloaded(client.fetch(name), source)
+    for note in (f"{commit}.json", "verified.json"):
+        (root / ".kotoe" / note).write_text(damage)
+    downloaded(client.fetch(name), source)
+
+
 def test_private_and_absent_models(server: Hub, client: Client, name: str, source: Path) -> None:
     server.put(name, source, private=TOKEN)
     for each in (name, "no/such"):
@@ -302,7 +346,8 @@ def test_private_and_absent_models(server: Hub, client: Client, name: str, sourc
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "down": ({"status": 503}, "the hub answers HTTP 503, it is down"),
-    "too many requests": ({"status": 429}, "the hub answers HTTP 429"),
+    "too many requests": ({"status": 429}, "the hub answers HTTP 429, too many requests: wait a while"),
+    "too many for now": ({"status": 429, "retry_after": 7}, "HTTP 429, too many requests: wait 7 seconds"),
     "a login page": ({"html": True}, "what answers at http://127.0.0.1"),
     "refusing": ({"status": 403}, "(HTTP 403)"),
     "leading out": ({"listed": ["unet/../../../evil.json"]}, "evil.json', which leads out of its folder"),

@@ -412,7 +412,7 @@ def test_a_repository_of_pickles_is_refused(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     asked = server.asked()
     server.close()
-    message = r"CheckpointError: someone/pickled on the hub holds no \*\.safetensors.*save_pretrained"
+    message = r"Lacking: someone/pickled on the hub holds no \*\.safetensors.*save_pretrained"
     assert re.search(message, done.stderr)
     assert not [each for each in asked if "/resolve/" in each["path"]]
 

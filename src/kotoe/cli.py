@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from typing import Annotated, Any
 
 from kotoe import __version__, consent, console, verbs, verbs_safety, verbs_tokenizer, verbs_training
 from kotoe.config import Request, from_json, read_json
-from kotoe.console import INTERRUPTED, Common, Values, say
+from kotoe.console import INTERRUPTED, Common, Saying, Values, say
 from kotoe.errors import ProcessError, UserError, nearest, unknown
 from kotoe.localize.settings import Localizing, Studying
 from kotoe.runs import processes_started
@@ -402,6 +403,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code of a command line."""
+    log = logging.getLogger("kotoe")
+    if not log.handlers:
+        log.addHandler(Saying())
+        log.setLevel(logging.INFO)
+        log.propagate = False  # said once
     try:
         parsed = parse(arguments)
         if parsed is None:

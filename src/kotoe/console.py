@@ -7,6 +7,7 @@ standard error.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -318,6 +319,13 @@ def say(text: str, *, everywhere: bool = False) -> None:
     if everywhere or leads():  # a terminal would obey the control characters in what others wrote
         sys.stderr.write("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text) + "\n")
         sys.stderr.flush()
+
+
+class Saying(logging.Handler):
+    """Says what the library logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
 
 
 def show_config(verb: str, config: Any) -> None:

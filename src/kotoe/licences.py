@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from kotoe import builtin, hub
 from kotoe.config import dumps, read_json, to_json
-from kotoe.errors import CheckpointError, UserError, nearest
+from kotoe.errors import CheckpointError, UserError
 from kotoe.runs import write_atomic
 
 if TYPE_CHECKING:
@@ -328,9 +328,10 @@ def of(source: str | Path) -> Licensed | None:
     if path.is_file():
         return Licensed(model=str(path.resolve()), revision=None, card=of_file(path))
     found = hub.NAME.fullmatch(text)
-    if found is None or path.exists() or nearest(text, builtin.NAMES) is not None:  # as `builtin.resolve`
+    if found is None or path.exists():  # as `builtin.resolve`
         return None
-    folder = hub.card(text)
+    with builtin.suggesting(text):
+        folder = hub.card(text)
     if folder is None:
         return Licensed(model=found[1], revision=None, card=None)
     return _of_model(found[1], folder, hub.page(text))

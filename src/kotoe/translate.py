@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kotoe import hub
+from kotoe import builtin, hub
 from kotoe.checkpoints.files import Folder, LazyHashes
 from kotoe.config import DetectionRecord, Request, TranslationRecord
 from kotoe.errors import CheckpointError, UserError, nearest
@@ -176,7 +176,8 @@ class _Checkpoint:
         if not path.exists() and hub.NAME.fullmatch(self.name):
             path = hub.fetch(self.name, needed=NEEDED, wanted=wanted)
         if not path.is_dir():
-            raise UserError(f"no {what} at {source}", allowed="a folder, or a name on the hub (owner/name)")
+            allowed = "a folder, or a name on the hub (owner/name)"
+            raise UserError(f"no {what} at {source}", allowed=allowed, hint=builtin.spelling(self.name))
         self._folder = Folder(path)
         self.config = self._folder.json("config.json")
         self._classes = self._kind(kinds)

@@ -16,7 +16,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kotoe import __version__, builtin, licences
+from kotoe import __version__, builtin, hub, licences
 from kotoe.config import Record, Request, dumps, from_json, to_json
 from kotoe.consent import Agreeing, agree
 from kotoe.console import (
@@ -275,7 +275,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     assert drawing.replay is not None
     record = read_picture_record(drawing.replay)
     name = record.model.name
-    if "model" not in values and name not in builtin.NAMES:
+    if "model" not in values and name not in builtin.NAMES and not hub.pinned(name):
         raise UserError(f"{drawing.replay} was drawn by {name!r}", hint="Say where that model is: --model FOLDER")
     source = drawing.model if "model" in values else name
     agree(values, source, dry_run=common.dry_run)
@@ -432,7 +432,8 @@ def convert(common: Common, values: Values) -> int:
     config = {**to_json(wanted), **to_json(loading)}
     show_config("convert", config)
     agree(values, wanted.source, dry_run=common.dry_run)
-    source, out = builtin.resolve(wanted.source), Path(wanted.out)
+    source = builtin.resolve(wanted.source, allow_pickle=loading.allow_pickle)
+    out = Path(wanted.out)
 
     from kotoe.checkpoints import FORMATS, save, terms
 
@@ -472,7 +473,7 @@ def evaluate(common: Common, values: Values) -> int:
     config = {**to_json(wanted), **to_json(loading)}
     show_config("evaluate", config)
     agree(values, wanted.model, dry_run=common.dry_run)
-    folder = builtin.resolve(wanted.model)
+    folder = builtin.resolve(wanted.model, allow_pickle=loading.allow_pickle)
     if common.dry_run:
         finish(common, {"dry_run": True, "config": config, "folder": str(folder)}, [])
         return 0
@@ -520,7 +521,7 @@ def check(common: Common, values: Values) -> int:
     config = {**to_json(wanted), **to_json(loading)}
     if common.dry_run:
         show_config("check", config)
-        builtin.resolve(wanted.model)
+        builtin.resolve(wanted.model, allow_pickle=loading.allow_pickle)
         finish(common, {"dry_run": True, "config": config}, [])
         return 0
     began = time.perf_counter()

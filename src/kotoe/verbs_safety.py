@@ -6,7 +6,8 @@ error and stands in the record; what is blocked isn't drawn or written, and the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -148,12 +149,13 @@ def _checker(checks: Checks, bundle: Any, allow_pickle: bool) -> tuple[Any, Any]
     """The ImageChecker and Offsets to use, or None where there is none and none was asked for."""
     if checks.safety == "off":
         return None, None
-    from kotoe.safety.load import has_checker, load_checker, names_checker
+    from kotoe.safety.load import load_checker, names_checker, own_checker
 
     folder: Path | None = bundle.folder
     source: str | Path | None = checks.safety_checker
-    if source is None and folder is not None and has_checker(folder):
-        source = folder
+    if source is None and folder is not None:
+        with _or_without(checks):
+            source = own_checker(folder)
     if source is None:
         asked = {"safety": checks.safety, "safety_threshold": checks.safety_threshold or None}
         for name, value in {**asked, "safety_concepts": checks.safety_concepts or None}.items():
@@ -173,8 +175,15 @@ def _checker(checks: Checks, bundle: Any, allow_pickle: bool) -> tuple[Any, Any]
 
     offsets = Offsets(every=checks.safety_threshold, concept=_single(checks.safety_concepts))
     device = None if bundle.low_memory else bundle.device
-    try:
+    with _or_without(checks):
         return load_checker(source, allow_pickle=allow_pickle, device=device), offsets
+
+
+@contextmanager
+def _or_without(checks: Checks) -> Iterator[None]:
+    """Errors of a checker that nobody asked for say how to draw without it."""
+    try:
+        yield
     except CheckpointError as error:
         if checks.safety is not None or checks.safety_checker is not None:
             raise

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kotoe import __version__, builtin, licences
+from kotoe import __version__, builtin, hub, licences
 from kotoe.bert import BertText
 from kotoe.checkpoints import bert, diffusers, schedulers, terms
 from kotoe.checkpoints.files import (
@@ -232,7 +232,7 @@ def load(
     prediction_type: single files: epsilon or v_prediction; must be given for SD 2.x unless the file's head says it.
     Raises CheckpointError naming the file, key or tensor that is missing, damaged, unsafe or not implemented.
     """
-    path = builtin.resolve(source)
+    path = builtin.resolve(source, allow_pickle=allow_pickle)
     works_on = _device(device)
     dtypes = _dtypes(dtype, works_on)
     place = torch.device("cpu") if low_memory else works_on
@@ -261,6 +261,7 @@ def load(
     card = _card(folder)
     schedule, grid, notes = schedulers.schedule_spec(folder.json("scheduler/scheduler_config.json"), index["scheduler"])
     notes += [f"{part}/ is not used" for part in NOT_LOADED if folder.has(part)]
+    notes += diffusers.half_notes(folder, allow_pickle)
     main = card["languages"][0]
 
     words = cache(partial(diffusers.tokenizer_of, folder))  # several languages can have one
@@ -323,6 +324,8 @@ def save(
     """
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
+    if hub.pinned(bundle.name):  # what is written is no longer that commit
+        bundle = replace(bundle, name=bundle.name.partition("@")[0].partition("/")[2])
     for adapter in bundle.adapters:
         if adapter.kind == "embedding":
             raise UserError(
@@ -457,7 +460,7 @@ def _model_index(folder: Folder) -> dict[str, str]:
     index = folder.json("model_index.json")
     if index.get("_class_name") not in (STABLE, INPAINT, ALT):
         raise CheckpointError(
-            f"{folder.root.name}: a pipeline of class {index.get('_class_name')!r}",
+            f"{folder.name}: a pipeline of class {index.get('_class_name')!r}",
             allowed=f"{STABLE}, {INPAINT}, {ALT}",
         )
     classes = {
@@ -472,21 +475,19 @@ def _model_index(folder: Folder) -> dict[str, str]:
         value = index.get(part)
         kind = value[1] if isinstance(value, list) and len(value) == 2 else None
         if kind not in allowed:
-            raise CheckpointError(
-                f"{folder.root.name}: {part} is {value!r} in model_index.json", allowed=", ".join(allowed)
-            )
+            raise CheckpointError(f"{folder.name}: {part} is {value!r} in model_index.json", allowed=", ".join(allowed))
         found[part] = kind
     if folder.has("text_encoder/config.json"):
         own, asked = folder.json("text_encoder/config.json").get("model_type"), ENCODERS[found["text_encoder"]]
         if own is not None and own != asked:
             raise CheckpointError(
-                f"{folder.root.name}: model_index.json says {found['text_encoder']}, but in text_encoder/config.json "
+                f"{folder.name}: model_index.json says {found['text_encoder']}, but in text_encoder/config.json "
                 f"model_type is {own!r}",
                 allowed=asked,
             )
     for part in index:
         if part not in (*classes, *NOT_LOADED, "requires_safety_checker") and not part.startswith("_"):
-            raise CheckpointError(f"{folder.root.name}: unknown part {part!r} in model_index.json")
+            raise CheckpointError(f"{folder.name}: unknown part {part!r} in model_index.json")
     return found
 
 
@@ -508,7 +509,7 @@ def _card(folder: Folder) -> dict[str, Any]:
     """kotoe.json, or what stands for it in a folder that Kotoe didn't write."""
     if not folder.has("kotoe.json"):
         guess, licence = [_guessed(folder)], licences.stated(folder.root)
-        known: dict[str, Any] = {"name": folder.root.name, "licence": licence, "languages": guess}
+        known: dict[str, Any] = {"name": folder.name, "licence": licence, "languages": guess}
         return {**known, "licences": {}, "read_by": {}, "defaults": {}}
     card = folder.json("kotoe.json")
     allowed = ("format", "kotoe_version", "name", "family", "licence", "licences", "languages", "read_by", "defaults")
@@ -543,7 +544,7 @@ def _card(folder: Folder) -> dict[str, Any]:
     for key in defaults:
         if key not in names:
             raise CheckpointError(f"kotoe.json: unknown key {key!r} in defaults", allowed=", ".join(names))
-    found = {"name": name, "licence": licence, "licences": parts, "languages": languages}
+    found = {"name": hub.named(folder.root, name), "licence": licence, "licences": parts, "languages": languages}
     return {**found, "read_by": read_by, "defaults": defaults}
 
 

@@ -87,7 +87,7 @@ def read(
     """
     cpu = torch.device("cpu")
     kind = choose_dtype(dtype, cpu)
-    theirs = Folder(builtin.resolve(source))
+    theirs = Folder(builtin.resolve(source, allow_pickle=allow_pickle, text_model=True))
     licence = terms.carried(theirs.root, str(source))
     if text_models.is_text_model(theirs):
         if source_language is not None:
@@ -103,7 +103,7 @@ def read(
     if all(file.suffix == ".safetensors" for file in weights):
         index = [theirs.path(f"{part}/{name}") for name in INDICES if theirs.has(f"{part}/{name}")]
         files = (theirs.path(f"{part}/config.json"), *weights, *index)
-    return Source(conditioner=found, where=f"{theirs.root.name}/{part}", files=files)
+    return Source(conditioner=found, where=f"{theirs.name}/{part}", files=files)
 
 
 def write(conditioner: Conditioner, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
@@ -165,17 +165,17 @@ def add(
     new_tags = tuple(serves) or (language,)
     taken = [tag for tag in card["languages"] if tag.lower() in {new.lower() for new in new_tags}]
     if main in taken:
-        raise UserError(f"{main} is the language of {ours.root.name}'s own text encoder", allowed="another tag")
+        raise UserError(f"{main} is the language of {ours.name}'s own text encoder", allowed="another tag")
     if taken and (serves or not overwrite):
         raise UserError(
-            f"{ours.root.name} has a conditioner for {', '.join(taken)}",
+            f"{ours.name} has a conditioner for {', '.join(taken)}",
             hint="Take it out first: kotoe conditioner remove" if serves else "Pass --overwrite to replace it",
         )
     name = taken[0] if taken else language
     users = [tag for tag, by in card["read_by"].items() if by == name and tag != name]
     if users or (serves and name in card["languages"]):
         raise UserError(
-            f"{name} is the name of the conditioner of {', '.join(users) or name} in {ours.root.name}",
+            f"{name} is the name of the conditioner of {', '.join(users) or name} in {ours.name}",
             allowed="another name",
         )
     width = diffusers.unet_spec(ours.json("unet/config.json")).cross_attention_dim
@@ -232,9 +232,9 @@ def _named(ours: Folder, card: dict, own_language: str) -> dict:
     if not LANGUAGE.fullmatch(own_language):
         raise UserError(f"own language {own_language!r}", allowed="BCP 47 tags as en, ja, zh-Hant, pt-BR")
     if ours.has("kotoe.json") and main not in (UNDETERMINED, own_language):
-        raise UserError(f"own language {own_language} for {ours.root.name}, whose own is {main}", allowed=main)
+        raise UserError(f"own language {own_language} for {ours.name}, whose own is {main}", allowed=main)
     if own_language in others:
-        raise UserError(f"{ours.root.name} has a conditioner for {own_language} already", allowed="another tag")
+        raise UserError(f"{ours.name} has a conditioner for {own_language} already", allowed="another tag")
     return {**card, "languages": [own_language, *others]}
 
 
@@ -245,7 +245,7 @@ def languages(folder: str | Path) -> list[str]:
 
 def tokenizers(source: str | Path) -> dict[str, Tokenizer]:
     """The tokenizer of each language of a checkpoint's name or folder, its own first. No weights are read."""
-    path = builtin.resolve(source)
+    path = builtin.resolve(source, allow_pickle=True)  # which isn't opened
     if not path.is_dir() or not (path / "model_index.json").is_file():
         raise CheckpointError(f"{source} holds no tokenizers", allowed="a folder in diffusers' layout")
     folder = Folder(path)
@@ -259,7 +259,7 @@ def remove(folder: str | Path, language: str, *, dry_run: bool = False) -> None:
     main, *others = card["languages"]
     if language == main:
         raise UserError(
-            f"{language} is the language of {ours.root.name}'s own text encoder, which stays",
+            f"{language} is the language of {ours.name}'s own text encoder, which stays",
             allowed=", ".join(others) or "none: it has no other",
         )
     if language not in others:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from kotoe import hub
 from kotoe.bert import BertText
 from kotoe.checkpoints import bert
 from kotoe.checkpoints.files import (
@@ -376,20 +377,25 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 def weight_files(folder: Folder, part: str, allow_pickle: bool = False) -> tuple[Path, ...]:
     """The files that hold a part's tensors ("": of the folder itself): one safetensors file (any precision), its
     shards, or an allowed pickle."""
+    return tuple(folder.path(name) for name in weight_names(folder, part, allow_pickle))
+
+
+def weight_names(folder: Folder, part: str, allow_pickle: bool = False) -> tuple[str, ...]:
+    """The names in the folder of `weight_files`."""
     base = f"{part}/" if part else ""
     stems = [f"{base}{stem}{variant}" for stem in WEIGHTS for variant in ("", ".fp16", ".bf16")]
     for stem in stems:
         if folder.has(f"{stem}.safetensors"):
-            return (folder.path(f"{stem}.safetensors"),)
+            return (f"{stem}.safetensors",)
         if folder.has(f"{stem}.safetensors.index.json"):
             table = folder.json(f"{stem}.safetensors.index.json").get("weight_map")
             if not isinstance(table, dict) or not all(isinstance(v, str) and "/" not in v for v in table.values()):
                 raise CheckpointError(f"{stem}.safetensors.index.json: weight_map isn't a table of tensor to file name")
-            return tuple(folder.path(base + name) for name in sorted(set(table.values())))
+            return tuple(base + name for name in sorted(set(table.values())))
     names = [f"pytorch_model{s}" for s in PICKLES] + [f"{stem}{s}" for stem in WEIGHTS for s in PICKLES]
     pickles = [base + name for name in names if folder.has(base + name)]
     if pickles and allow_pickle:
-        return (folder.path(pickles[0]),)
+        return (pickles[0],)
     if pickles:
         raise CheckpointError(
             f"{pickles[0]} is a pickle, which can run any program when it is opened",
@@ -398,7 +404,17 @@ def weight_files(folder: Folder, part: str, allow_pickle: bool = False) -> tuple
             "only",
         )
     allowed = f"{base}{WEIGHTS[0] if part else WEIGHTS[1]}.safetensors"
-    raise CheckpointError(f"{folder.root.name}/{part} holds no weights", allowed=allowed)
+    raise CheckpointError(f"{folder.name}/{part} holds no weights", allowed=allowed)
+
+
+def half_notes(folder: Folder, allow_pickle: bool = False) -> list[str]:
+    """What to say of parts whose weights are there in half precision alone."""
+    parts = [
+        part
+        for part in ("unet", "vae", "text_encoder")
+        if all(hub.HALF.search(name) for name in weight_names(folder, part, allow_pickle))
+    ]
+    return [f"{', '.join(parts)}: half precision, the only weights there but pickles"] if parts else []
 
 
 def read_unet(folder: Folder, dtype: torch.dtype | None, device: torch.device, allow_pickle: bool = False) -> UNet:
@@ -463,4 +479,4 @@ def read_tokenizer(folder: Folder, part: str, positions: int | None = None) -> T
     files = {
         name: folder.read(base + name, LARGEST_TOKENIZER_BYTES) for name in TOKENIZER_FILES if folder.has(base + name)
     }
-    return tokenizer_from_files(files, positions=positions, where=part or folder.root.name)
+    return tokenizer_from_files(files, positions=positions, where=part or folder.name)

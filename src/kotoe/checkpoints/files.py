@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from kotoe import hub
 from kotoe.checkpoints.pickles import read_pickle
 from kotoe.errors import CheckpointError, UserError, nearest
 from kotoe.tokenizers import parse_json
@@ -29,6 +30,7 @@ from kotoe.tokenizers import parse_json
 LARGEST_CONFIG_BYTES = 2 * 2**20
 LARGEST_TOKENIZER_BYTES = 64 * 2**20
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+LFS_POINTER = b"version https://git-lfs"
 SHOWN = 8  # names listed in an error before "and n more"
 MAPPED_BYTES = 64 * 2**20  # of a file, converted before its mapping is dropped: see `_Mapped`
 
@@ -43,6 +45,11 @@ class Folder:
         if not self.root.is_dir():
             raise CheckpointError(f"no checkpoint folder at {root}")
 
+    @property
+    def name(self) -> str:
+        """What it is called in messages and records: see `hub.named`."""
+        return hub.named(self.root)
+
     def has(self, name: str) -> bool:
         """Whether something of this name is there (a link that leads nowhere counts, and is refused when read)."""
         return os.path.lexists(self.root / name)
@@ -51,22 +58,22 @@ class Folder:
         """The regular file `name` inside the folder. Refuses what leads outside it, devices, pipes and folders."""
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts or "\\" in name or "\0" in name:
-            raise CheckpointError(f"{self.root.name}: the path {name!r} leads out of the folder")
+            raise CheckpointError(f"{self.name}: the path {name!r} leads out of the folder")
         try:
             real = (self.root / relative).resolve()
         except (OSError, RuntimeError):
-            raise CheckpointError(f"{self.root.name}/{name} is a link that leads to itself") from None
+            raise CheckpointError(f"{self.name}/{name} is a link that leads to itself") from None
         if not (real.is_relative_to(self.root) or self._is_hub_blob(real)):
             raise CheckpointError(
-                f"{self.root.name}/{name} is a link to {real}, outside the folder",
+                f"{self.name}/{name} is a link to {real}, outside the folder",
                 hint="If you trust it, copy the folder with its links resolved: cp -rL FOLDER COPY",
             )
         try:
             mode = real.stat().st_mode
         except OSError as error:
-            raise CheckpointError(f"can't read {self.root.name}/{name} ({error.strerror})") from None
+            raise CheckpointError(f"can't read {self.name}/{name} ({error.strerror})") from None
         if not stat.S_ISREG(mode):
-            raise CheckpointError(f"{self.root.name}/{name} is not a regular file")
+            raise CheckpointError(f"{self.name}/{name} is not a regular file")
         return self.root / relative
 
     def _is_hub_blob(self, real: Path) -> bool:
@@ -81,13 +88,14 @@ class Folder:
         path = self.path(name)
         size = path.stat().st_size
         if size > limit:
-            raise CheckpointError(f"{self.root.name}/{name} has {size} bytes", allowed=f"at most {limit} bytes")
+            raise CheckpointError(f"{self.name}/{name} has {size} bytes", allowed=f"at most {limit} bytes")
+        refuse_pointer(path, f"{self.name}/{name}")
         with path.open("rb") as file:
             return file.read(limit)
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON object of at most LARGEST_CONFIG_BYTES."""
-        return parse_json(self.read(name), f"{self.root.name}/{name}")
+        return parse_json(self.read(name), f"{self.name}/{name}")
 
 
 # --- Tensors ------------------------------------------------------------------------------------------------
@@ -178,6 +186,7 @@ def read_tensors(
 def entries(path: Path, what: str, allow_pickle: bool = False) -> list[Entry]:
     """Every tensor of a safetensors file, or of a pickle where that is allowed."""
     if path.suffix.lower() != ".safetensors":
+        refuse_pointer(path, f"{what}: {path.name}")
         state = read_pickle(path, what, allow_pickle)
         return [Entry(name, tuple(t.shape), _kind(t), partial(held, t)) for name, t in state.items()]
     mapped = _Mapped(path, what)  # stays open for as long as the readers below live
@@ -221,6 +230,7 @@ def metadata(path: Path, what: str) -> dict[str, str]:
 def _opened(path: Path, what: str) -> Any:
     from safetensors import SafetensorError, safe_open
 
+    refuse_pointer(path, f"{what}: {path.name}")
     try:
         return safe_open(path, framework="pt", device="cpu")
     except SafetensorError as error:
@@ -228,6 +238,18 @@ def _opened(path: Path, what: str) -> Any:
             f"{what}: {path.name} ({path.stat().st_size} bytes) is truncated or not a safetensors file ({error})",
             hint="Get the file again and compare its size and sha256 with its source",
         ) from None
+
+
+def refuse_pointer(path: Path, where: str) -> None:
+    """Refuse what git leaves of a large file where git-lfs isn't installed."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) != LFS_POINTER:
+            return
+    raise CheckpointError(
+        f"{where} is git-lfs' pointer to a file, not the file",
+        allowed="the file itself",
+        hint="In that folder: git lfs install, then git lfs pull",
+    )
 
 
 def _kind(t: Tensor) -> str:

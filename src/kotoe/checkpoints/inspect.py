@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kotoe import builtin, licences
-from kotoe.checkpoints import _card, _model_index, bases, diffusers, kerascv, schedulers
+from kotoe.checkpoints import _card, _model_index, bases, diffusers, kerascv, schedulers, text_models
 from kotoe.checkpoints.files import Folder, entries, file_sha256, weights
 from kotoe.checkpoints.keras_h5 import layers_of
 from kotoe.config import to_json
@@ -30,7 +31,7 @@ def describe(source: str | Path = builtin.DEFAULT, *, allow_pickle: bool = False
 
 
 def _describe(source: str | Path, allow_pickle: bool) -> dict[str, Any]:
-    path = builtin.resolve(source)
+    path = builtin.resolve(source, allow_pickle=allow_pickle)
     if path.is_file():
         from kotoe.checkpoints import adapters, single
 
@@ -42,6 +43,7 @@ def _describe(source: str | Path, allow_pickle: bool) -> dict[str, Any]:
         return {"source": str(source), "folder": str(folder.root), **_describe_kerascv(folder)}
     index, card = _model_index(folder), _card(folder)
     schedule, grid, notes = schedulers.schedule_spec(folder.json("scheduler/scheduler_config.json"), index["scheduler"])
+    notes += diffusers.half_notes(folder, allow_pickle)
     places = dict.fromkeys(bases(card).values())  # several languages can have one
 
     unet = diffusers.unet_spec(folder.json("unet/config.json"))
@@ -86,6 +88,38 @@ def _describe(source: str | Path, allow_pickle: bool) -> dict[str, Any]:
     }
 
 
+class _Listed(Folder):
+    """A folder of which more files are listed than have arrived."""
+
+    def __init__(self, root: Path, files: Sequence[str]) -> None:
+        super().__init__(root)
+        self._files = frozenset(files)
+
+    def has(self, name: str) -> bool:
+        return name in self._files
+
+
+def foresee(folder: Path, files: Sequence[str], *, allow_pickle: bool, text_model: bool) -> None:
+    """Raise what loading a model from the hub would raise, as far as all but its weights tell: before gigabytes are
+    downloaded. See `builtin.resolve`.
+
+    folder: with all but the weights. files: the names of all.
+    """
+    here, listed = Folder(folder), _Listed(folder, files)
+    if text_model and text_models.is_text_model(here):
+        diffusers.weight_names(listed, "", allow_pickle)
+        return
+    index = _model_index(here)
+    _card(here)
+    schedulers.schedule_spec(here.json("scheduler/scheduler_config.json"), index["scheduler"])
+    diffusers.unet_spec(here.json("unet/config.json"))
+    diffusers.vae_spec(here.json("vae/config.json"))
+    config = here.json("text_encoder/config.json")
+    diffusers.encoder_spec(config, diffusers.tokenizer_of(here, ""))
+    for part in ("unet", "vae", "text_encoder"):
+        diffusers.weight_names(listed, part, allow_pickle)
+
+
 def _describe_kerascv(folder: Folder) -> dict[str, Any]:
     family, files = kerascv.weight_files(folder)
     with (
@@ -107,7 +141,7 @@ def _describe_kerascv(folder: Folder) -> dict[str, Any]:
     hashes: dict[str, Any] = {part: [file_sha256(path) for path in found] for part, found in paths.items()}
     words = {"class": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "max_tokens": tokenizer.max_tokens}
     return {
-        "name": folder.root.name,
+        "name": folder.name,
         "family": family,
         "languages": [kerascv.LANGUAGE],
         "size_px": unet.sample_size * vae.downscale,

@@ -376,7 +376,7 @@ def load_kerascv(
         return found
 
     return Bundle(
-        name=folder.root.name,
+        name=folder.name,
         unet=unet,
         vae=vae,
         schedule=SCHEDULE,
@@ -392,7 +392,7 @@ def load_kerascv(
 
 def weight_files(folder: Folder) -> tuple[str, dict[str, Path]]:
     """Family, and part to file. Raises CheckpointError naming what is missing or belongs to another model."""
-    name = folder.root.name
+    name = folder.name
     found = [family for family, parts in FILES.items() if any(folder.has(file) for file in parts.values())]
     for older in OLDER:
         if folder.has(older) and not found:
@@ -417,7 +417,7 @@ def words_of(folder: Folder, tokenizer: str | Path | None = None) -> Callable[[i
         return partial(read_tokenizer, Folder(given.parent), given.name)
     if not folder.has("tokenizer"):
         raise UserError(
-            f"{folder.root.name}: KerasCV's files hold no vocabulary",
+            f"{folder.name}: KerasCV's files hold no vocabulary",
             allowed="tokenizer=FOLDER (--tokenizer FOLDER) with CLIP's vocab.json and merges.txt, or a subfolder "
             "tokenizer/",
             hint="Any folder of Stable Diffusion 1.x or 2.x in diffusers' layout has one",

@@ -54,7 +54,7 @@ def read(
 
     Raises CheckpointError for a model without a text encoder, or with one that no UNet here reads.
     """
-    name, where = folder.root.name, f"{folder.root.name}/config.json"
+    name, where = folder.name, f"{folder.name}/config.json"
     config = folder.json("config.json")
     kind = _kind(config, where)
     if kind in (CLIP, CLIP_TEXT):

@@ -5,12 +5,13 @@ As strict as everything that is loaded: every key of the configurations known, e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kotoe import hub
+from kotoe import builtin, hub
 from kotoe.checkpoints.diffusers import weight_files
 from kotoe.checkpoints.files import Folder, LazyHashes, fill, read_tensors, shapes_of, skeleton
 from kotoe.checkpoints.keys import LARGEST_DEPTH, LARGEST_WIDTH, Config, Keys, make_spec
@@ -24,6 +25,7 @@ PART, EXTRACTOR = "safety_checker", "feature_extractor"
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 CLASS = "StableDiffusionSafetyChecker"
 LARGEST_EDGE_PX = 2048  # of what the network reads
+OWN = (f"{PART}/{CONFIG}", f"{EXTRACTOR}/{PREPROCESSOR}")  # of a checkpoint that names a checker
 NEEDED = (f"{PART}/{CONFIG}|{CONFIG}", f"{EXTRACTOR}/{PREPROCESSOR}|{PREPROCESSOR}")
 
 # --- Configurations -------------------------------------------------------------------------------
@@ -155,9 +157,23 @@ def names_checker(folder: Path) -> bool:
     return isinstance(said, list) and any(part is not None for part in said)
 
 
-def has_checker(folder: Path) -> bool:
-    """Whether a checkpoint's folder has a safety checker of its own."""
-    return Folder(folder).has(PART)
+def own_checker(folder: Path) -> Path | None:
+    """The folder with a checkpoint's own safety checker; None where it has none.
+
+    A model on the hub has the one that its model_index.json names. It is downloaded here, since loading the model
+    leaves it out.
+    """
+    name = hub.named(folder)
+    if name == folder.name:
+        return folder if Folder(folder).has(PART) else None
+    try:
+        return _from_hub(name, OWN) if names_checker(folder) else None
+    except hub.Lacking:
+        return None
+
+
+def _from_hub(name: str, needed: Sequence[str]) -> Path:
+    return hub.fetch(name, needed=needed, wanted=lambda files: wanted(list(files)))
 
 
 def wanted(files: list[str]) -> list[str]:
@@ -168,10 +184,9 @@ def wanted(files: list[str]) -> list[str]:
         for name in files
         if (name.startswith((f"{PART}/", f"{EXTRACTOR}/")) if beside else "/" not in name)
         and name.endswith((".json", hub.SAFE, hub.PICKLED))
-        and not any(word in name for word in ("fp16", "bf16", "flax", "onnx", "openvino"))
+        and not any(word in name for word in ("flax", "onnx", "openvino"))
     ]
-    safe = any(name.endswith(hub.SAFE) for name in known)
-    return [name for name in known if not (safe and name.endswith(hub.PICKLED))]
+    return hub.best_weights(known)
 
 
 def load_checker(
@@ -189,19 +204,20 @@ def load_checker(
             raise UserError(
                 f"no folder at {text}",
                 allowed=f"a checkpoint's folder with {PART}/ and {EXTRACTOR}/, or a safety checker's own",
+                hint=builtin.spelling(text),
             )
-        path = hub.fetch(text, needed=NEEDED, wanted=lambda files: wanted(list(files)))
+        path = _from_hub(text, NEEDED)
     folder = Folder(path)
     part, extractor = (PART, f"{EXTRACTOR}/") if folder.has(PART) else ("", "")
     base = f"{part}/" if part else ""
     for name in (base + CONFIG, extractor + PREPROCESSOR):
         if not folder.has(name):
             raise CheckpointError(
-                f"{folder.root.name} holds no {name}, which a safety checker needs",
+                f"{folder.name} holds no {name}, which a safety checker needs",
                 allowed=f"{PART}/ and {EXTRACTOR}/ of a checkpoint, or a safety checker's own folder with both files",
             )
-    spec = vision_spec(folder.json(base + CONFIG), f"{folder.root.name}/{base}{CONFIG}")
-    where = f"{folder.root.name}/{extractor}{PREPROCESSOR}"
+    spec = vision_spec(folder.json(base + CONFIG), f"{folder.name}/{base}{CONFIG}")
+    where = f"{folder.name}/{extractor}{PREPROCESSOR}"
     preprocessing = preprocessing_of(folder.json(extractor + PREPROCESSOR), where)
     if preprocessing.crop != spec.image_size:
         raise CheckpointError(f"{where}: cuts out {preprocessing.crop} pixels", allowed=f"{spec.image_size}")
@@ -210,12 +226,12 @@ def load_checker(
     tensors = read_tensors(
         paths,
         shapes_of(net),
-        what=part or folder.root.name,
+        what=part or folder.name,
         dtype=torch.float32,
         device=torch.device("cpu" if device is None else device),
         rename=name_of,
         allow_pickle=allow_pickle,
     )
     hashes = LazyHashes({"weights": paths})
-    name = f"{folder.root.name}/{part}" if part else folder.root.name
+    name = f"{folder.name}/{part}" if part else folder.name
     return ImageChecker(name=name, net=fill(net, tensors), preprocessing=preprocessing, hashes=hashes)
