@@ -6,8 +6,8 @@ Each engine is a process of its own, with an environment of its own where it isn
 are loaded first; then they take turns (A B C A B C ...), one guided step, one decoding, one text each, while the others
 sleep. A guided step is one evaluation of the UNet for two latents of 64 x 64; decoding is a latent to 512 x 512 pixels.
 What a UNet answers to one input, the same for all, is compared with float32's. Cold start is the time from the
-process's beginning to the end of its first step. stable-diffusion.cpp has no such calls: its steps are timed between
-its own reports, the rest is not told. Needs 25 GB of disk, 16 GiB of memory, and for its environments a network.
+process's beginning to the end of its first step. stable-diffusion.cpp has no such calls: it draws a picture of one
+step, reports the step's time itself, and what comes after it is taken for decoding. Needs 25 GB of disk, 16 GiB of memory, and for its environments a network.
 The last line of standard output is one JSON document.
 """
 
@@ -46,8 +46,7 @@ ENVIRONMENTS = {
     "sdcpp": ["stable-diffusion-cpp-python"],
 }
 COMMON = """\
-import json, os, resource, sys, time
-import numpy as np
+import json, os, sys, time
 begun = float(os.environ["BEGUN"])
 def peak():
     with open("/proc/self/status") as f:
@@ -67,6 +66,7 @@ def serve(calls, **said):
 folder, given, kind = sys.argv[1:4]
 """
 TORCH = """\
+import numpy as np
 import torch
 torch.set_grad_enabled(False)
 torch.set_num_threads(int(os.environ["THREADS"]))
@@ -135,6 +135,7 @@ serve({"step": step, "latents": latents, "decode": decoding, "text": text}, firs
 """
 OPENVINO = """\
 from pathlib import Path
+import numpy as np
 import openvino as ov
 core, made = ov.Core(), Path(folder).parent / f"openvino-{Path(folder).name}"
 if not made.is_dir():
@@ -157,11 +158,13 @@ if not made.is_dir():
     x, context, z = (torch.from_numpy(arrays[k]) for k in ("x", "context", "z"))
     unet = UNet2DConditionModel.from_pretrained(f"{folder}/unet", torch_dtype=torch.float32)
     vae = AutoencoderKL.from_pretrained(f"{folder}/vae", torch_dtype=torch.float32)
-    made.mkdir()
+    half = made.with_name(f"{made.name}-half")
+    half.mkdir(exist_ok=True)
     example = {"x": x, "t": torch.tensor(500.0), "context": context}
     shapes = [("x", list(x.shape)), ("t", []), ("context", list(context.shape))]
-    ov.save_model(ov.convert_model(Step(unet).eval(), example_input=example, input=shapes), made / "unet.xml")
-    ov.save_model(ov.convert_model(Decode(vae).eval(), example_input=z, input=list(z.shape)), made / "vae.xml")
+    ov.save_model(ov.convert_model(Step(unet).eval(), example_input=example, input=shapes), half / "unet.xml")
+    ov.save_model(ov.convert_model(Decode(vae).eval(), example_input=z, input=list(z.shape)), half / "vae.xml")
+    half.rename(made)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # conversion's memory is not the engine's
 settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": os.environ["THREADS"],
             "PERFORMANCE_HINT": "LATENCY"}
@@ -181,16 +184,16 @@ serve({"step": step, "latents": latents, "decode": lambda: vae.infer({0: z / 0.1
 """
 SDCPP = """\
 from stable_diffusion_cpp import StableDiffusion
-times = []
+told = {}
 sd = StableDiffusion(model_path=folder + ".safetensors", n_threads=int(os.environ["THREADS"]), verbose=False)
 def report(step, steps, seconds, *more):
-    times.append(time.perf_counter())
-def step(count="3"):
-    times.clear()
-    sd.generate_image(prompt=PROMPT, negative_prompt="dog", width=512, height=512, sample_steps=int(count),
-                      cfg_scale=7.5, seed=1, progress_callback=report)
-    return min(b - a for a, b in zip(times, times[1:]))
-serve({"step": step}, first=None)
+    told.update(step=seconds, at=time.perf_counter())
+def step(_):
+    sd.generate_image(prompt=PROMPT, negative_prompt="dog", width=512, height=512, sample_steps=1, cfg_scale=7.5,
+                      seed=1, progress_callback=report)
+    told["decode"] = time.perf_counter() - told["at"]
+    return told["step"]
+serve({"step": step, "decode": lambda _: told["decode"]}, first=None)
 """
 ENGINES = {  # name: environment ("" is this one), kind, program
     "Kotoe": ("", "bfloat16", TORCH + KOTOE),
@@ -204,10 +207,16 @@ ENGINES = {  # name: environment ("" is this one), kind, program
 }
 
 
+DEFAULT = [
+    name for name in ENGINES if not name.endswith((", float32", ", compiled", "fusers, bf16"))
+]  # 24 GiB hold them
+
+
 def made(family: str, folder: Path) -> Path:
     """The folder of a full-size bundle of torch's initial weights, and a single file of it beside it."""
     place = folder / family.replace(" ", "-")
-    if place.with_suffix(".safetensors").exists():
+    file = folder / f"{place.name}.safetensors"
+    if file.exists():
         return place
     tokenizer = train_clip_bpe(["a cat on a blue background"] * 2, folder / "words", 516)
     text = TextSpec(**TEXTS[family], bos=tokenizer.bos, eos=tokenizer.eos, pad=tokenizer.pad)
@@ -223,7 +232,7 @@ def made(family: str, folder: Path) -> Path:
         family="sd2" if UNETS[family].use_linear_projection else "sd1",
     )
     save(bundle, place)
-    save(bundle, place.with_suffix(".safetensors"), to="compvis")
+    save(bundle, file, to="compvis")
     return place
 
 
@@ -245,7 +254,8 @@ class Engine:
             text=True,
             env={**variables, "BEGUN": repr(time.time())},
         )
-        self.name, self.said = name, self._read()
+        self.name = name
+        self.said = self._read()
 
     def _read(self) -> Any:
         assert self.process.stdout is not None
@@ -323,7 +333,7 @@ def main() -> None:
     options.add_argument("--family", default="SD 1.5", choices=list(UNETS))
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--threads", type=int, default=os.cpu_count())
-    options.add_argument("--only", nargs="+", default=list(ENGINES), help="engines whose names begin so")
+    options.add_argument("--only", nargs="+", default=DEFAULT, help="engines whose names begin so")
     options.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "kotoe-peers")
     options.add_argument("--card", type=Path)
     given = options.parse_args()
@@ -343,6 +353,8 @@ def main() -> None:
     np.savez(inputs, **arrays)  # type: ignore[arg-type]
     load = f"{os.getloadavg()[0]:.1f}"
     machine = rates(given.threads, torch.bfloat16)
+    if any(name.startswith("OpenVINO") for name in names):  # converting takes more memory than all that comes later
+        Engine("OpenVINO, bf16, static", folder, inputs, given.work, given.threads).ask("quit")
     engines = []
     for name in names:
         engines.append(Engine(name, folder, inputs, given.work, given.threads))
@@ -351,11 +363,9 @@ def main() -> None:
     for k in range(given.rounds):
         for call in ("step", "decode", "text"):
             for engine in engines:
-                if ENGINES[engine.name][0] == "sdcpp":
-                    if call == "step":
-                        times[engine.name].setdefault("step", []).append(engine.ask("step 3"))
-                elif call != "text" or ENGINES[engine.name][0] == "":
-                    times[engine.name].setdefault(call, []).append(engine.ask(call))
+                if call != "text" or ENGINES[engine.name][0] == "":
+                    asked = f"{call} _" if ENGINES[engine.name][0] == "sdcpp" else call
+                    times[engine.name].setdefault(call, []).append(engine.ask(asked))
         print(f"round {k + 1}: { ({n: t['step'][-1] for n, t in times.items()}) }", file=sys.stderr, flush=True)
     answers: dict[str, np.ndarray] = {}
     for engine in engines:
