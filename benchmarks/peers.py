@@ -7,8 +7,9 @@ are loaded first; then they take turns (A B C A B C ...), one guided step, one d
 sleep. A guided step is one evaluation of the UNet for two latents of 64 x 64; decoding is a latent to 512 x 512 pixels.
 What a UNet answers to one input, the same for all, is compared with float32's. Cold start is the time from the
 process's beginning to the end of its first step. stable-diffusion.cpp has no such calls: it draws a picture of one
-step, reports the step's time itself, and what comes after it is taken for decoding. Needs 25 GB of disk, 16 GiB of memory, and for its environments a network.
-The last line of standard output is one JSON document.
+step, reports the step's time itself, and what comes after it is taken for decoding.
+Needs 25 GB of disk, 24 GiB of memory, and for its environments a network. The last line of standard output is one JSON
+document.
 """
 
 from __future__ import annotations
