@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,6 +67,23 @@ def both(net: UNet, fast: FastUNet, size: tuple[int, int] = (16, 16), at: Any = 
 def test_the_unet(spec: str, size: tuple[int, int], at: Any) -> None:
     net = seeded(UNet(SPECS[spec]), 3)
     assert apart(*both(net, engine.of(net), size, at)) < TOLERANCE
+
+
+@pytest.mark.parametrize("spec", ["sd1", "sd2", "plain first"])
+def test_halves_that_are_the_same_are_computed_once(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As guidance has them: the same latents with two texts."""
+    without = replace(SPECS["sd1"], cross_attention=(False, True, True))
+    net = seeded(UNet({**SPECS, "plain first": without}[spec]), 3)
+    fast, seen = engine.of(net), list[int]()
+    convolve = engine.Conv.__call__
+    monkeypatch.setattr(engine.Conv, "__call__", lambda *a, **k: (seen.append(len(a[1])), convolve(*a, **k))[1])
+    (x, context), rows = inputs(net.spec, (16, 16)), net.time_table(torch.tensor([10.0])).at(0)
+    with torch.inference_mode():
+        for latents, first in ((x[:1].expand(2, -1, -1, -1), 1), (x, 2)):
+            seen.clear()
+            y = fast(latents, rows, fast.text_kv(context))
+            assert apart(y, net(latents, rows, net.text_kv(context))) < TOLERANCE
+            assert (seen[0], seen[-1]) == (first, 2)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (12, 4)])
@@ -219,8 +237,6 @@ def test_pictures_say_which_engine_drew_them_and_are_replayed_by_it(bundle: Bund
 
 
 def test_where_there_is_no_engine_the_record_says_plain() -> None:
-    from dataclasses import replace
-
     bundle = tiny_bundle()
     assert resolve(bundle, Request(prompt="a")).engine == "fast"
     half = replace(bundle, unet=bundle.unet.to(torch.float16))

@@ -5,6 +5,7 @@ What is otherwise than there, and nothing else is:
 - bias, residual sum, GELU and the gate's product belong to the convolution or product before them;
 - query, key and value are one product; time projections are added to the bias of the convolution that they follow;
 - self-attention over many positions goes block by block of queries, so that scores stay in the cache;
+- what guidance computes of the same latents twice, until the text comes in, is computed once;
 - a convolution after an upsampling reads the small picture: each of the four pixels that come of one needs 2 x 2
   sums of the 3 x 3 weights, 4/9 of the products.
 
@@ -188,6 +189,11 @@ def normed(norm: nn.Module, x: Tensor, *, silu: bool = True) -> Tensor:
     return F.silu(y, inplace=True) if silu else y
 
 
+def twice(x: Tensor) -> Tensor:
+    """A batch after itself."""
+    return torch.cat([x, x])
+
+
 def flat(x: Tensor) -> Tensor:
     """(B, C, h, w) in channels_last as (B, N, C), without a copy."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
@@ -258,10 +264,17 @@ class Transformer:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, N, d)
 
     def __call__(self, x: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
-        _, _, h, w = x.shape
+        return self.with_text(x, self.alone(x), kv)
+
+    def alone(self, x: Tensor) -> Tensor:
+        """What comes before the text (B, N, C), of a map x (B, C, h, w)."""
         y = self.proj_in(flat(normed(self.norm, x, silu=False)))  # (B, N, C)
         q, k, v = (self.split(each) for each in self.qkv(self.norms[0](y)).chunk(3, dim=-1))
-        y = self.out1.plus(attend(q, k.transpose(2, 3), v), y)
+        return self.out1.plus(attend(q, k.transpose(2, 3), v), y)
+
+    def with_text(self, x: Tensor, y: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
+        """The rest: the block's map (B, C, h, w) of x and y = alone(x)."""
+        _, _, h, w = x.shape
         y = self.out2.plus(attend(self.split(self.q2(self.norms[1](y))), *kv), y)
         z = self.norms[2](y)
         y = self.ff.plus(self.value.times(z, self.gate.gelu(z, self.approximate)), y)
@@ -319,10 +332,11 @@ class FastUNet:
         time: projections from the UNet's `time_table(...).at(step)`.
         """
         rows, texts = iter(time), iter(kv)
-        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))  # (B, C0, h, w)
-        skips = [x]
-        for level in self.down:
-            for j in range(len(level.resnets)):
+        begun = self._begin(x.contiguous(memory_format=torch.channels_last), rows, texts)
+        skips = list(begun)
+        x = begun[-1]
+        for i, level in enumerate(self.down):
+            for j in range(int(i == 0), len(level.resnets)):  # the first one has begun
                 x = level.block(j, x, rows, texts)
                 skips.append(x)
             for down in level.down:
@@ -335,6 +349,23 @@ class FastUNet:
             for up in level.up:
                 x = up(x)
         return self.conv_out(normed(self.norm_out, x))  # (B, C, h, w)
+
+    def _begin(
+        self, x: Tensor, time: Iterator[Tensor], texts: Iterator[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """The first two skips, (B, C0, h, w) each. With guidance both halves of a batch are the same latents: until the
+        text comes in, one is computed."""
+        half, first, row = len(x) // 2, self.down[0], next(time)
+        if len(x) % 2 or len(row) > 1 or not torch.equal(x[:half], x[half:]):
+            x = self.conv_in(x)
+            y = first.resnets[0](x, row)
+            return x, first.transformers[0](y, next(texts)) if first.transformers else y
+        x = self.conv_in(x[:half])
+        y = first.resnets[0](x, row)
+        if not first.transformers:
+            return twice(x), twice(y)
+        transformer = first.transformers[0]
+        return twice(x), transformer.with_text(twice(y), twice(transformer.alone(y)), next(texts))
 
 
 # --- The autoencoder's decoder --------------------------------------------------------------------
