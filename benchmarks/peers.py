@@ -338,7 +338,11 @@ def main() -> None:
     options.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "kotoe-peers")
     options.add_argument("--card", type=Path)
     given = options.parse_args()
-    names = [name for name in ENGINES if any(name.startswith(start) for start in given.only)]
+    names = [
+        name
+        for name in ENGINES
+        if name in given.only or any(name.startswith(s) for s in given.only if s not in ENGINES)
+    ]
     given.work.mkdir(parents=True, exist_ok=True)
     constraints = Path(__file__).resolve().parent.parent / "constraints.txt"
     for each in {ENGINES[name][0] for name in names} - {""}:
