@@ -77,10 +77,10 @@ x, context, z = (torch.from_numpy(arrays[k]) for k in ("x", "context", "z"))
 KOTOE = """\
 import kotoe
 from kotoe import engine
-engine.keep_memory()
 bundle = kotoe.load(folder, dtype=kind)
 dtype = bundle.unet.conv_in.weight.dtype
 unet, decode = (engine.of(net, release=True) for net in (bundle.unet, bundle.vae))
+engine.keep_memory()
 x, context, z = (t.to(dtype).contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t.to(dtype)
                  for t in (x, context, z))
 conditioner = bundle.conditioner()

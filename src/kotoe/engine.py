@@ -86,7 +86,8 @@ def keep_memory() -> None:
     """Have this process keep the memory that it frees, as far as its C library is glibc.
 
     Otherwise each layer's result of some megabytes is given back to the system, and the next one's is had from it page
-    by page, cleared. Of a whole process, so a library's user is asked: the command line does it.
+    by page, cleared. To be called once the weights are laid out. Of a whole process, so a library's user is asked: the
+    command line does it.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

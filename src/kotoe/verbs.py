@@ -140,10 +140,10 @@ def _only_draw(bundle: Bundle, engine_name: str, numerics: str) -> None:
     from kotoe.drawing import has_engine
 
     if engine_name == "fast" and has_engine(bundle):
-        engine.keep_memory()
         if numerics == "exact" and {"unet", "vae"} <= set(bundle.hashes):  # else they are hashed as they are
             engine.of(bundle.unet, release=True)
             engine.of(bundle.vae, release=True)
+        engine.keep_memory()  # from here on: what the weights were before they were laid out is given back
 
 
 def _notes(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> None:
