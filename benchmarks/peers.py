@@ -219,7 +219,7 @@ def made(family: str, folder: Path) -> Path:
     file = folder / f"{place.name}.safetensors"
     if file.exists():
         return place
-    tokenizer = train_clip_bpe(["a cat on a blue background"] * 2, folder / "words", 516)
+    tokenizer = train_clip_bpe(["a cat on a blue background"] * 2, folder / f"words {family}", 516)
     text = TextSpec(**TEXTS[family], bos=tokenizer.bos, eos=tokenizer.eos, pad=tokenizer.pad)
     with initialising(0):
         parts = (UNet(UNETS[family]), VAE(VAESpec()), CLIPText(text))
