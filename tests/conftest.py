@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from hub_server import Hub
+
 HOME = Path(tempfile.mkdtemp(prefix="kotoe-tests-"))
 os.environ.update(
     HOME=str(HOME),
@@ -113,3 +115,27 @@ def pytest_unconfigure() -> None:
 def root() -> Path:
     """The repository's root."""
     return ROOT
+
+
+# --- A hub of our own (hub_server.py), one for a module
+
+
+@pytest.fixture(scope="module")
+def hub_folder() -> Iterator[Path]:
+    """Of the hub and of its clients' caches."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def running_hub(hub_folder: Path) -> Iterator[Hub]:
+    server = Hub(hub_folder)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def server(running_hub: Hub) -> Hub:
+    """The hub without faults."""
+    running_hub.told()
+    return running_hub

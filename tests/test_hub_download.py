@@ -33,48 +33,29 @@ TOKEN = "hf_thisIsNobodysToken"
 
 
 @pytest.fixture(scope="module")
-def own() -> Iterator[Path]:
-    with TemporaryDirectory() as folder:
-        yield Path(folder)
-
-
-@pytest.fixture(scope="module")
-def running(own: Path) -> Iterator[Hub]:
-    server = Hub(own)
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def server(running: Hub) -> Hub:
-    running.told()
-    return running
-
-
-@pytest.fixture(scope="module")
-def home(own: Path) -> Path:
+def home(hub_folder: Path) -> Path:
     """HF_HOME of the clients."""
-    return own / "home"
+    return hub_folder / "home"
 
 
 @pytest.fixture(scope="module")
-def client(running: Hub, home: Path) -> Iterator[Client]:
-    found = Client(running.environment(home))
+def client(running_hub: Hub, home: Path) -> Iterator[Client]:
+    found = Client(running_hub.environment(home))
     yield found
     found.close()
 
 
 @pytest.fixture(scope="module")
-def hurried(running: Hub, home: Path) -> Iterator[Client]:
+def hurried(running_hub: Hub, home: Path) -> Iterator[Client]:
     """One that waits a second, no longer."""
-    found = Client(running.environment(home, HF_HUB_ETAG_TIMEOUT="1", HF_HUB_DOWNLOAD_TIMEOUT="1"))
+    found = Client(running_hub.environment(home, HF_HUB_ETAG_TIMEOUT="1", HF_HUB_DOWNLOAD_TIMEOUT="1"))
     yield found
     found.close()
 
 
 @pytest.fixture(scope="module")
-def offline(running: Hub, home: Path) -> Iterator[Client]:
-    found = Client(running.environment(home, HF_HUB_OFFLINE="1"))
+def offline(running_hub: Hub, home: Path) -> Iterator[Client]:
+    found = Client(running_hub.environment(home, HF_HUB_OFFLINE="1"))
     yield found
     found.close()
 
@@ -304,22 +285,22 @@ def test_gated_models(server: Hub, client: Client, home: Path, name: str, source
     assert not [p for p in home.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
 
 
-def test_tokens_that_cannot_be_used(server: Hub, client: Client, own: Path, name: str, source: Path) -> None:
+def test_tokens_that_cannot_be_used(server: Hub, client: Client, hub_folder: Path, name: str, source: Path) -> None:
     server.put(name, source)
     done = client.fetch(name, HF_TOKEN="hf_ключ")
     refused(done, "the token that is set can't be sent", "HF_TOKEN")
     assert "ключ" not in done.err
-    for home in (own / "token-is-a-folder", Path(os.devnull)):
+    for home in (hub_folder / "token-is-a-folder", Path(os.devnull)):
         if home != Path(os.devnull):
             (home / "token").mkdir(parents=True)
-        other = Client(server.environment(own / "home", HF_HOME=str(home)))
+        other = Client(server.environment(hub_folder / "home", HF_HOME=str(home)))
         refused(other.fetch(name), f"the hub's token in {home / 'token'} can't be read", "Set HF_HOME")
         other.close()
 
 
-def test_settings_that_huggingface_hub_refuses(server: Hub, own: Path) -> None:
+def test_settings_that_huggingface_hub_refuses(server: Hub, hub_folder: Path) -> None:
     code = "from kotoe.cli import main; main(['inspect', 'no/such'])"
-    environment = server.environment(own / "home", HF_HUB_ETAG_TIMEOUT="abc")
+    environment = server.environment(hub_folder / "home", HF_HUB_ETAG_TIMEOUT="abc")
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert "HF_HUB_ETAG_TIMEOUT='abc'. Allowed: whole numbers of seconds" in done.stderr
@@ -383,10 +364,10 @@ def test_a_store_that_stops_answering(server: Hub, hurried: Client, client: Clie
     downloaded(client.fetch(name), source)
 
 
-def test_a_hub_that_is_not_there(running: Hub, home: Path) -> None:
+def test_a_hub_that_is_not_there(running_hub: Hub, home: Path) -> None:
     gone = Hub(home / "gone")
     gone.close()
-    client = Client({**running.environment(home), "HF_ENDPOINT": gone.url})
+    client = Client({**running_hub.environment(home), "HF_ENDPOINT": gone.url})
     refused(client.fetch("someone/nothing"), "neither in the hub's cache nor could it be downloaded (", "hf download")
     client.close()
 

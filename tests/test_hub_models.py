@@ -8,7 +8,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -22,34 +21,15 @@ DRAW = ("--steps", "2", "--json", "--accept-license")
 
 
 @pytest.fixture(scope="module")
-def own() -> Iterator[Path]:
-    with TemporaryDirectory() as folder:
-        yield Path(folder)
-
-
-@pytest.fixture(scope="module")
-def running(own: Path) -> Iterator[Hub]:
-    server = Hub(own)
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def server(running: Hub) -> Hub:
-    running.told()
-    return running
-
-
-@pytest.fixture(scope="module")
-def client(running: Hub, own: Path) -> Iterator[Client]:
-    found = Client(running.environment(own / "home"), drawing=True)
+def client(running_hub: Hub, hub_folder: Path) -> Iterator[Client]:
+    found = Client(running_hub.environment(hub_folder / "home"), drawing=True)
     yield found
     found.close()
 
 
 @pytest.fixture(scope="module")
-def offline(running: Hub, own: Path) -> Iterator[Client]:
-    found = Client(running.environment(own / "home", HF_HUB_OFFLINE="1"), drawing=True)
+def offline(running_hub: Hub, hub_folder: Path) -> Iterator[Client]:
+    found = Client(running_hub.environment(hub_folder / "home", HF_HUB_OFFLINE="1"), drawing=True)
     yield found
     found.close()
 
@@ -230,21 +210,21 @@ def test_a_repository_of_single_files(server: Hub, client: Client, tmp_path: Pat
     refused(client.kotoe("inspect", "someone/single"), "hf download someone/single v1-5.safetensors")
 
 
-def test_an_address_with_a_password(running: Hub, own: Path, model: Path) -> None:
+def test_an_address_with_a_password(running_hub: Hub, hub_folder: Path, model: Path) -> None:
     """It is neither shown nor kept."""
-    address = running.url.replace("://", "://user:s3cret@")
-    client = Client(running.environment(own / "other", HF_ENDPOINT=address))
+    address = running_hub.url.replace("://", "://user:s3cret@")
+    client = Client(running_hub.environment(hub_folder / "other", HF_ENDPOINT=address))
     done = [client.kotoe("inspect", name) for name in ("no/such", "no/such@v1")]
-    running.told(html=True)
+    running_hub.told(html=True)
     done.append(client.kotoe("inspect", "no/such"))
-    running.told()
-    running.put("someone/cut", model)
-    running.told(cut=1, cuts=100)
+    running_hub.told()
+    running_hub.put("someone/cut", model)
+    running_hub.told(cut=1, cuts=100)
     done.append(client.kotoe("inspect", "someone/cut"))
     assert "Error while downloading from http://127" in done[-1].err
-    running.told()
+    running_hub.told()
     client.close()
-    gone = Client(running.environment(own / "other", HF_ENDPOINT="http://user:s3cret@127.0.0.1:9"))
+    gone = Client(running_hub.environment(hub_folder / "other", HF_ENDPOINT="http://user:s3cret@127.0.0.1:9"))
     done.append(gone.kotoe("inspect", "no/such"))
     gone.close()
     for each in done:
