@@ -41,7 +41,6 @@ from kotoe.vae import VAE
 
 PROMPT, SIZE, LATENT = "a cat on a blue background", 512, 64
 TERA = 1e12
-# Of a guided step, of a decoding: multiplications and additions, counted by torch's own counter.
 ENVIRONMENTS = {
     "openvino": ["openvino", "diffusers", "transformers", "safetensors", "accelerate", "numpy"],
     "sdcpp": ["stable-diffusion-cpp-python"],

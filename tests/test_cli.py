@@ -299,6 +299,9 @@ def test_replay_says_what_is_otherwise_here(kotoe: Kotoe, model: str) -> None:
     assert "drawn with device cuda, here is cpu" in done.err
     assert "\x1b" not in done.err
     assert "the file's picture is 24x24" in done.err
+    assert "with engine" not in done.err
+    done = kotoe("generate", "--replay", entry["path"], "--model", model, "--low-memory")
+    assert "drawn with engine fast, here is plain: the last bits may differ" in done.err
 
 
 # --- Notes

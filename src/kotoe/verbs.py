@@ -285,12 +285,14 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
 
     import torch
 
-    from kotoe.drawing import check_same, replay
+    from kotoe.drawing import check_same, has_engine, replay
     from kotoe.images import differences, open_picture
 
     check_same(bundle, record)
+    there = open_picture(drawing.replay)  # before anything is drawn: it may be damaged
     show_config("replay", {**to_json(record), **to_json(drawing), **to_json(adapting), **to_json(loading)})
     now = {"torch": torch.__version__, "kotoe": __version__, "device": str(bundle.device)}
+    now["engine"] = record.engine if has_engine(bundle) else "plain"
     for what, here in now.items():
         then = getattr(record, what)
         if then != here:
@@ -309,7 +311,6 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     torch.set_num_threads(record.threads)  # sums are split among them: another number rounds differently
     with Bar(common, "drawing") as bar:
         picture = as_recorded(replay(bundle, record, on_step=lambda p: bar(p.done, p.total)), record)
-    there = open_picture(drawing.replay)
     changed, largest = differences(picture.image, there)
     path = _save_picture(picture, _path_of(Path(drawing.out), picture, "-replay"))
     if there.size != picture.image.size:
