@@ -305,17 +305,30 @@ def trained(run_dir: str | Path, device: str = "cpu") -> tuple[UNet, CLIPText, T
     return unet.to(device, memory_format=torch.channels_last), text.to(device), tokenizer
 
 
-def latents_drawn(unet: UNet, context: Tensor, empty: Tensor, seeds: Sequence[int]) -> Tensor:
-    """What the UNet draws from texts (B, L, D) as the model does by default: latents (B, C, 8, 8). empty (1, L, D)."""
+def latents_drawn(
+    unet: nn.Module,
+    context: Tensor,
+    empty: Tensor | None,
+    seeds: Sequence[int],
+    *,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+) -> Tensor:
+    """What the UNet draws from texts (B, L, D), by default as the model does: latents (B, C, 8, 8).
+
+    empty: what guidance leads away from, (1 or B, L, D); None without guidance.
+    """
     device = context.device
-    together = torch.cat([empty.expand_as(context), context])  # (2 B, L, D)
-    both = denoiser(lambda x, t: unet(x, t.to(device), together), SCHEDULE)
+    both = None
+    if empty is not None:
+        together = torch.cat([empty.expand_as(context), context])  # (2 B, L, D)
+        both = denoiser(lambda x, t: unet(x, t.to(device), together), SCHEDULE)
     alone = denoiser(lambda x, t: unet(x, t.to(device), context), SCHEDULE)
     noise = ImageNoise(seeds, (CHANNELS, 8, 8))
-    sigmas = GRIDS["trailing"](SCHEDULE, STEPS)
+    sigmas = GRIDS["trailing"](SCHEDULE, steps)
     x, sigmas = start(noise.initial().to(device), sigmas, sampler="ddim", grid="trailing")
     x = x.contiguous(memory_format=torch.channels_last)
-    for step in SAMPLERS["ddim"](guided(alone, GUIDANCE, both=both), x, sigmas, noise):
+    for step in SAMPLERS["ddim"](guided(alone, guidance, both=both), x, sigmas, noise):
         x = step.x
     return x
 
