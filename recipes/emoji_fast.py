@@ -34,7 +34,7 @@ from kotoe.localize.fit import Plan, fit
 from kotoe.localize.losses import unexplained
 from kotoe.rng import initialising
 from kotoe.runs import Run
-from recipes.emoji_base import GUIDANCE, PAIRS, STEPS, latents_drawn
+from recipes.emoji_base import PAIRS, latents_drawn
 
 FAST_STEPS = 4
 ENGLISH = 0.6  # share of the prompts

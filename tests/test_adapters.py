@@ -21,8 +21,9 @@ from kotoe.checkpoints.adapters import with_adapters
 from kotoe.checkpoints.files import skeleton, tensors_sha256
 from kotoe.checkpoints.lora import Lora, place_of, targets, with_loras
 from kotoe.config import Request
-from kotoe.drawing import check_same, generate, model_record, replay
+from kotoe.drawing import generate, replay
 from kotoe.errors import CheckpointError, UserError
+from kotoe.recording import check_same, model_record
 from kotoe.spec import UNetSpec
 from kotoe.unet import UNet
 from tiny import saved_tiny, tiny_bundle, tiny_conditioner

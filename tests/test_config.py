@@ -11,20 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kotoe.config import (
-    GRID_NAMES,
-    MAX_SEED,
-    SAMPLER_NAMES,
-    ConditionerRecord,
-    ModelRecord,
-    Record,
-    Request,
-    differing_keys,
-    dumps,
-    from_json,
-    read_json,
-)
+from kotoe.config import GRID_NAMES, MAX_SEED, SAMPLER_NAMES, Request, differing_keys, dumps, from_json, read_json
 from kotoe.errors import UserError, nearest
+from kotoe.record import ConditionerRecord, ModelRecord, Record
 
 CONDITIONER = ConditionerRecord(language="ja", tokenizer_sha256="1" * 64, text_encoder_sha256="2" * 64)
 MODEL = ModelRecord(name="m", unet_sha256="3" * 64, vae_sha256="4" * 64, schedule_sha256="5" * 64)

@@ -22,8 +22,9 @@ from kotoe.checkpoints import Bundle, conditioner_hashes, load, save
 from kotoe.checkpoints.embeddings import Embedding, vocabulary, with_embeddings
 from kotoe.checkpoints.files import tensors_sha256
 from kotoe.config import Request
-from kotoe.drawing import check_same, generate, replay
+from kotoe.drawing import generate, replay
 from kotoe.errors import CheckpointError, UserError
+from kotoe.recording import check_same
 from kotoe.text import Conditioner
 from kotoe.tokenizers import load_tokenizer
 from tiny import saved_tiny, tiny_bundle, tiny_tokenizer

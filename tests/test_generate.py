@@ -16,10 +16,12 @@ from torch import Tensor
 
 from kotoe import images
 from kotoe.checkpoints import Bundle
-from kotoe.config import Record, Request, dumps, from_json
-from kotoe.drawing import Picture, check_same, draw, generate, pixel_multiple, plan, read_prompts, replay, resolve
+from kotoe.config import Request, dumps, from_json
+from kotoe.drawing import Picture, draw, generate, pixel_multiple, plan, read_prompts, replay, resolve
 from kotoe.engine import FastUNet
 from kotoe.errors import UserError
+from kotoe.record import Record
+from kotoe.recording import check_same
 from kotoe.samplers import SAMPLERS
 from kotoe.unet import UNet
 from tiny import seeded, tiny_bundle

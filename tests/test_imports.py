@@ -13,11 +13,11 @@ import pytest
 
 SRC = Path(__file__).resolve().parent.parent / "src"
 LAYERS = [
-    {"errors", "spec", "config", "runs", "prompts"},
+    {"errors", "spec", "config", "record", "runs", "prompts"},
     {"rng", "schedule", "denoise", "samplers", "images", "labels", "language"},
     {"unet", "vae", "text", "bert", "vision", "tokenizers", "tokens"},
     {"checkpoints", "builtin", "engine", "hub", "licences", "numerics", "translate"},
-    {"drawing"},
+    {"drawing", "recording"},
     {"localize", "data", "evaluate", "safety", "bench"},
     {"serve", "study", "study_picture", "study_report"},
     {"cli", "verbs", "verbs_tokenizer", "verbs_training", "verbs_safety", "console", "consent", "__init__", "__main__"},

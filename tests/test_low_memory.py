@@ -18,10 +18,11 @@ from torch import Tensor
 import kotoe.vae
 from kotoe import cli
 from kotoe.checkpoints import Bundle, load, save
-from kotoe.config import Record, Request
+from kotoe.config import Request
 from kotoe.drawing import generate, replay
 from kotoe.errors import UserError
 from kotoe.images import differences
+from kotoe.record import Record
 from kotoe.rng import generator
 from tiny import tiny_bundle
 

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from commands import Kotoe, running
 from kotoe import builtin
 from kotoe.checkpoints import Bundle, load
-from kotoe.config import Record, Request, from_json
+from kotoe.config import Request, from_json
 from kotoe.drawing import generate, read_prompts, resolve, said
 from kotoe.drawing import plan as planned
 from kotoe.errors import UserError
 from kotoe.prompts import Part, Prompt, folded, literal, parse
+from kotoe.record import Record
 from kotoe.text import emphasised
 from kotoe.tokens import Tokenizer
 from tiny import tiny_bundle, tiny_conditioner, tiny_tokenizer

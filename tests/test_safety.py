@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from checkers import EDGE_PX, photos, save_checker, stock_checker
 from commands import Done, Kotoe, running
 from kotoe import images
-from kotoe.config import Record, Request, TranslationRecord, Verdict, dumps, from_json, to_json
+from kotoe.config import Request, dumps, from_json, to_json
 from kotoe.drawing import Job, generate, resolve
 from kotoe.errors import CheckpointError, UserError
+from kotoe.record import Record, TranslationRecord, Verdict
 from kotoe.safety import reasons
 from kotoe.safety.images import ImageChecker, Offsets, Preprocessing, blurred, carry_out, judge
 from kotoe.safety.load import load_checker, wanted

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kotoe.config import Verdict, dumps, from_json
+from kotoe.config import dumps, from_json
+from kotoe.record import Verdict
 from kotoe.safety import prompts, reasons
 from kotoe.safety.prompts import check_prompt, data, find, folded
 

@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from hub_server import Hub
 from kotoe import cli, images, translate
 from kotoe.checkpoints import Bundle, load
-from kotoe.config import Record, Request, dumps, from_json
+from kotoe.config import Request, dumps, from_json
 from kotoe.drawing import generate, plan, replay, resolve
 from kotoe.errors import CheckpointError, UserError
+from kotoe.record import Record
 from kotoe.translate import Detector, Translator, with_translator
 from test_hub import cached
 from tiny import edit, saved_tiny, tiny_bundle

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kotoe.checkpoints import Bundle, load, save
     from kotoe.checkpoints.adapters import with_adapters
-    from kotoe.config import Record, Request
+    from kotoe.config import Request
     from kotoe.drawing import Picture, generate, replay
     from kotoe.errors import UserError
     from kotoe.images import read_record
+    from kotoe.record import Record
     from kotoe.translate import with_translator
 
 __version__ = "0.1.0"
@@ -29,7 +30,7 @@ _HOMES = {
     "with_adapters": "kotoe.checkpoints.adapters",
     "with_translator": "kotoe.translate",
     "Request": "kotoe.config",
-    "Record": "kotoe.config",
+    "Record": "kotoe.record",
     "UserError": "kotoe.errors",
 }
 __all__ = [

@@ -10,7 +10,6 @@ pixel may be off by one level of 255.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,26 +21,15 @@ from PIL import Image
 from torch import Tensor
 
 from kotoe import __version__, engine, images
-from kotoe.checkpoints import Bundle, adapters, conditioner_hashes
-from kotoe.checkpoints.files import tensors_sha256
-from kotoe.config import (
-    DEFAULT_STRENGTH,
-    ETA_SAMPLERS,
-    LEGACY_SAMPLERS,
-    ConditionerRecord,
-    DetectionRecord,
-    Ending,
-    ModelRecord,
-    Record,
-    Request,
-    TranslationRecord,
-    dumps,
-)
+from kotoe.checkpoints import Bundle
+from kotoe.config import DEFAULT_STRENGTH, ETA_SAMPLERS, LEGACY_SAMPLERS, Ending, Request
 from kotoe.denoise import Denoiser, begin, beside, denoiser, guided, inpainted
 from kotoe.errors import UserError
 from kotoe.language import ASCII_MARKS, Source
 from kotoe.numerics import NUMERICS, check_numerics, with_numerics
 from kotoe.prompts import Prompt, folded, literal, parse, unweighted
+from kotoe.record import DetectionRecord, Record, TranslationRecord
+from kotoe.recording import check_same, conditioner_record, model_record
 from kotoe.rng import ImageNoise
 from kotoe.samplers import Step, along
 from kotoe.schedule import Walk, input_scale, sigma_to_t, told_timesteps, walk
@@ -511,52 +499,6 @@ def _decode(bundle: Bundle, request: Resolved, latent: Tensor) -> Tensor:
 
 
 # --- Records --------------------------------------------------------------------------------------
-
-
-def model_record(bundle: Bundle) -> ModelRecord:
-    """Name and sha256 of what draws. Reads the weight files once per Bundle."""
-    sha = {
-        part: bundle.hashes[part] if part in bundle.hashes else tensors_sha256(module)
-        for part, module in (("unet", bundle.unet), ("vae", bundle.vae))
-    }
-    schedule = hashlib.sha256(dumps(bundle.schedule).encode()).hexdigest()
-    return ModelRecord(name=bundle.name, unet_sha256=sha["unet"], vae_sha256=sha["vae"], schedule_sha256=schedule)
-
-
-def conditioner_record(bundle: Bundle, language: str) -> ConditionerRecord:
-    """Language and sha256 of what reads."""
-    sha = conditioner_hashes(bundle.conditioner(language))
-    return ConditionerRecord(
-        language=language, tokenizer_sha256=sha["tokenizer"], text_encoder_sha256=sha["text_encoder"]
-    )
-
-
-def check_same(bundle: Bundle, record: Record) -> None:
-    """Raise a UserError naming the first part of the bundle, or picture, that isn't the one the record names."""
-    language = record.conditioner.language
-    if language not in bundle.conditioners:
-        raise UserError(f"the picture was read by the conditioner {language}, which {bundle.name} doesn't have")
-    model, conditioner = model_record(bundle), conditioner_record(bundle, language)
-    for what, ours, theirs in (
-        ("UNet", model.unet_sha256, record.model.unet_sha256),
-        ("VAE", model.vae_sha256, record.model.vae_sha256),
-        ("noise schedule", model.schedule_sha256, record.model.schedule_sha256),
-        (f"tokenizer of {language}", conditioner.tokenizer_sha256, record.conditioner.tokenizer_sha256),
-        (f"text encoder of {language}", conditioner.text_encoder_sha256, record.conditioner.text_encoder_sha256),
-    ):
-        if ours != theirs:
-            raise UserError(
-                f"the {what} of {bundle.name} is another one than drew the picture"
-                f" (sha256 {ours[:12]} here, {theirs[:12]} then)",
-                hint=f"Load the model that drew it ({record.model.name}), or draw anew without replay",
-            )
-    adapters.check_same(bundle.adapters, record.adapters)
-    for what, path, sha256 in (
-        ("init_image", record.init_image, record.init_image_sha256),
-        ("mask", record.mask, record.mask_sha256),
-    ):
-        if path is not None and images.file_sha256(path) != sha256:
-            raise UserError(f"{what} {path} has changed since the picture was drawn", allowed=f"sha256 {sha256}")
 
 
 def _record(

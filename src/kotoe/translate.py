@@ -24,7 +24,7 @@ import torch
 
 from kotoe import builtin, hub
 from kotoe.checkpoints.files import Folder, LazyHashes
-from kotoe.config import DetectionRecord, Request, TranslationRecord
+from kotoe.config import Request
 from kotoe.errors import CheckpointError, UserError, nearest
 from kotoe.language import (
     UNDETERMINED,
@@ -38,6 +38,7 @@ from kotoe.language import (
     primary,
     script_of,
 )
+from kotoe.record import DetectionRecord, TranslationRecord
 
 if TYPE_CHECKING:
     from kotoe.checkpoints import Bundle

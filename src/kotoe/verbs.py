@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kotoe import __version__, builtin, hub, licences
-from kotoe.config import Record, Request, dumps, from_json, to_json
+from kotoe.config import Request, dumps, from_json, to_json
 from kotoe.consent import Agreeing, agree
 from kotoe.console import (
     INTERRUPTED,
@@ -42,6 +42,7 @@ from kotoe.console import (
     writing,
 )
 from kotoe.errors import UserError, unknown
+from kotoe.record import Record
 from kotoe.runs import atomic, write_atomic
 from kotoe.verbs_safety import BLOCKED, Checks, Guard, as_recorded, prompt_verdict
 
@@ -285,8 +286,9 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
 
     import torch
 
-    from kotoe.drawing import check_same, has_engine, replay
+    from kotoe.drawing import has_engine, replay
     from kotoe.images import differences, open_picture
+    from kotoe.recording import check_same
 
     check_same(bundle, record)
     there = open_picture(drawing.replay)  # before anything is drawn: it may be damaged

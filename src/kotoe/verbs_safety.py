@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from kotoe.config import Verdict, to_json
+from kotoe.config import to_json
 from kotoe.console import say
 from kotoe.errors import CheckpointError, UserError
+from kotoe.record import Verdict
 
 BLOCKED = 3  # exit code
 WITHOUT = "Or draw without a check: --safety off"

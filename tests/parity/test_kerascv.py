@@ -18,10 +18,11 @@ import kerascv_reference as ref
 from kotoe import images, numerics
 from kotoe.checkpoints import Bundle, kerascv, load, save
 from kotoe.checkpoints.files import shapes_of, skeleton
-from kotoe.config import Record, Request, dumps, from_json
+from kotoe.config import Request, dumps, from_json
 from kotoe.drawing import Picture, generate, replay, resolve
 from kotoe.errors import CheckpointError, UserError
 from kotoe.numerics import NUMERICS, with_numerics
+from kotoe.record import Record
 from kotoe.rng import ImageNoise
 from kotoe.spec import TextSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText

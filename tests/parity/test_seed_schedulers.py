@@ -21,10 +21,11 @@ from torch import Tensor
 
 from kotoe import drawing as g
 from kotoe.checkpoints import Bundle, load
-from kotoe.config import Record, Request, dumps, from_json
+from kotoe.config import Request, dumps, from_json
 from kotoe.drawing import replay
 from kotoe.errors import UserError
 from kotoe.images import to_tensor
+from kotoe.record import Record
 from kotoe.rng import generator
 from kotoe.schedule import sigma_to_t, walk
 from seeds import BETAS

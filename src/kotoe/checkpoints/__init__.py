@@ -34,8 +34,9 @@ from kotoe.checkpoints.files import (
     write_tensors,
 )
 from kotoe.checkpoints.keys import DIFFUSERS_VERSION
-from kotoe.config import AdapterRecord, dumps
+from kotoe.config import dumps
 from kotoe.errors import CheckpointError, UserError, nearest, unknown
+from kotoe.record import AdapterRecord
 from kotoe.spec import BertSpec, ScheduleSpec, TextSpec
 from kotoe.text import CLIPText, Conditioner, Conditioners
 from kotoe.tokenizers import SPM_STOCK, parse_json

@@ -12,8 +12,8 @@ from kotoe.checkpoints import Bundle, embeddings, lora
 from kotoe.checkpoints.embeddings import Embedding
 from kotoe.checkpoints.files import FLOATS, entries, file_sha256, metadata
 from kotoe.checkpoints.lora import Lora
-from kotoe.config import AdapterRecord
 from kotoe.errors import UserError
+from kotoe.record import AdapterRecord
 
 SAID = (  # texts in the head of a file that `describe` repeats
     *("ss_base_model_version", "ss_sd_model_name", "ss_output_name", "ss_network_module", "ss_network_dim"),

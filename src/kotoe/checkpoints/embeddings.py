@@ -22,9 +22,9 @@ from kotoe.checkpoints import Bundle
 from kotoe.checkpoints.files import FLOATS, entries
 from kotoe.checkpoints.pickles import dense, unpickled
 from kotoe.checkpoints.twins import Unchanging, base_hashes, reading_as, twin
-from kotoe.config import AdapterRecord
 from kotoe.errors import CheckpointError, UserError
 from kotoe.prompts import ADAPTER, BREAK, ESCAPED, folded
+from kotoe.record import AdapterRecord
 from kotoe.text import CLIPText, Conditioner
 from kotoe.tokenizers import Tokenizer, parse_json, tokenizer_from_files
 

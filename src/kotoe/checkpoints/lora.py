@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from kotoe.checkpoints import Bundle
 from kotoe.checkpoints.files import FLOATS, SHOWN, Entry, M, entries, metadata
 from kotoe.checkpoints.twins import Unchanging, base_hashes, exchanged, reading_as, twin
-from kotoe.config import AdapterRecord
 from kotoe.errors import CheckpointError, UserError, nearest
+from kotoe.record import AdapterRecord
 from kotoe.text import CLIPText
 from kotoe.tokenizers import parse_json
 

@@ -20,9 +20,9 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from kotoe.config import Verdict
 from kotoe.drawing import Picture
 from kotoe.errors import CheckpointError, UserError
+from kotoe.record import Verdict
 from kotoe.safety import reasons
 from kotoe.vision import CONCEPTS, SPECIAL, SafetyNet
 

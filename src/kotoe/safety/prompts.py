@@ -26,7 +26,7 @@ from itertools import accumulate, product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from kotoe.config import Found, Verdict
+from kotoe.record import Found, Verdict
 from kotoe.safety import reasons
 
 CHECKER = "kotoe-terms"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kotoe.config import Found
+from kotoe.record import Found
 
 LANGUAGES = ("en", "ja", "zh", "ko")
 CATEGORIES = {
