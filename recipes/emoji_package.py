@@ -11,7 +11,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from kotoe.checkpoints import Bundle, Defaults, conditioners, save
+from kotoe.checkpoints import Bundle, conditioners, save
+from kotoe.checkpoints.bundle import Defaults
 from kotoe.text import Conditioner
 from recipes import emoji_base, emoji_languages, emoji_vae
 from recipes.seed_stages import model_of

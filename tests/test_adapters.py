@@ -16,8 +16,9 @@ from torch import Tensor
 
 import seeds
 from adapters import ATTENTION, NAMINGS, factors, lora_file, lora_tensors
-from kotoe.checkpoints import Bundle, conditioner_hashes, load, lora, save
+from kotoe.checkpoints import Bundle, load, lora, save
 from kotoe.checkpoints.adapters import with_adapters
+from kotoe.checkpoints.bundle import conditioner_hashes
 from kotoe.checkpoints.files import skeleton, tensors_sha256
 from kotoe.checkpoints.lora import Lora, place_of, targets, with_loras
 from kotoe.config import Request

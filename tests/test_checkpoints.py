@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kotoe.checkpoints import Bundle, conditioner_hashes, files, load, save
+from kotoe.checkpoints import Bundle, files, load, save
+from kotoe.checkpoints.bundle import conditioner_hashes
 from kotoe.checkpoints.diffusers import vae_name
 from kotoe.checkpoints.files import check_shapes, choose_dtype, file_sha256, replacing, shapes_of, skeleton
 from kotoe.errors import CheckpointError, UserError

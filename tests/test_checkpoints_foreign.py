@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from kotoe import builtin
-from kotoe.checkpoints import Defaults, load, save
+from kotoe.checkpoints import load, save
+from kotoe.checkpoints.bundle import Defaults
 from kotoe.checkpoints.diffusers import text_spec, unet_config, unet_spec, vae_config, vae_spec
 from kotoe.checkpoints.files import Folder, skeleton
 from kotoe.checkpoints.schedulers import SCHEDULERS, schedule_config, schedule_spec

@@ -15,7 +15,8 @@ from torch import Tensor
 
 import seeds
 from kotoe import cli
-from kotoe.checkpoints import Bundle, conditioner_hashes, load, save
+from kotoe.checkpoints import Bundle, load, save
+from kotoe.checkpoints.bundle import conditioner_hashes
 from kotoe.checkpoints.conditioners import add, remove, swap
 from kotoe.config import Request
 from kotoe.drawing import generate

@@ -18,7 +18,8 @@ from transformers import CLIPTokenizer
 
 import seeds
 from adapters import vectors
-from kotoe.checkpoints import Bundle, conditioner_hashes, load, save
+from kotoe.checkpoints import Bundle, load, save
+from kotoe.checkpoints.bundle import conditioner_hashes
 from kotoe.checkpoints.embeddings import Embedding, vocabulary, with_embeddings
 from kotoe.checkpoints.files import tensors_sha256
 from kotoe.config import Request

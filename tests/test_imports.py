@@ -15,7 +15,7 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 LAYERS = [
     {"errors", "spec", "config", "record", "runs", "prompts"},
     {"rng", "schedule", "denoise", "samplers", "images", "labels", "language"},
-    {"unet", "vae", "text", "bert", "vision", "tokenizers", "tokens"},
+    {"shortcuts", "unet", "vae", "text", "bert", "vision", "tokenizers", "tokens"},
     {"checkpoints", "builtin", "engine", "hub", "licences", "numerics", "translate"},
     {"drawing", "recording"},
     {"localize", "data", "evaluate", "safety", "bench"},

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kotoe import drawing
-from kotoe.checkpoints import Bundle, Defaults
+from kotoe.checkpoints import Bundle
+from kotoe.checkpoints.bundle import Defaults
 from kotoe.localize.vocabulary import train_clip_bpe, train_sentencepiece
 from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText, Conditioner

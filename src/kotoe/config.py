@@ -32,6 +32,7 @@ LEGACY_SAMPLERS = ("ddim", "pndm")
 GRID_NAMES = ("linspace", "leading", "trailing", "karras", "kerascv", "kerascv_0_8_1")
 NumericsName = Literal["exact", "kerascv"]
 EngineName = Literal["fast", "plain"]
+DecoderName = Literal["full", "small"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Emphasis = Literal["original", "no-norm", "ignore", "none"]
 Ending = Literal["zero", "legacy"]
@@ -40,6 +41,8 @@ MAX_BATCH = 1024  # pictures denoised together
 MAX_THREADS = 1024
 MAX_SEED = 2**32 - 1  # torch's CPU generator reads 32 bits
 DEFAULT_STRENGTH = 0.8
+MAX_INTERVAL = 100  # forwards of a network that share its coarser levels
+MAX_MERGED = 0.75  # of positions: one of each 2 x 2 stays
 
 
 # --- dataclasses to JSON and back -----------------------------------------------------------------
@@ -235,6 +238,13 @@ class Request:
     numerics:        "exact" is the arithmetic the weights were trained with, "kerascv" KerasCV's, to get its pictures.
     engine:          "fast" computes a model on a processor with fused operations, as exact as "plain", which all other
                      devices and low memory use; the last bits of the two differ.
+    decoder:         "full", or "small": the model's small decoder, if it has one or --taesd gave it one.
+    guidance_start:  share of the steps before guidance begins: 0.0 with the first one, to 1.0.
+    guidance_stop:   share of the steps after which there is none any more, to 1.0, with the last one. A step without
+                     guidance costs half.
+    cache_interval:  1 computes the whole network at every step; N at every Nth, and in between only its finest level,
+                     with the coarser ones' result of before (DeepCache).
+    token_merging_ratio: 0.0 to 0.75: share of the finest level's positions that self-attention puts together.
     batch_size:      images denoised together: 1 on a processor, 8 on an accelerator unless said. More is faster, and
                      may move a pixel by one level of 255: arithmetic rounds otherwise for another size.
     """
@@ -265,6 +275,11 @@ class Request:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     numerics: NumericsName = "exact"
     engine: EngineName = "fast"
+    decoder: DecoderName = "full"
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
+    cache_interval: int = 1
+    token_merging_ratio: float = 0.0
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -295,11 +310,21 @@ class Request:
             raise UserError(f"seed {self.seed}", allowed=f"0 to {MAX_SEED - (self.n - 1)}")
         if self.guidance_scale is not None and self.guidance_scale < 0:
             raise UserError(f"guidance_scale {self.guidance_scale}", allowed="0.0 or more; 1.0 switches guidance off")
-        for name in ("guidance_rescale", "eta"):
+        for name in ("guidance_rescale", "eta", "guidance_start", "guidance_stop"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name} {getattr(self, name)}", allowed="0.0 to 1.0")
+        if self.guidance_start >= self.guidance_stop:
+            raise UserError(
+                f"guidance_start {self.guidance_start}, guidance_stop {self.guidance_stop}: no step would be guided",
+                allowed="a start below the stop",
+                hint="guidance_scale 1 switches guidance off",
+            )
         if self.guidance_scale is not None:
-            check_guidance(self.guidance_scale, self.guidance_rescale, self.negative_prompt)
+            check_guidance(self)
+        if not 1 <= self.cache_interval <= MAX_INTERVAL:
+            raise UserError(f"cache_interval {self.cache_interval}", allowed=f"1 (nothing is kept) to {MAX_INTERVAL}")
+        if not 0.0 <= self.token_merging_ratio <= MAX_MERGED:
+            raise UserError(f"token_merging_ratio {self.token_merging_ratio}", allowed=f"0.0 to {MAX_MERGED}")
         if self.eta != 0.0 and self.sampler not in (None, *ETA_SAMPLERS):
             raise UserError(
                 f"eta {self.eta} with sampler {self.sampler} has no effect",
@@ -326,12 +351,13 @@ class Request:
             raise UserError(f"strength {self.strength}", allowed="above 0.0 to 1.0")
 
 
-def check_guidance(scale: float, rescale: float, negative_prompt: str) -> None:
+def check_guidance(request: Request) -> None:
     """Refuse settings that guidance at 1.0 (one forward, no unconditional picture) would ignore."""
-    if scale != 1.0:
+    if request.guidance_scale != 1.0:
         return
-    for name, asked in (("negative_prompt", negative_prompt != ""), ("guidance_rescale", rescale != 0.0)):
-        if asked:
+    plain = {"negative_prompt": "", "guidance_rescale": 0.0, "guidance_start": 0.0, "guidance_stop": 1.0}
+    for name, unasked in plain.items():
+        if getattr(request, name) != unasked:
             raise UserError(
                 f"{name} with guidance_scale 1.0 has no effect",
                 allowed=f"another guidance_scale, or no {name}",

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from kotoe import unet as networks
 from kotoe import vae as autoencoder
+from kotoe.shortcuts import Shortcuts, merged
 from kotoe.unet import KV, Attention, SpatialTransformer, UNet
 from kotoe.vae import VAE
 
@@ -264,14 +265,20 @@ class Transformer:
     def split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, N, d)
 
-    def __call__(self, x: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
-        return self.with_text(x, self.alone(x), kv)
+    def __call__(self, x: Tensor, kv: tuple[Tensor, Tensor], merge: float = 0.0) -> Tensor:
+        return self.with_text(x, self.alone(x, merge), kv)
 
-    def alone(self, x: Tensor) -> Tensor:
-        """What comes before the text (B, N, C), of a map x (B, C, h, w)."""
+    def alone(self, x: Tensor, merge: float = 0.0) -> Tensor:
+        """What comes before the text (B, N, C), of a map x (B, C, h, w). merge: share of the positions (shortcuts)."""
         y = self.proj_in(flat(normed(self.norm, x, silu=False)))  # (B, N, C)
-        q, k, v = (self.split(each) for each in self.qkv(self.norms[0](y)).chunk(3, dim=-1))
-        return self.out1.plus(attend(q, k.transpose(2, 3), v), y)
+        if not merge:
+            return self.out1.plus(self.over_itself(self.norms[0](y)), y)
+        together, back = merged(y, x.shape[2], x.shape[3], merge)
+        return y + back(self.out1(self.over_itself(together(self.norms[0](y)))))
+
+    def over_itself(self, y: Tensor) -> Tensor:
+        q, k, v = (self.split(each) for each in self.qkv(y).chunk(3, dim=-1))
+        return attend(q, k.transpose(2, 3), v)  # (B, N, C)
 
     def with_text(self, x: Tensor, y: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
         """The rest: the block's map (B, C, h, w) of x and y = alone(x)."""
@@ -300,9 +307,11 @@ class Level:
         self.down = _each(lambda d: Conv.of(d.conv, size), getattr(level, "downsamplers", ()), release)
         self.up = _each(lambda u: Upsample(u.conv, size), getattr(level, "upsamplers", ()), release)
 
-    def block(self, j: int, x: Tensor, time: Iterator[Tensor], kv: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    def block(
+        self, j: int, x: Tensor, time: Iterator[Tensor], kv: Iterator[tuple[Tensor, Tensor]], merge: float = 0.0
+    ) -> Tensor:
         x = self.resnets[j](x, next(time))
-        return self.transformers[j](x, next(kv)) if self.transformers else x
+        return self.transformers[j](x, next(kv), merge) if self.transformers else x
 
 
 class FastUNet:
@@ -327,32 +336,41 @@ class FastUNet:
         k, v = attention.kv(context)  # (B, H, M, d)
         return (k * k.shape[-1] ** -0.5).transpose(2, 3).contiguous(), v.contiguous()
 
-    def __call__(self, x: Tensor, time: Sequence[Tensor], kv: KV) -> Tensor:
+    def __call__(self, x: Tensor, time: Sequence[Tensor], kv: KV, shortcuts: Shortcuts | None = None) -> Tensor:
         """Prediction (B, C, h, w) for noised latents x (B, C, h, w).
 
-        time: projections from the UNet's `time_table(...).at(step)`.
+        time:      projections from the UNet's `time_table(...).at(step)`.
+        shortcuts: what may be left out, as in UNet.forward.
         """
-        rows, texts = iter(time), iter(kv)
-        begun = self._begin(x.contiguous(memory_format=torch.channels_last), rows, texts)
-        skips = list(begun)
-        x = begun[-1]
-        for i, level in enumerate(self.down):
-            for j in range(int(i == 0), len(level.resnets)):  # the first one has begun
-                x = level.block(j, x, rows, texts)
-                skips.append(x)
-            for down in level.down:
-                x = down(x)
-                skips.append(x)
-        x = self.mid[1](self.mid_transformer(self.mid[0](x, next(rows)), next(texts)), next(rows))
-        for level in self.up:
-            for j in range(len(level.resnets)):
-                x = level.block(j, torch.cat([x, skips.pop()], dim=1), rows, texts)
-            for up in level.up:
-                x = up(x)
+        rows, texts, shortcuts = iter(time), iter(kv), shortcuts or Shortcuts()
+        skips = list(self._begin(x.contiguous(memory_format=torch.channels_last), rows, texts, shortcuts.ratio))
+        x = skips[-1]
+        finest, last = self.down[0], self.up[-1]
+        deep = shortcuts.deep(len(x))
+        if deep is not None:
+            x, rows, texts = deep, iter(time[-2:]), iter(kv[-2:])
+        else:
+            for level in self.down:
+                for j in range(int(level is finest), len(level.resnets)):  # the first one has begun
+                    x = level.block(j, x, rows, texts, shortcuts.ratio if level is finest else 0.0)
+                    skips.append(x)
+                for down in level.down:
+                    x = down(x)
+                    skips.append(x)
+            x = self.mid[1](self.mid_transformer(self.mid[0](x, next(rows)), next(texts)), next(rows))
+            for level in self.up:
+                for j in range(len(level.resnets) - 2 * (level is last)):
+                    merge = shortcuts.ratio if level is last else 0.0
+                    x = level.block(j, torch.cat([x, skips.pop()], dim=1), rows, texts, merge)
+                for up in level.up:
+                    x = up(x)
+            shortcuts.keep(x)
+        for j in range(len(last.resnets) - 2, len(last.resnets)):
+            x = last.block(j, torch.cat([x, skips.pop()], dim=1), rows, texts, shortcuts.ratio)
         return self.conv_out(normed(self.norm_out, x))  # (B, C, h, w)
 
     def _begin(
-        self, x: Tensor, time: Iterator[Tensor], texts: Iterator[tuple[Tensor, Tensor]]
+        self, x: Tensor, time: Iterator[Tensor], texts: Iterator[tuple[Tensor, Tensor]], merge: float
     ) -> tuple[Tensor, Tensor]:
         """The first two skips, (B, C0, h, w) each. With guidance both halves of a batch are the same latents: until the
         text comes in, one is computed."""
@@ -360,13 +378,13 @@ class FastUNet:
         if len(x) % 2 or len(row) > 1 or not torch.equal(x[:half], x[half:]):
             x = self.conv_in(x)
             y = first.resnets[0](x, row)
-            return x, first.transformers[0](y, next(texts)) if first.transformers else y
+            return x, first.transformers[0](y, next(texts), merge) if first.transformers else y
         x = self.conv_in(x[:half])
         y = first.resnets[0](x, row)
         if not first.transformers:
             return twice(x), twice(y)
         transformer = first.transformers[0]
-        return twice(x), transformer.with_text(twice(y), twice(transformer.alone(y)), next(texts))
+        return twice(x), transformer.with_text(twice(y), twice(transformer.alone(y, merge)), next(texts))
 
 
 # --- The autoencoder's decoder --------------------------------------------------------------------

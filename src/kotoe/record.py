@@ -9,6 +9,7 @@ from typing import Literal
 from kotoe.config import (
     MAX_BATCH,
     MAX_THREADS,
+    DecoderName,
     Dtype,
     Emphasis,
     Ending,
@@ -191,6 +192,12 @@ class Record:
     punctuation: Literal["kept", "ascii"] = "kept"
     numerics: NumericsName = "exact"
     engine: EngineName = "plain"  # as pictures were drawn whose records don't say
+    decoder: DecoderName = "full"
+    decoder_sha256: str | None = None  # of the small one
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
+    cache_interval: int = 1
+    token_merging_ratio: float = 0.0
     dtype: Dtype
     vae_dtype: Dtype
     text_dtype: Dtype

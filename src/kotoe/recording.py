@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from kotoe import images
-from kotoe.checkpoints import Bundle, adapters, conditioner_hashes
+from kotoe.checkpoints import Bundle, adapters
+from kotoe.checkpoints.bundle import conditioner_hashes
 from kotoe.checkpoints.files import tensors_sha256
 from kotoe.config import dumps
 from kotoe.errors import UserError

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kotoe.shortcuts import Shortcuts, merged
 from kotoe.spec import UNetSpec
 
 RESNET_EPS = 1e-5  # residual blocks and the output norm; that before a spatial transformer has the spec's, 1e-6
@@ -111,9 +112,14 @@ class TransformerBlock(nn.Module):
         self.attn2 = Attention(width, context_width, heads)
         self.ff = FeedForward(width, gelu)
 
-    def forward(self, x: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, kv: tuple[Tensor, Tensor], size: tuple[int, int], merge: float = 0.0) -> Tensor:
         y = self.norm1(x)
-        x = x + self.attn1(y, self.attn1.kv(y))
+        if merge:
+            together, back = merged(x, *size, merge)
+            y = together(y)
+            x = x + back(self.attn1(y, self.attn1.kv(y)))
+        else:
+            x = x + self.attn1(y, self.attn1.kv(y))
         x = x + self.attn2(self.norm2(x), kv)
         return x + self.ff(self.norm3(x))
 
@@ -129,14 +135,14 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(c, spec.cross_attention_dim, heads, spec.gelu)])
         self.proj_out = nn.Linear(c, c) if self.linear else nn.Conv2d(c, c, 1)
 
-    def forward(self, x: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, kv: tuple[Tensor, Tensor], merge: float = 0.0) -> Tensor:
         _, _, h, w = x.shape
         y = self.norm(x)
         if self.linear:
             y = self.proj_in(y.flatten(2).transpose(1, 2))  # (B, hw, C)
         else:
             y = self.proj_in(y).flatten(2).transpose(1, 2)  # (B, hw, C)
-        y = self.transformer_blocks[0](y, kv)
+        y = self.transformer_blocks[0](y, kv, (h, w), merge)
         if self.linear:
             return x + self.proj_out(y).transpose(1, 2).unflatten(2, (h, w))  # (B, C, h, w)
         return x + self.proj_out(y.transpose(1, 2).unflatten(2, (h, w)))  # (B, C, h, w)
@@ -176,9 +182,11 @@ class Level(nn.Module):
         if up:
             self.upsamplers = nn.ModuleList([Upsample(c)])
 
-    def block(self, j: int, x: Tensor, time: Iterator[Tensor], kv: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    def block(
+        self, j: int, x: Tensor, time: Iterator[Tensor], kv: Iterator[tuple[Tensor, Tensor]], merge: float = 0.0
+    ) -> Tensor:
         x = self.resnets[j](x, next(time))
-        return self.attentions[j](x, next(kv)) if hasattr(self, "attentions") else x
+        return self.attentions[j](x, next(kv), merge) if hasattr(self, "attentions") else x
 
 
 class MidBlock(nn.Module):
@@ -269,29 +277,43 @@ class UNet(nn.Module):
         hidden = F.silu(self.time_embedding(embedding))  # (S, 4 C0)
         return TimeTable([block.time_emb_proj(hidden) for block in self.resnet_blocks()])
 
-    def forward(self, x: Tensor, time: Tensor | list[Tensor], context: Tensor | KV) -> Tensor:
+    def forward(
+        self, x: Tensor, time: Tensor | list[Tensor], context: Tensor | KV, shortcuts: Shortcuts | None = None
+    ) -> Tensor:
         """Prediction (B, C, h, w) for noised latents x (B, C, h, w).
 
-        time:    timesteps (B,), or projections from `time_table(...).at(step)`.
-        context: text states (B, L, D), or keys and values from `text_kv`.
+        time:      timesteps (B,), or projections from `time_table(...).at(step)`.
+        context:   text states (B, L, D), or keys and values from `text_kv`.
+        shortcuts: what may be left out; None: nothing.
         """
-        rows = iter(self.time_table(time).rows if isinstance(time, Tensor) else time)
-        kv = iter(self.text_kv(context) if isinstance(context, Tensor) else context)
+        times = self.time_table(time).rows if isinstance(time, Tensor) else time
+        texts = self.text_kv(context) if isinstance(context, Tensor) else context
+        rows, kv = iter(times), iter(texts)
+        shortcuts = shortcuts or Shortcuts()
+        finest, last = cast("Level", self.down_blocks[0]), cast("Level", self.up_blocks[-1])
 
-        x = self.conv_in(x)  # (B, C0, h, w)
-        skips = [x]
-        level: Level
-        for level in cast("Iterable[Level]", self.down_blocks):
-            for j in range(len(level.resnets)):
-                x = level.block(j, x, rows, kv)
-                skips.append(x)
-            for resample in getattr(level, "downsamplers", ()):
-                x = resample(x)
-                skips.append(x)
-        x = self.mid_block(x, rows, kv)
-        for level in cast("Iterable[Level]", self.up_blocks):
-            for j in range(len(level.resnets)):
-                x = level.block(j, torch.cat([x, skips.pop()], dim=1), rows, kv)
-            for resample in getattr(level, "upsamplers", ()):
-                x = resample(x)
+        skips = [self.conv_in(x)]  # (B, C0, h, w)
+        skips.append(finest.block(0, skips[0], rows, kv, shortcuts.ratio))
+        x = skips[1]
+        deep = shortcuts.deep(len(x))
+        if deep is not None:  # the last two blocks, which read the two skips there are
+            x, rows, kv = deep, iter(times[-2:]), iter(texts[-2:])
+        else:
+            for level in cast("Iterable[Level]", self.down_blocks):
+                for j in range(int(level is finest), len(level.resnets)):
+                    x = level.block(j, x, rows, kv, shortcuts.ratio if level is finest else 0.0)
+                    skips.append(x)
+                for resample in getattr(level, "downsamplers", ()):
+                    x = resample(x)
+                    skips.append(x)
+            x = self.mid_block(x, rows, kv)
+            for level in cast("Iterable[Level]", self.up_blocks):
+                for j in range(len(level.resnets) - 2 * (level is last)):
+                    merge = shortcuts.ratio if level is last else 0.0
+                    x = level.block(j, torch.cat([x, skips.pop()], dim=1), rows, kv, merge)
+                for resample in getattr(level, "upsamplers", ()):
+                    x = resample(x)
+            shortcuts.keep(x)
+        for j in range(len(last.resnets) - 2, len(last.resnets)):
+            x = last.block(j, torch.cat([x, skips.pop()], dim=1), rows, kv, shortcuts.ratio)
         return self.conv_out(F.silu(self.conv_norm_out(x)))  # (B, C, h, w)

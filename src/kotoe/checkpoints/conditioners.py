@@ -14,17 +14,8 @@ from pathlib import Path
 import torch
 
 from kotoe import __version__, builtin
-from kotoe.checkpoints import (
-    FORMAT,
-    LANGUAGE,
-    Bundle,
-    _card,
-    _write_encoder,
-    bases,
-    diffusers,
-    terms,
-    text_models,
-)
+from kotoe.checkpoints import FORMAT, Bundle, _card, _write_encoder, bases, diffusers, terms, text_models
+from kotoe.checkpoints.bundle import LANGUAGE
 from kotoe.checkpoints.files import Folder, choose_dtype
 from kotoe.errors import CheckpointError, UserError, unknown
 from kotoe.language import UNDETERMINED

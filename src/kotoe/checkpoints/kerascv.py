@@ -18,7 +18,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kotoe.checkpoints import Bundle, Defaults
+from kotoe.checkpoints import Bundle
+from kotoe.checkpoints.bundle import Defaults
 from kotoe.checkpoints.diffusers import check_tokenizer, read_tokenizer, stock_text
 from kotoe.checkpoints.files import (
     SHOWN,

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from torch import nn
 
-from kotoe.checkpoints import Bundle, conditioner_hashes
+from kotoe.checkpoints import Bundle
+from kotoe.checkpoints.bundle import conditioner_hashes
 from kotoe.checkpoints.files import M, file_sha256, stamp, tensors_sha256
 from kotoe.errors import CheckpointError, UserError
 from kotoe.text import Conditioner, Conditioners
