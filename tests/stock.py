@@ -35,7 +35,7 @@ def our_latents(bundle: Bundle, **changes: Any) -> Tensor:
     return steps[-1]
 
 
-def stock_latents(pipe: StableDiffusionPipeline, prompt: str = PROMPT) -> Tensor:
+def stock_latents(pipe: StableDiffusionPipeline, prompt: str = PROMPT, **changes: Any) -> Tensor:
     config = pipe.unet.config
     noise = ImageNoise([SEED], (config.in_channels, config.sample_size, config.sample_size)).initial()
     pipe.set_progress_bar_config(disable=True)
@@ -43,9 +43,7 @@ def stock_latents(pipe: StableDiffusionPipeline, prompt: str = PROMPT) -> Tensor
         prompt,
         negative_prompt=NEGATIVE,
         latents=noise,
-        num_inference_steps=STEPS,
-        guidance_scale=SCALE,
-        output_type="latent",
+        **{"num_inference_steps": STEPS, "guidance_scale": SCALE, "output_type": "latent", **changes},
     )
     return out.images
 

@@ -15,12 +15,23 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 LAYERS = [
     {"errors", "spec", "config", "record", "runs", "prompts"},
     {"rng", "schedule", "denoise", "samplers", "images", "labels", "language"},
-    {"shortcuts", "unet", "vae", "text", "bert", "vision", "tokenizers", "tokens"},
+    {"shortcuts", "unet", "vae", "tiny_vae", "text", "bert", "vision", "tokenizers", "tokens"},
     {"checkpoints", "builtin", "engine", "hub", "licences", "numerics", "translate"},
     {"drawing", "recording"},
     {"localize", "data", "evaluate", "safety", "bench"},
     {"serve", "study", "study_picture", "study_report"},
-    {"cli", "verbs", "verbs_tokenizer", "verbs_training", "verbs_safety", "console", "consent", "__init__", "__main__"},
+    {
+        "cli",
+        "verbs",
+        "verbs_tokenizer",
+        "verbs_training",
+        "verbs_safety",
+        "verbs_evaluate",
+        "console",
+        "consent",
+        "__init__",
+        "__main__",
+    },
 ]
 SIBLINGS = 5  # this layer's packages don't see each other, except:
 ACROSS = {

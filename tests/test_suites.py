@@ -192,7 +192,7 @@ def bundle() -> Bundle:
 
 
 def run(bundle: Bundle, **more: object) -> dict:
-    return evaluate.run(bundle, n=2, steps=1, guidance=1.0, batch=4, **more)  # type: ignore[arg-type]
+    return evaluate.run(bundle, n=2, steps=1, guidance_scale=1.0, batch=4, **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +282,7 @@ def test_bad_input_is_refused_before_anything_is_drawn(bundle: Bundle, tmp_path:
 
 def test_a_model_without_english_has_no_english_control(bundle: Bundle) -> None:
     japanese = bundle.changed(conditioners={"ja": bundle.conditioner("ja")}, default_language="ja")
-    results = evaluate.run(japanese, n=1, steps=1, guidance=1.0)
+    results = evaluate.run(japanese, n=1, steps=1, guidance_scale=1.0)
     assert list(results["languages"]) == ["ja"]
     assert results["controls"]["english_encoder"] == {}
     assert "gap" not in results["languages"]["ja"]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from kotoe import __version__, consent, console, verbs, verbs_safety, verbs_tokenizer, verbs_training
+from kotoe import __version__, consent, console, verbs, verbs_evaluate, verbs_safety, verbs_tokenizer, verbs_training
 from kotoe.config import Request, from_json, read_json
 from kotoe.console import INTERRUPTED, Common, Saying, Values, say
 from kotoe.errors import ProcessError, UserError, nearest, unknown
@@ -87,9 +87,9 @@ Nothing is lost or left over in silence: what a format can't hold is refused, an
     kotoe convert sd15 sd15.safetensors --to compvis --dtype float16""",
     ),
     "evaluate": Verb(
-        parts=(console.Evaluating, console.Loading, consent.Agreeing),
+        parts=(console.Evaluating, console.Adapting, console.Loading, consent.Agreeing),
         positional=None,
-        run=verbs.evaluate,
+        run=verbs_evaluate.evaluate,
         doc="""Measure what a model draws, per language, each figure with its n and 95 % interval, beside controls.
 
     kotoe evaluate --suite emoji

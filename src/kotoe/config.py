@@ -242,8 +242,8 @@ class Request:
     guidance_start:  share of the steps before guidance begins: 0.0 with the first one, to 1.0.
     guidance_stop:   share of the steps after which there is none any more, to 1.0, with the last one. A step without
                      guidance costs half.
-    cache_interval:  1 computes the whole network at every step; N at every Nth, and in between only its finest level,
-                     with the coarser ones' result of before (DeepCache).
+    cache_interval:  1 computes the whole network at every step; N at every Nth, and in between only its first and last
+                     blocks, with what lies between them as it was (DeepCache).
     token_merging_ratio: 0.0 to 0.75: share of the finest level's positions that self-attention puts together.
     batch_size:      images denoised together: 1 on a processor, 8 on an accelerator unless said. More is faster, and
                      may move a pixel by one level of 255: arithmetic rounds otherwise for another size.
@@ -275,7 +275,7 @@ class Request:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     numerics: NumericsName = "exact"
     engine: EngineName = "fast"
-    decoder: DecoderName = "full"
+    decoder: DecoderName | None = None
     guidance_start: float = 0.0
     guidance_stop: float = 1.0
     cache_interval: int = 1

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kotoe import builtin
-from kotoe.config import dumps, from_json
+from kotoe.config import DecoderName, EngineName, dumps, from_json
 from kotoe.errors import UserError
 from kotoe.runs import leads
 
@@ -90,18 +90,24 @@ class Loading:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapting:
-    """What to put into the model that was loaded. A replay needs what its picture was drawn with.
+    """What to put into the model that was loaded. A replay needs what its picture was drawn with, but for `fast`.
 
+    fast:             draw in few steps, as the model was taught to: its LoRA for that, and the steps, guidance and
+                      decoder that go with it, where nothing else is said. Approximate.
     lora:             LoRA files, each FILE or FILE:WEIGHT; the weight is 1 unless said, may be 0 or negative.
     embedding:        textual inversion files, each FILE or TOKEN=FILE: what the word is called in prompts.
     adapter_language: whose text encoder gets the embeddings and the LoRAs' parts for it; the model's first by default.
     lora_text:        the LoRAs' parts for the text encoder too; --no-lora-text leaves them out.
+    taesd:            a folder of a small decoder (diffusers' AutoencoderTiny, such as TAESD) for --decoder small,
+                      instead of the model's own, if it has one.
     """
 
+    fast: bool = False
     lora: tuple[str, ...] = ()
     embedding: tuple[str, ...] = ()
     adapter_language: str | None = None
     lora_text: bool = True
+    taesd: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +155,15 @@ class Evaluating:
     n:          prompts of one object per language, and half as many of two; all of the suite's by default.
     controls:   also measure true renders, shuffled prompts, and the English encoder fed foreign prompts.
     batch_size: pictures drawn together.
-    steps:      denoising steps; the model's default otherwise.
     dtype:      what to draw in: auto, float32, bfloat16 or float16; auto as of `kotoe generate`.
+    steps:      denoising steps; the model's default otherwise, as with what follows, see `kotoe generate --help`:
+    guidance_scale: how strongly to follow the prompt.
+    engine:     fast or plain.
+    decoder:    full or small.
+    guidance_start: where guidance begins, 0.0 to 1.0.
+    guidance_stop: where it ends, 0.0 to 1.0.
+    cache_interval: every how many steps the whole network is computed.
+    token_merging_ratio: share of positions merged, 0.0 to 0.75.
     out:        folder for results.json, report.md, failures.json and pictures.png beside their true renders.
     """
 
@@ -161,8 +174,15 @@ class Evaluating:
     n: int | None = None
     controls: bool = True
     batch_size: int = 16
-    steps: int | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    steps: int | None = None
+    guidance_scale: float | None = None
+    engine: EngineName = "fast"
+    decoder: DecoderName | None = None
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
+    cache_interval: int = 1
+    token_merging_ratio: float = 0.0
     out: str | None = None
 
 
@@ -399,10 +419,18 @@ def adapted(bundle: Any, adapting: Adapting, loading: Loading) -> Any:
     if adapting == Adapting():
         return bundle
     from kotoe.checkpoints.adapters import with_adapters
+    from kotoe.checkpoints.fast import fast, with_small_decoder
 
+    loras: Any = adapting.lora
+    if adapting.taesd is not None:
+        bundle = with_small_decoder(bundle, adapting.taesd)
+    if adapting.fast:
+        bundle, loras = fast(bundle, loras)
+    if not loras and dataclasses.replace(adapting, fast=False, taesd=None) == Adapting():
+        return bundle
     found = with_adapters(
         bundle,
-        adapting.lora,
+        loras,
         adapting.embedding,
         language=adapting.adapter_language,
         text=adapting.lora_text,

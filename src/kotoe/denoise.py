@@ -121,6 +121,16 @@ def guided(
     return denoise
 
 
+def within(inside: Denoiser, outside: Denoiser, high: float, low: float) -> Denoiser:
+    """One denoiser for noise levels above `low` up to `high`, another for the rest: guidance in an interval alone
+    (Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return inside(x, sigma) if low < float(sigma[0]) <= high else outside(x, sigma)
+
+    return denoise
+
+
 def inpainted(
     inner: Denoiser, known: Tensor, mask: Tensor, *, noise: Tensor | None = None, first: float = math.inf
 ) -> Denoiser:

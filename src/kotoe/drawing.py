@@ -22,19 +22,22 @@ from torch import Tensor
 
 from kotoe import __version__, engine, images
 from kotoe.checkpoints import Bundle
-from kotoe.config import DEFAULT_STRENGTH, ETA_SAMPLERS, LEGACY_SAMPLERS, Ending, Request
-from kotoe.denoise import Denoiser, begin, beside, denoiser, guided, inpainted
+from kotoe.config import DEFAULT_STRENGTH, ETA_SAMPLERS, LEGACY_SAMPLERS, DecoderName, Ending, Request
+from kotoe.denoise import Denoiser, begin, beside, denoiser, guided, inpainted, within
 from kotoe.errors import UserError
 from kotoe.language import ASCII_MARKS, Source
 from kotoe.numerics import NUMERICS, check_numerics, with_numerics
 from kotoe.prompts import Prompt, folded, literal, parse, unweighted
 from kotoe.record import DetectionRecord, Record, TranslationRecord
-from kotoe.recording import check_same, conditioner_record, model_record
+from kotoe.recording import check_same, conditioner_record, decoder_hash, model_record
 from kotoe.rng import ImageNoise
 from kotoe.samplers import Step, along
 from kotoe.schedule import Walk, input_scale, sigma_to_t, told_timesteps, walk
+from kotoe.shortcuts import Shortcuts
+from kotoe.tiny_vae import TinyVAE
 from kotoe.translate import source_language, target_language, understood
 from kotoe.unet import KV, TimeTable
+from kotoe.vae import VAE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,7 @@ class Resolved(Request):
     grid: str
     ending: Ending
     guidance_scale: float
+    decoder: DecoderName
     batch_size: int
 
 
@@ -213,10 +217,17 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
         ),
         "dtype": ours,
         "engine": request.engine if has_engine(bundle) else "plain",
+        "decoder": bundle.defaults.decoder if request.decoder is None else request.decoder,
         "batch_size": request.batch_size,
     }
     if request.batch_size is None:
         chosen["batch_size"] = 1 if bundle.low_memory or bundle.device.type == "cpu" else 8
+    if chosen["decoder"] == "small" and bundle.small_decoder is None:
+        raise UserError(
+            f"decoder small with {bundle.name}, which has none",
+            allowed="decoder full",
+            hint="--taesd FOLDER (small_decoder=) takes a published one, such as TAESD",
+        )
     if bundle.unet.spec.inpaints and (request.init_image is None or request.mask is None):
         raise UserError(
             f"{bundle.name} is an inpainting model ({bundle.family}): its UNet reads a picture and a mask as well",
@@ -227,7 +238,12 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
         chosen["strength"] = 1.0 if bundle.unet.spec.inpaints else DEFAULT_STRENGTH
     found = Resolved(**{**given, **chosen})
     images.check_size(width, height, pixel_multiple(bundle))
-    _walk(bundle, found)  # too few steps, or none left
+    steps = len(_walk(bundle, found).sigmas) - 1  # too few steps, or none left
+    if is_guided(found) and _guided_steps(found, steps) == (0, 0):
+        raise UserError(
+            f"guidance_start {found.guidance_start} to guidance_stop {found.guidance_stop}: none of {steps} steps",
+            allowed="a part that holds at least one step",
+        )
     return found
 
 
@@ -295,6 +311,12 @@ def _walk(bundle: Bundle, request: Resolved) -> Walk:
         ending=request.ending,
         strength=1.0 if request.strength is None else request.strength,
     )
+
+
+def _guided_steps(request: Resolved, steps: int) -> tuple[int, int]:
+    """The first step with guidance and the first without it again, as diffusers counts them; (0, 0): there is none."""
+    first, end = int(request.guidance_start * steps), int(request.guidance_stop * steps)
+    return (first, end) if first < end else (0, 0)
 
 
 def is_guided(request: Resolved) -> bool:
@@ -409,7 +431,7 @@ def _draw_batch(
     if anew is not None and known is not None:
         latents = torch.lerp(known.to(latents), latents, anew)  # a legacy ending leaves noise in what is kept, too
     wanted = range(len(jobs)) if only is None else (only,)
-    with bundle.at_work(bundle.vae):
+    with bundle.at_work(_decoder(bundle, request)):
         pixels = [_decode(bundle, request, latents[i : i + 1]) for i in wanted]  # (3, H, W) each
     if mask is not None and init is not None:  # what the mask keeps is kept to the bit, not through the autoencoder
         pixels = [torch.lerp(init[0], p, mask[0]) for p in pixels]
@@ -428,32 +450,49 @@ def _denoiser(
 ) -> Denoiser:
     unet, weight = bundle.unet, bundle.unet.conv_in.weight
     fast = engine.of(unet) if request.engine == "fast" else unet
-    context = torch.cat([read.positive for read in reads])  # (B, L, D)
-    if is_guided(request):
-        context = torch.cat([*(read.negative for read in reads if read.negative is not None), context])  # (2B, L, D)
-    kv = fast.text_kv(context.to(weight))
     t = sigma_to_t(bundle.schedule, way.asked)  # (S,)
     told = told_timesteps(bundle.schedule, way.asked, sampler=request.sampler, grid=request.grid)  # (S,)
     table = unet.time_table(told.to(weight.device))
-    model = _model(fast, weight.dtype, kv, table, t)
-    paired = denoiser(model if given is None else beside(model, *given), bundle.schedule)
-    return guided(
+    shortcuts = Shortcuts(request.cache_interval, request.token_merging_ratio)
+
+    def reading(context: Tensor) -> Denoiser:  # (B, L, D)
+        model = _model(fast, weight.dtype, fast.text_kv(context.to(weight)), table, t, shortcuts)
+        return denoiser(model if given is None else beside(model, *given), bundle.schedule)
+
+    context = torch.cat([read.positive for read in reads])  # (B, L, D)
+    if not is_guided(request):
+        return reading(context)
+    negative = torch.cat([read.negative for read in reads if read.negative is not None])  # (B, L, D)
+    paired = reading(torch.cat([negative, context]))
+    led = guided(
         paired,
         request.guidance_scale,
         both=paired,
         rescale=request.guidance_rescale,
         always=NUMERICS[request.numerics].always_guided,
     )
+    steps = len(way.sigmas) - 1
+    first, end = _guided_steps(request, steps)
+    if (first, end) == (0, steps):
+        return led
+    levels = [float(way.asked.max()) if i == 0 else float(sigma) for i, sigma in enumerate(way.sigmas)]
+    near = 1.0 + 1e-5  # levels come through different roundings
+    return within(led, reading(context), levels[first] * near, -1.0 if end == steps else levels[end] * near)
 
 
 def _model(
-    unet: Callable[[Tensor, list[Tensor], KV], Tensor], dtype: torch.dtype, kv: KV, table: TimeTable, t: Tensor
+    unet: Callable[[Tensor, list[Tensor], KV, Shortcuts], Tensor],
+    dtype: torch.dtype,
+    kv: KV,
+    table: TimeTable,
+    t: Tensor,
+    shortcuts: Shortcuts,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     rows = {float(time): i for i, time in enumerate(t)}
 
     def model(x: Tensor, times: Tensor) -> Tensor:
         x = x.to(dtype).contiguous(memory_format=torch.channels_last)  # the layout convolutions are fastest in
-        return unet(x, table.at(rows[float(times[0])]), kv).float()
+        return unet(x, table.at(rows[float(times[0])]), kv, shortcuts).float()
 
     return model
 
@@ -492,10 +531,14 @@ def _encode(bundle: Bundle, picture: Tensor) -> Tensor:
 
 
 def _decode(bundle: Bundle, request: Resolved, latent: Tensor) -> Tensor:
-    weight = bundle.vae.quant_conv.weight
-    z = latent.to(weight).contiguous(memory_format=torch.channels_last)
-    decode = engine.of(bundle.vae) if request.engine == "fast" else bundle.vae.decode
+    z = latent.to(bundle.vae.quant_conv.weight).contiguous(memory_format=torch.channels_last)
+    net = _decoder(bundle, request)
+    decode = engine.of(net) if request.engine == "fast" else net.decode
     return decode(z)[0].float().cpu()  # (3, H, W)
+
+
+def _decoder(bundle: Bundle, request: Resolved) -> VAE | TinyVAE:
+    return bundle.small_decoder if request.decoder == "small" and bundle.small_decoder is not None else bundle.vae
 
 
 # --- Records --------------------------------------------------------------------------------------
@@ -509,7 +552,8 @@ def _record(
         for name in (
             *("negative_prompt", "width", "height", "steps", "sampler", "grid", "ending", "guidance_scale"),
             *("guidance_rescale", "eta", "init_image", "mask", "strength", "long_prompt", "padding", "punctuation"),
-            *("emphasis", "full_width", "numerics", "engine"),
+            *("emphasis", "full_width", "numerics", "engine", "decoder", "guidance_start", "guidance_stop"),
+            *("cache_interval", "token_merging_ratio"),
         )
     }
     return Record(
@@ -517,6 +561,7 @@ def _record(
         torch=torch.__version__,
         model=model_record(bundle),
         conditioner=conditioner_record(bundle, job.language),
+        decoder_sha256=decoder_hash(bundle) if request.decoder == "small" else None,
         adapters=bundle.adapters,
         language_source=job.language_source,
         prompt=job.prompt,

@@ -1,4 +1,4 @@
-"""The UNet and the autoencoder's decoder as a processor computes them fastest. Numerically equal to unet.py and vae.py.
+"""The UNet and the decoders as a processor computes them fastest. Numerically equal to unet.py, vae.py, tiny_vae.py.
 
 What is otherwise than there, and nothing else is:
 - weights are laid out once as oneDNN's kernels want them, instead of at every call;
@@ -28,9 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kotoe import tiny_vae as tiny
 from kotoe import unet as networks
 from kotoe import vae as autoencoder
 from kotoe.shortcuts import Shortcuts, merged
+from kotoe.tiny_vae import TinyVAE
 from kotoe.unet import KV, Attention, SpatialTransformer, UNet
 from kotoe.vae import VAE
 
@@ -57,8 +59,8 @@ def usable(net: nn.Module) -> bool:
 @overload
 def of(net: UNet, *, release: bool = False) -> FastUNet: ...
 @overload
-def of(net: VAE, *, release: bool = False) -> FastDecoder: ...
-def of(net: UNet | VAE, *, release: bool = False) -> FastUNet | FastDecoder:
+def of(net: VAE | TinyVAE, *, release: bool = False) -> Callable[[Tensor], Tensor]: ...
+def of(net: UNet | VAE | TinyVAE, *, release: bool = False) -> FastUNet | Callable[[Tensor], Tensor]:
     """The engine of a network: made when first asked for, and again when the weights have changed since.
 
     release: let go of the weights that are laid out anew, one after the other, so that none is there twice. From then
@@ -67,7 +69,10 @@ def of(net: UNet | VAE, *, release: bool = False) -> FastUNet | FastDecoder:
     with _lock, torch.inference_mode():
         known = _made.get(net)
         if known is None or known[0] != _state(net):
-            made = FastUNet(net, release) if isinstance(net, UNet) else FastDecoder(net, release)
+            if isinstance(net, UNet):
+                made: Any = FastUNet(net, release)
+            else:
+                made = FastDecoder(net, release) if isinstance(net, VAE) else FastTinyDecoder(net)
             known = _made[net] = (_state(net), made)
         return known[1]
 
@@ -135,20 +140,24 @@ class Conv:
     def of(cls, conv: nn.Module, size: int = 64) -> Conv:
         """The same as a module of torch's."""
         assert isinstance(conv, nn.Conv2d)
-        assert conv.bias is not None
         assert not isinstance(conv.padding, str)
-        return cls(conv.weight, conv.bias, padding=conv.padding[0], stride=conv.stride[0], size=size)
+        return cls(conv.weight, _bias(conv), padding=conv.padding[0], stride=conv.stride[0], size=size)
 
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, bias: Tensor | None = None, *, after: str = "none") -> Tensor:
+        """after: "none", or "relu" of the result."""
         return oneDNN._convolution_pointwise(
-            x, self.weight, self.bias if bias is None else bias, *self.how, "none", [], ""
+            x, self.weight, self.bias if bias is None else bias, *self.how, after, [], ""
         )
 
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """The convolution and another map of its shape."""
+    def plus(self, x: Tensor, other: Tensor, *, after: str | None = None) -> Tensor:
+        """The convolution and another map of its shape. after: None, or "relu" of their sum."""
         return oneDNN._convolution_pointwise.binary(
-            x, other, self.weight, self.bias, *self.how, "add", 1.0, None, [], None
+            x, other, self.weight, self.bias, *self.how, "add", 1.0, after, [], None
         )
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    return conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
 
 
 class Upsample:
@@ -161,7 +170,6 @@ class Upsample:
 
     def __init__(self, conv: nn.Module, size: int = 64) -> None:
         assert isinstance(conv, nn.Conv2d)
-        assert conv.bias is not None
         weight = conv.weight.detach().float()  # (O, C, 3, 3)
         halves = ((slice(0, 1), slice(1, 3)), (slice(0, 2), slice(2, 3)))  # of a = 0 and 1: what reads which row
         phases = [
@@ -172,7 +180,8 @@ class Upsample:
             for columns in halves
         ]
         self.channels = len(weight)
-        self.conv = Conv(torch.cat(phases).to(conv.weight.dtype), conv.bias.repeat(4), padding=1, size=size)
+        bias = _bias(conv).repeat(4)
+        self.conv = Conv(torch.cat(phases).to(conv.weight.dtype), bias, padding=1, size=size)
 
     def __call__(self, x: Tensor) -> Tensor:
         b, _, h, w = x.shape
@@ -343,30 +352,31 @@ class FastUNet:
         shortcuts: what may be left out, as in UNet.forward.
         """
         rows, texts, shortcuts = iter(time), iter(kv), shortcuts or Shortcuts()
-        skips = list(self._begin(x.contiguous(memory_format=torch.channels_last), rows, texts, shortcuts.ratio))
-        x = skips[-1]
+        x = x.contiguous(memory_format=torch.channels_last)
         finest, last = self.down[0], self.up[-1]
         deep = shortcuts.deep(len(x))
         if deep is not None:
-            x, rows, texts = deep, iter(time[-2:]), iter(kv[-2:])
+            skips, x, rows, texts = [self.conv_in(x)], deep, iter(time[-1:]), iter(kv[-1:])
         else:
+            skips = list(self._begin(x, rows, texts, shortcuts.ratio))
+            x = skips[-1]
             for level in self.down:
+                merge = shortcuts.ratio if level is finest else 0.0
                 for j in range(int(level is finest), len(level.resnets)):  # the first one has begun
-                    x = level.block(j, x, rows, texts, shortcuts.ratio if level is finest else 0.0)
+                    x = level.block(j, x, rows, texts, merge)
                     skips.append(x)
                 for down in level.down:
                     x = down(x)
                     skips.append(x)
             x = self.mid[1](self.mid_transformer(self.mid[0](x, next(rows)), next(texts)), next(rows))
             for level in self.up:
-                for j in range(len(level.resnets) - 2 * (level is last)):
-                    merge = shortcuts.ratio if level is last else 0.0
+                merge = shortcuts.ratio if level is last else 0.0
+                for j in range(len(level.resnets) - (level is last)):
                     x = level.block(j, torch.cat([x, skips.pop()], dim=1), rows, texts, merge)
                 for up in level.up:
                     x = up(x)
             shortcuts.keep(x)
-        for j in range(len(last.resnets) - 2, len(last.resnets)):
-            x = last.block(j, torch.cat([x, skips.pop()], dim=1), rows, texts, shortcuts.ratio)
+        x = last.block(len(last.resnets) - 1, torch.cat([x, skips.pop()], dim=1), rows, texts, shortcuts.ratio)
         return self.conv_out(normed(self.norm_out, x))  # (B, C, h, w)
 
     def _begin(
@@ -424,3 +434,43 @@ class FastDecoder:
         q, k, v = (f(y).unsqueeze(1) for f in (a.to_q, a.to_k, a.to_v))  # (B, 1, N, C)
         y = attend(q, (k * c**-0.5).transpose(2, 3), v)
         return x + mapped(a.to_out[0](y), h, w)
+
+
+# --- The small decoder ----------------------------------------------------------------------------
+
+
+class FastTinyDecoder:
+    """Pictures (B, 3, H, W) of unit-scaled latents (B, C, h, w), by an AutoencoderTiny's decoder."""
+
+    def __init__(self, net: TinyVAE) -> None:
+        self.scaling, self.relu = net.spec.scaling_factor, net.spec.act_fn == "relu"
+        self.layers: list[Callable[[Tensor], Tensor]] = []
+        before: nn.Module | None = None
+        for layer in net.decoder.layers:
+            if isinstance(layer, tiny.Block):
+                self.layers.append(self._block(layer))
+            elif isinstance(layer, nn.Conv2d) and isinstance(before, nn.Upsample) and before.scale_factor == 2:
+                self.layers.append(Upsample(layer))
+            elif isinstance(layer, nn.Conv2d):
+                self.layers.append(Conv.of(layer))
+            elif not isinstance(layer, nn.Upsample) or layer.scale_factor != 2:
+                self.layers.append(layer)
+            before = layer
+
+    def _block(self, block: tiny.Block) -> Callable[[Tensor], Tensor]:
+        one, two, three = (Conv.of(block.conv[i]) for i in (0, 2, 4))
+        act = block.conv[1]
+
+        def run(x: Tensor) -> Tensor:
+            if self.relu:
+                return three.plus(two(one(x, after="relu"), after="relu"), x, after="relu")
+            return three.plus(act(two(act(one(x)))), x, after="relu")
+
+        return run
+
+    def __call__(self, z: Tensor) -> Tensor:
+        x = torch.tanh(z / self.scaling / tiny.CLAMP) * tiny.CLAMP
+        x = x.contiguous(memory_format=torch.channels_last)
+        for layer in self.layers:
+            x = layer(x)
+        return x * 2 - 1  # (B, 3, H, W)

@@ -31,6 +31,12 @@ def conditioner_record(bundle: Bundle, language: str) -> ConditionerRecord:
     )
 
 
+def decoder_hash(bundle: Bundle) -> str:
+    """sha256 of the small decoder's tensors."""
+    assert bundle.small_decoder is not None
+    return tensors_sha256(bundle.small_decoder)
+
+
 def check_same(bundle: Bundle, record: Record) -> None:
     """Raise a UserError naming the first part of the bundle, or picture, that isn't the one the record names."""
     language = record.conditioner.language
@@ -50,6 +56,11 @@ def check_same(bundle: Bundle, record: Record) -> None:
                 f" (sha256 {ours[:12]} here, {theirs[:12]} then)",
                 hint=f"Load the model that drew it ({record.model.name}), or draw anew without replay",
             )
+    if record.decoder == "small" and (bundle.small_decoder is None or decoder_hash(bundle) != record.decoder_sha256):
+        there = "another one here" if bundle.small_decoder is not None else "missing"
+        raise UserError(
+            f"the small decoder that drew the picture is {there}", hint="Give its folder by --taesd (small_decoder=)"
+        )
     adapters.check_same(bundle.adapters, record.adapters)
     for what, path, sha256 in (
         ("init_image", record.init_image, record.init_image_sha256),

@@ -292,28 +292,27 @@ class UNet(nn.Module):
         shortcuts = shortcuts or Shortcuts()
         finest, last = cast("Level", self.down_blocks[0]), cast("Level", self.up_blocks[-1])
 
-        skips = [self.conv_in(x)]  # (B, C0, h, w)
-        skips.append(finest.block(0, skips[0], rows, kv, shortcuts.ratio))
-        x = skips[1]
+        x = self.conv_in(x)  # (B, C0, h, w)
+        skips = [x]
         deep = shortcuts.deep(len(x))
-        if deep is not None:  # the last two blocks, which read the two skips there are
-            x, rows, kv = deep, iter(times[-2:]), iter(texts[-2:])
+        if deep is not None:
+            x, rows, kv = deep, iter(times[-1:]), iter(texts[-1:])
         else:
             for level in cast("Iterable[Level]", self.down_blocks):
-                for j in range(int(level is finest), len(level.resnets)):
-                    x = level.block(j, x, rows, kv, shortcuts.ratio if level is finest else 0.0)
+                merge = shortcuts.ratio if level is finest else 0.0
+                for j in range(len(level.resnets)):
+                    x = level.block(j, x, rows, kv, merge)
                     skips.append(x)
                 for resample in getattr(level, "downsamplers", ()):
                     x = resample(x)
                     skips.append(x)
             x = self.mid_block(x, rows, kv)
             for level in cast("Iterable[Level]", self.up_blocks):
-                for j in range(len(level.resnets) - 2 * (level is last)):
-                    merge = shortcuts.ratio if level is last else 0.0
+                merge = shortcuts.ratio if level is last else 0.0
+                for j in range(len(level.resnets) - (level is last)):
                     x = level.block(j, torch.cat([x, skips.pop()], dim=1), rows, kv, merge)
                 for resample in getattr(level, "upsamplers", ()):
                     x = resample(x)
             shortcuts.keep(x)
-        for j in range(len(last.resnets) - 2, len(last.resnets)):
-            x = last.block(j, torch.cat([x, skips.pop()], dim=1), rows, kv, shortcuts.ratio)
+        x = last.block(len(last.resnets) - 1, torch.cat([x, skips.pop()], dim=1), rows, kv, shortcuts.ratio)
         return self.conv_out(F.silu(self.conv_norm_out(x)))  # (B, C, h, w)

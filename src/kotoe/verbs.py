@@ -8,11 +8,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +26,6 @@ from kotoe.console import (
     Common,
     Converting,
     Drawing,
-    Evaluating,
     Inspecting,
     Loading,
     Removing,
@@ -463,47 +460,6 @@ def convert(common: Common, values: Values) -> int:
         if terms.hand_on(source, out, wanted.source, licence) is None and stays not in (None, licence):
             say(f"note: the card in {out}, which stays, says licence {stays}; the model's is {licence or 'not known'}")
     finish(common, document, [str(out)])
-    return 0
-
-
-# --- evaluate -------------------------------------------------------------------------------------
-
-
-def evaluate(common: Common, values: Values) -> int:
-    """Run a suite and print its figures."""
-    wanted: Evaluating = part_of(values, Evaluating)
-    loading: Loading = part_of(values, Loading)
-    config = {**to_json(wanted), **to_json(loading)}
-    show_config("evaluate", config)
-    agree(values, wanted.model, dry_run=common.dry_run)
-    folder = builtin.resolve(wanted.model, allow_pickle=loading.allow_pickle)
-    if common.dry_run:
-        finish(common, {"dry_run": True, "config": config, "folder": str(folder)}, [])
-        return 0
-    bundle = bundle_of(wanted.model, wanted.dtype, loading)
-
-    from kotoe.data.languages import LANGUAGES
-    from kotoe.evaluate import report, suites
-
-    if wanted.out is not None:  # now, not after an hour of drawing
-        chosen = wanted.languages or [x for x in bundle.languages if x in LANGUAGES]
-        report.check(Path(wanted.out), [i for x in chosen for i in suites.items(x, tier=wanted.tier, n=wanted.n)])
-    with Bar(common, "evaluating") as bar, redirect_stdout(sys.stderr):
-        evaluation = suites.evaluate(
-            bundle,
-            suite=wanted.suite,
-            languages=wanted.languages,
-            tier=wanted.tier,
-            n=wanted.n,
-            controls=wanted.controls,
-            batch=wanted.batch_size,
-            steps=wanted.steps,
-            progress=bar,
-        )
-        if wanted.out is not None:
-            for path in report.write(evaluation, Path(wanted.out)).values():
-                say(str(path))
-    finish(common, evaluation.results, report.text(evaluation).splitlines())
     return 0
 
 

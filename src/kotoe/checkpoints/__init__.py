@@ -140,6 +140,9 @@ def load(
         defaults=Defaults(**{"grid": grid, **card["defaults"]}),
         notes=tuple(notes),
     )
+    from kotoe.checkpoints import fast
+
+    bundle = fast.read(bundle, folder, card, "stored" if dtypes["vae"] is None else dtypes["vae"], place)
     return _in_turns(bundle, works_on) if low_memory else bundle
 
 
@@ -187,6 +190,8 @@ def _save_compvis(bundle: Bundle, path: Path, *, dtype: torch.dtype | None, over
 
 
 def _save_diffusers(bundle: Bundle, folder: Path, *, dtype: torch.dtype | None, overwrite: bool) -> Path:
+    from kotoe.checkpoints import fast
+
     scheduler, config = schedulers.schedule_config(bundle.schedule, bundle.defaults.grid)
     with replacing(folder, overwrite=overwrite, marker="model_index.json") as new:
         _write_part(
@@ -235,7 +240,8 @@ def _save_diffusers(bundle: Bundle, folder: Path, *, dtype: torch.dtype | None, 
                 **({"licences": parts} if parts else {}),
                 "languages": list(bundle.languages),
                 **({"read_by": read_by} if read_by else {}),
-                "defaults": asdict(bundle.defaults),
+                "defaults": {k: v for k, v in asdict(bundle.defaults).items() if (k, v) != ("decoder", "full")},
+                **fast.write(bundle, new, dtype),
             },
         )
     return folder
@@ -353,9 +359,12 @@ def _card(folder: Folder) -> dict[str, Any]:
     if not folder.has("kotoe.json"):
         guess, licence = [_guessed(folder)], licences.stated(folder.root)
         known: dict[str, Any] = {"name": folder.name, "licence": licence, "languages": guess}
-        return {**known, "licences": {}, "read_by": {}, "defaults": {}}
+        return {**known, "licences": {}, "read_by": {}, "defaults": {}, "fast": None}
     card = folder.json("kotoe.json")
-    allowed = ("format", "kotoe_version", "name", "family", "licence", "licences", "languages", "read_by", "defaults")
+    allowed = (
+        *("format", "kotoe_version", "name", "family", "licence", "licences", "languages", "read_by", "defaults"),
+        "fast",
+    )
     for key in card:
         if key not in allowed:
             near = nearest(key, allowed)
@@ -388,7 +397,7 @@ def _card(folder: Folder) -> dict[str, Any]:
         if key not in names:
             raise CheckpointError(f"kotoe.json: unknown key {key!r} in defaults", allowed=", ".join(names))
     found = {"name": hub.named(folder.root, name), "licence": licence, "licences": parts, "languages": languages}
-    return {**found, "read_by": read_by, "defaults": defaults}
+    return {**found, "read_by": read_by, "defaults": defaults, "fast": card.get("fast")}
 
 
 def bases(card: Mapping[str, Any]) -> dict[str, str]:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kotoe.checkpoints.files import tensors_sha256
-from kotoe.config import dumps
+from kotoe.config import DecoderName, dumps
 from kotoe.errors import CheckpointError, UserError, unknown
 from kotoe.record import AdapterRecord
 from kotoe.spec import ScheduleSpec
 from kotoe.text import Conditioner, Conditioners
+from kotoe.tiny_vae import TinyVAE
 from kotoe.tokens import Tokenizer
 from kotoe.unet import UNet
 from kotoe.vae import VAE
@@ -30,11 +31,12 @@ LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")  # BCP 47, and s
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What the model's card recommends. grid None: the schedule's own timestep_spacing."""
+    """What the model's card recommends. grid None: the schedule's own timestep_spacing. decoder: full or small."""
 
     steps: int = 20
     guidance_scale: float = 7.5
     grid: str | None = None
+    decoder: DecoderName = "full"
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= 1000:
@@ -44,6 +46,16 @@ class Defaults:
             raise UserError(f"default guidance_scale {scale!r}", allowed="a number from 0 to 1000")
         if self.grid not in (None, "linspace", "leading", "trailing", "karras"):
             raise UserError(f"default grid {self.grid!r}", allowed="null, linspace, leading, trailing, karras")
+        if self.decoder not in ("full", "small"):
+            raise UserError(f"default decoder {self.decoder!r}", allowed="full, small")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fast:
+    """How a model draws in few steps, where it has been taught to: its defaults then, and the LoRA that taught it."""
+
+    defaults: Defaults
+    lora: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +69,8 @@ class Bundle:
     notes:        what the folder holds that is not used, or is read as diffusers' pipeline reads it.
     translator:   for prompts in languages without a conditioner (see translate.py), or None.
     adapters:     the LoRAs and embeddings in it (see lora.py, embeddings.py), which `hashes` don't know of.
+    small_decoder: an AutoencoderTiny for the same latents, or None.
+    fast:         how it draws in few steps (see fast.py), or None.
     works_on:     with low memory the device on which each part works in its turn, waiting on the host until then;
                   None: each part works where it is.
     """
@@ -75,6 +89,8 @@ class Bundle:
     notes: tuple[str, ...] = ()
     translator: Translator | None = None
     adapters: tuple[AdapterRecord, ...] = ()
+    small_decoder: TinyVAE | None = None
+    fast: Fast | None = None
     works_on: torch.device | None = None
     _turn: Any = field(default_factory=threading.RLock, repr=False)  # of one thread at a time, with low memory
 
@@ -91,6 +107,14 @@ class Bundle:
                 f"{self.name}: a UNet of {u.in_channels} to {u.out_channels} channels, latents of {c}",
                 allowed=f"{c} to {c} channels, or {2 * c + 1} to {c} for inpainting (latents, mask, masked latents)",
             )
+        if self.small_decoder is not None:
+            t = self.small_decoder.spec
+            if (t.latent_channels, t.downscale) != (c, v.downscale):
+                raise CheckpointError(
+                    f"{self.name}: a small decoder of latents with {t.latent_channels} channels, 1/{t.downscale} of the"
+                    " picture's edge",
+                    allowed=f"{c} channels, 1/{v.downscale}, as of its autoencoder",
+                )
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -155,8 +179,9 @@ class Bundle:
         return hashlib.sha256("".join(each).encode()).hexdigest()
 
     def changed(self, **parts: Any) -> Bundle:
-        """A copy with other parts. It no longer claims the folder and hashes it was loaded from."""
-        return replace(self, **{"folder": None, "hashes": {}, **parts})
+        """A copy with other parts. It no longer claims the folder and hashes it was loaded from, nor what was made for
+        them: a small decoder, a fast way."""
+        return replace(self, **{"folder": None, "hashes": {}, "small_decoder": None, "fast": None, **parts})
 
 
 def conditioner_hashes(conditioner: Conditioner) -> dict[str, str]:

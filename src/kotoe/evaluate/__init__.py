@@ -21,11 +21,9 @@ def run(
     n: int | None = None,
     controls: bool = True,
     batch: int = 16,
-    steps: int | None = None,
-    guidance: float | None = None,
-    sampler: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     out: str | Path | None = None,
+    **how: Any,
 ) -> dict[str, Any]:
     """The figures of a suite: `suite, version, languages: {en: {r1, r5, background, relation, ssim, ...}}`, each
     `{value, n, low, high}`, and `controls`. The arguments are those of `suites.evaluate`.
@@ -46,10 +44,8 @@ def run(
         n=n,
         controls=controls,
         batch=batch,
-        steps=steps,
-        guidance=guidance,
-        sampler=sampler,
         progress=progress,
+        **how,
     )
     if out is not None:
         report.write(evaluation, Path(out))

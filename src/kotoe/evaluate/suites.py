@@ -26,7 +26,7 @@ from torch import Tensor
 from kotoe import __version__, images
 from kotoe.checkpoints import Bundle
 from kotoe.checkpoints.files import tensors_sha256
-from kotoe.config import Request
+from kotoe.config import Request, to_json
 from kotoe.data.captions import COLOURS, LANGUAGES, caption, equivalents, templates
 from kotoe.data.emoji import PIXELS, RELATIONS, Scene, atlas, scene
 from kotoe.drawing import Job, draw, resolve
@@ -40,6 +40,7 @@ SINGLES, PAIRS = 400, 200
 FOREIGN = 100  # single-object prompts of each language for the English encoder: far from 0 needs no more
 SCENE_SEED = 20_261_120  # training never draws scenes from it
 PICTURE_SEED = 7_000_000
+APPROXIMATE = ("decoder", "guidance_start", "guidance_stop", "cache_interval", "token_merging_ratio")
 
 OnProgress = Callable[[int, int, str], None]  # pictures drawn, pictures in all, what is being drawn
 
@@ -241,25 +242,21 @@ def evaluate(
     n: int | None = None,
     controls: bool = True,
     batch: int = 16,
-    steps: int | None = None,
-    guidance: float | None = None,
-    sampler: str | None = None,
     progress: OnProgress | None = None,
+    **how: Any,
 ) -> Evaluation:
     """Draw the suite's prompts and look up what the pictures show.
 
     languages: None is all that the bundle and the captions both have. n: singles per language (1 to 400) and half as
-    many pairs; None is all. steps, guidance, sampler: None is the model's default. Raises UserError for anything the
+    many pairs; None is all. how: fields of the Request that pictures are drawn by, the model's defaults otherwise:
+    steps, guidance_scale, sampler, decoder, cache_interval, ... Raises UserError for anything the
     model, the suite or the machine's Unicode data doesn't have, before a picture is drawn.
     """
     if suite not in SUITES:
         raise unknown("suite", suite, SUITES)
     chosen = spoken(bundle, languages)
     asked = {language: items(language, tier=tier, n=n) for language in chosen}
-    settings = Request(
-        prompt=("-",), emphasis="none", batch_size=batch, steps=steps, guidance_scale=guidance, sampler=sampler
-    )
-    settings = resolve(bundle, settings)
+    settings = resolve(bundle, Request(prompt=("-",), emphasis="none", batch_size=batch, **how))
     world = atlas(tier)
     if (settings.width, settings.height) != (PIXELS, PIXELS):
         raise UserError(
@@ -303,6 +300,8 @@ def evaluate(
             "guidance_scale": settings.guidance_scale,
             "dtype": settings.dtype,
             "batch": batch,
+            **{k: v for k, v in to_json(settings).items() if k in APPROXIMATE and v != getattr(Request, k)},
+            **({"adapters": to_json(bundle.adapters)} if bundle.adapters else {}),
             "threads": torch.get_num_threads(),
         },
         "languages": {
