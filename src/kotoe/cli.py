@@ -57,11 +57,16 @@ VERBS = {
 
 Each PNG carries the record of how it was drawn. Image k of a prompt has seed + k.
 
+How exact: a replay with the same versions and threads gives the same bits. Another batch size, number of threads or
+engine is numerically equal: it rounds otherwise, and errs no more. What is called approximate below draws another
+picture, faster, is off unless asked for, and is measured in docs/engine.md.
+
     kotoe generate "a cat on a blue background" --seed 7
     kotoe generate "青い背景に猫" "蓝色背景上的猫" "파란 배경의 고양이" --n 2 --out out
     kotoe generate "a cat" --init-image photo.png --strength 0.6
     kotoe generate "a cat" --init-image photo.png --mask mask.png
     kotoe generate "a <toy> cat" --model FOLDER --lora style.safetensors:0.8 --embedding toy.safetensors
+    kotoe generate "a cat" --fast
     kotoe generate --replay out/picture.png""",
     ),
     "inspect": Verb(

@@ -236,15 +236,16 @@ class Request:
     punctuation:     "kept", or "ascii": full-width marks of a prompt, such as ，and 。, are read as , and .
     dtype:           "auto" is bfloat16 where the processor computes in it, float32 elsewhere.
     numerics:        "exact" is the arithmetic the weights were trained with, "kerascv" KerasCV's, to get its pictures.
-    engine:          "fast" computes a model on a processor with fused operations, as exact as "plain", which all other
-                     devices and low memory use; the last bits of the two differ.
-    decoder:         "full", or "small": the model's small decoder, if it has one or --taesd gave it one.
+    engine:          "fast" computes a model on a processor with fused operations, as exact as "plain" (numerically
+                     equal), which all other devices and low memory use; the last bits of the two differ.
+    decoder:         "full", or "small" (approximate): the model's small decoder, if it has one or --taesd gave it one.
     guidance_start:  share of the steps before guidance begins: 0.0 with the first one, to 1.0.
     guidance_stop:   share of the steps after which there is none any more, to 1.0, with the last one. A step without
-                     guidance costs half.
+                     guidance costs half; either is approximate.
     cache_interval:  1 computes the whole network at every step; N at every Nth, and in between only its first and last
-                     blocks, with what lies between them as it was (DeepCache).
-    token_merging_ratio: 0.0 to 0.75: share of the finest level's positions that self-attention puts together.
+                     blocks, with what lies between them as it was (DeepCache; approximate).
+    token_merging_ratio: 0.0 to 0.75: share of the finest level's positions that self-attention puts together
+                     (approximate).
     batch_size:      images denoised together: 1 on a processor, 8 on an accelerator unless said. More is faster, and
                      may move a pixel by one level of 255: arithmetic rounds otherwise for another size.
     """

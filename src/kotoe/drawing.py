@@ -72,6 +72,7 @@ class Resolved(Request):
     batch_size: int
 
 
+DECODED = 2**18  # pixels that are decoded at once: 16 pictures of 128 x 128, one of 512 x 512
 Reading = tuple[str, str | TranslationRecord]  # which conditioner reads, and what: a prompt as given, or a translation
 
 
@@ -432,7 +433,8 @@ def _draw_batch(
         latents = torch.lerp(known.to(latents), latents, anew)  # a legacy ending leaves noise in what is kept, too
     wanted = range(len(jobs)) if only is None else (only,)
     with bundle.at_work(_decoder(bundle, request)):
-        pixels = [_decode(bundle, request, latents[i : i + 1]) for i in wanted]  # (3, H, W) each
+        decoded = _decode(bundle, request, latents)  # all, since what is decoded together rounds together
+        pixels = [decoded[i] for i in wanted]  # (3, H, W) each
     if mask is not None and init is not None:  # what the mask keeps is kept to the bit, not through the autoencoder
         pixels = [torch.lerp(init[0], p, mask[0]) for p in pixels]
     seconds = (time.perf_counter() - began) / len(jobs)
@@ -530,11 +532,13 @@ def _encode(bundle: Bundle, picture: Tensor) -> Tensor:
     return bundle.vae.encode(picture.to(weight)).float()  # (1, C, h, w); the mean: the caller owns randomness
 
 
-def _decode(bundle: Bundle, request: Resolved, latent: Tensor) -> Tensor:
-    z = latent.to(bundle.vae.quant_conv.weight).contiguous(memory_format=torch.channels_last)
+def _decode(bundle: Bundle, request: Resolved, latents: Tensor) -> list[Tensor]:
+    """Pictures (3, H, W) of latents (B, C, h, w). Small ones are decoded together, up to DECODED pixels."""
+    z = latents.to(bundle.vae.quant_conv.weight).contiguous(memory_format=torch.channels_last)
     net = _decoder(bundle, request)
     decode = engine.of(net) if request.engine == "fast" else net.decode
-    return decode(z)[0].float().cpu()  # (3, H, W)
+    size = max(1, DECODED // (request.width * request.height))
+    return [picture for part in z.split(size) for picture in decode(part).float().cpu()]
 
 
 def _decoder(bundle: Bundle, request: Resolved) -> VAE | TinyVAE:

@@ -39,11 +39,13 @@ from kotoe.vae import VAE
 oneDNN = torch.ops.mkldnn
 QUERIES = 512  # of a block of self-attention: its scores over 4,096 positions in bfloat16 are 4 MiB
 WHOLE = 2**20  # scores of a head that are computed at once
+FEW, SMALL = 1024, 2**14  # positions of a map, and numbers in it, where torch's GroupNorm is not the quickest
 READ = ("time_emb_proj", "attn2.to_k", "attn2.to_v")  # layers of the plain networks, used once for each picture
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's mallopt
 DTYPES = (torch.float32, torch.bfloat16)
 
 _made: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = WeakKeyDictionary()  # an engine refers to no whole network
+_owners: WeakKeyDictionary[nn.Module, tuple[dict[str, Any], ...]] = WeakKeyDictionary()  # of all parameters
 _lock = threading.Lock()
 T = TypeVar("T")
 
@@ -78,7 +80,11 @@ def of(net: UNet | VAE | TinyVAE, *, release: bool = False) -> FastUNet | Callab
 
 
 def _state(net: nn.Module) -> Any:
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in net.parameters())
+    owners = _owners.get(net)
+    if owners is None:  # walking through the modules takes longer than a small network's step
+        owners = _owners[net] = tuple(m._parameters for m in net.modules() if m._parameters)
+    each = (p for parameters in owners for p in parameters.values() if p is not None)
+    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in each)
 
 
 def _let_go(block: nn.Module) -> None:
@@ -194,10 +200,26 @@ class Upsample:
 
 
 def normed(norm: nn.Module, x: Tensor, *, silu: bool = True) -> Tensor:
-    """GroupNorm of a map, and SiLU of it."""
+    """GroupNorm of a map in channels_last, and SiLU of it.
+
+    torch's own is slow for channels_last maps of few positions, whose groups it reads a few numbers at a time. Of small
+    maps a copy in the other layout is cheap; otherwise moments come from whole rows of channels, in float32.
+    """
     assert isinstance(norm, nn.GroupNorm)
-    y = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-    return F.silu(y, inplace=True) if silu else y
+    (b, c, h, w), groups = x.shape, norm.num_groups
+    if h * w >= FEW or c * h * w <= SMALL:
+        of = x if h * w >= FEW else x.contiguous()
+        y = F.group_norm(of, groups, norm.weight, norm.bias, norm.eps)
+        y = F.silu(y, inplace=True) if silu else y
+        return y.contiguous(memory_format=torch.channels_last)
+    y = flat(x).float()  # (B, N, C)
+    each = (b, groups, c // groups)
+    mean = y.mean(1).view(each).mean(2, keepdim=True)  # (B, G, 1)
+    y = y - mean.expand(each).reshape(b, 1, c)
+    variance = torch.linalg.vecdot(y, y, dim=1).view(each).mean(2, keepdim=True) / (h * w)
+    scale = torch.rsqrt(variance + norm.eps) * norm.weight.float().view(groups, -1)  # (B, G, C / G)
+    y = torch.addcmul(norm.bias.float(), y, scale.view(b, 1, c))
+    return mapped((F.silu(y, inplace=True) if silu else y).to(x.dtype), h, w)
 
 
 def twice(x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """What a UNet may leave out where a picture that is nearly the same will do: deep features and tokens.
 
-DeepCache (Ma, Fang and Wang 2023, arXiv 2312.00858): what the last block reads of the coarser levels changes little from
-step to step, so most steps take it from the one before and compute the first convolution and the last block alone
-(cache_branch_id 0 of the authors' package).
+DeepCache (Ma, Fang and Wang 2023, arXiv 2312.00858): what the last block reads of the coarser levels changes little
+from step to step, so most steps take it from the one before and compute the first convolution and the last block
+alone (cache_branch_id 0 of the authors' package).
 Token merging (Bolya and Hoffman 2023, arXiv 2303.17604): in self-attention at the finest level the most alike
 positions are put together and stand for each other; of each 2 x 2 the first one is what others are merged into.
 
@@ -32,7 +32,7 @@ class Shortcuts:
         self._deep: Tensor | None = None  # what that one kept
 
     def deep(self, count: int) -> Tensor | None:
-        """What comes before the last block, (count, C, h, w), as last computed for a batch of `count`; None: it is to be
+        """What comes before the last block, (count, C, h, w), as last computed for a batch of `count`; None: it must be
         computed."""
         if self._deep is None or self._since + 1 >= self.every or len(self._deep) != count:
             return None
