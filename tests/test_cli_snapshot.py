@@ -14,16 +14,19 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 FROZEN = {
     "generate": "prompt negative_prompt language translate_to width height steps sampler grid ending guidance_scale "
     "guidance_rescale seed n eta init_image mask strength long_prompt emphasis full_width padding punctuation dtype "
-    "numerics engine decoder guidance_start guidance_stop cache_interval token_merging_ratio batch_size "
+    "numerics engine decoder "
+    "guidance_start guidance_stop cache_interval token_merging_ratio batch_size "
     "model out translator detector replay grid_image device low_memory "
-    "fast lora embedding adapter_language lora_text taesd tokenizer ema prediction_type allow_pickle accept_license "
+    "fast lora embedding adapter_language lora_text taesd "
+    "tokenizer ema prediction_type allow_pickle accept_license "
     "safety safety_checker safety_threshold safety_concepts prompt_check config dry_run json",
     "inspect": "model allow_pickle accept_license config dry_run json",
     "convert": "source out to language dtype overwrite tokenizer ema prediction_type allow_pickle accept_license "
     "config dry_run json",
     "evaluate": "suite model languages tier n controls batch_size dtype steps guidance_scale engine decoder "
     "guidance_start guidance_stop cache_interval token_merging_ratio out "
-    "fast lora embedding adapter_language lora_text taesd tokenizer ema prediction_type allow_pickle accept_license config dry_run json",
+    "fast lora embedding adapter_language lora_text taesd "
+    "tokenizer ema prediction_type allow_pickle accept_license config dry_run json",
     "train": "recipe run size device seed set config dry_run json",
     "localize": "base language run serves plan pairs images caption_column image_column resolution crop resample "
     "latents cache out tokenizer vocab_size start student allow_pickle steps batch_size lr schedule warmup_steps "

@@ -57,9 +57,9 @@ VERBS = {
 
 Each PNG carries the record of how it was drawn. Image k of a prompt has seed + k.
 
-How exact: a replay with the same versions and threads gives the same bits. Another batch size, number of threads or
-engine is numerically equal: it rounds otherwise, and errs no more. What is called approximate below draws another
-picture, faster, is off unless asked for, and is measured in docs/engine.md.
+How exact: a replay with the same versions and threads gives the same bits. Another batch size, number of
+threads or engine is numerically equal: it rounds otherwise, and errs no more. What is called approximate
+below draws another picture, faster, is off unless asked for, and is measured in docs/engine.md.
 
     kotoe generate "a cat on a blue background" --seed 7
     kotoe generate "青い背景に猫" "蓝色背景上的猫" "파란 배경의 고양이" --n 2 --out out
