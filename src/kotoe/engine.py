@@ -161,6 +161,12 @@ class Conv:
             x, other, self.weight, self.bias, *self.how, "add", 1.0, after, [], None
         )
 
+    def onto(self, x: Tensor, other: Tensor) -> Tensor:
+        """The same, in the memory of the other map."""
+        return oneDNN._convolution_pointwise_.binary(
+            other, x, self.weight, self.bias, *self.how, "add", 1.0, None, [], None
+        )
+
 
 def _bias(conv: nn.Conv2d) -> Tensor:
     return conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
@@ -271,7 +277,8 @@ class ResnetBlock:
             y = self.conv1(y, self.conv1.bias + time[0])
         else:  # pictures at different steps
             y = self.conv1(y) + time[:, :, None, None]
-        return self.conv2.plus(normed(self.norm2, y), x if self.shortcut is None else self.shortcut(x))
+        y = normed(self.norm2, y)  # what it is made of goes: a decoder's largest maps are a peak of memory
+        return self.conv2.plus(y, x) if self.shortcut is None else self.conv2.onto(y, self.shortcut(x))
 
 
 class Transformer:
