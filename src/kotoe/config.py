@@ -31,7 +31,7 @@ ETA_SAMPLERS = ("ddim",)
 LEGACY_SAMPLERS = ("ddim", "pndm")
 GRID_NAMES = ("linspace", "leading", "trailing", "karras", "kerascv", "kerascv_0_8_1")
 NumericsName = Literal["exact", "kerascv"]
-EngineName = Literal["fast", "plain"]
+EngineName = Literal["fast", "plain", "int8"]
 DecoderName = Literal["full", "small"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Emphasis = Literal["original", "no-norm", "ignore", "none"]
@@ -237,7 +237,8 @@ class Request:
     dtype:           "auto" is bfloat16 where the processor computes in it, float32 elsewhere.
     numerics:        "exact" is the arithmetic the weights were trained with, "kerascv" KerasCV's, to get its pictures.
     engine:          "fast" computes a model on a processor with fused operations, as exact as "plain" (numerically
-                     equal), which all other devices and low memory use; the last bits of the two differ.
+                     equal), which all other devices and low memory use; the last bits of the two differ. "int8"
+                     (approximate) is "fast" with the UNet's largest layers in whole numbers.
     decoder:         "full", or "small" (approximate): the model's small decoder, if it has one or --taesd gave it one.
     guidance_start:  share of the steps before guidance begins: 0.0 with the first one, to 1.0.
     guidance_stop:   share of the steps after which there is none any more, to 1.0, with the last one. A step without

@@ -158,7 +158,7 @@ class Evaluating:
     dtype:      what to draw in: auto, float32, bfloat16 or float16; auto as of `kotoe generate`.
     steps:      denoising steps; the model's default otherwise, as with what follows, see `kotoe generate --help`:
     guidance_scale: how strongly to follow the prompt.
-    engine:     fast or plain.
+    engine:     fast, plain or int8.
     decoder:    full or small.
     guidance_start: where guidance begins, 0.0 to 1.0.
     guidance_stop: where it ends, 0.0 to 1.0.

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kotoe import __version__, engine, images
 from kotoe.checkpoints import Bundle
-from kotoe.config import DEFAULT_STRENGTH, ETA_SAMPLERS, LEGACY_SAMPLERS, DecoderName, Ending, Request
+from kotoe.config import DEFAULT_STRENGTH, ETA_SAMPLERS, LEGACY_SAMPLERS, DecoderName, Ending, EngineName, Request
 from kotoe.denoise import Denoiser, begin, beside, denoiser, guided, inpainted, within
 from kotoe.errors import UserError
 from kotoe.language import ASCII_MARKS, Source
@@ -217,7 +217,7 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
             bundle.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
         ),
         "dtype": ours,
-        "engine": request.engine if has_engine(bundle) else "plain",
+        "engine": _engine(bundle, request),
         "decoder": bundle.defaults.decoder if request.decoder is None else request.decoder,
         "batch_size": request.batch_size,
     }
@@ -246,6 +246,15 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
             allowed="a part that holds at least one step",
         )
     return found
+
+
+def _engine(bundle: Bundle, request: Request) -> EngineName:
+    if has_engine(bundle):
+        return request.engine
+    if request.engine == "int8":
+        where = "low memory" if bundle.low_memory else f"{bundle.device} in {_dtype(bundle.unet)}"
+        raise UserError(f"engine int8 with {where}", allowed="a processor, in float32 or bfloat16, without low memory")
+    return "plain"
 
 
 def has_engine(bundle: Bundle) -> bool:
@@ -451,7 +460,7 @@ def _denoiser(
     bundle: Bundle, request: Resolved, reads: Sequence[Read], way: Walk, given: tuple[Tensor, Tensor] | None
 ) -> Denoiser:
     unet, weight = bundle.unet, bundle.unet.conv_in.weight
-    fast = engine.of(unet) if request.engine == "fast" else unet
+    fast = unet if request.engine == "plain" else engine.of(unet, int8=request.engine == "int8")
     t = sigma_to_t(bundle.schedule, way.asked)  # (S,)
     told = told_timesteps(bundle.schedule, way.asked, sampler=request.sampler, grid=request.grid)  # (S,)
     table = unet.time_table(told.to(weight.device))
@@ -536,7 +545,7 @@ def _decode(bundle: Bundle, request: Resolved, latents: Tensor) -> list[Tensor]:
     """Pictures (3, H, W) of latents (B, C, h, w). Small ones are decoded together, up to DECODED pixels."""
     z = latents.to(bundle.vae.quant_conv.weight).contiguous(memory_format=torch.channels_last)
     net = _decoder(bundle, request)
-    decode = engine.of(net) if request.engine == "fast" else net.decode
+    decode = net.decode if request.engine == "plain" else engine.of(net)
     size = max(1, DECODED // (request.width * request.height))
     return [picture for part in z.split(size) for picture in decode(part).float().cpu()]
 

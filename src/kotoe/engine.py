@@ -21,6 +21,7 @@ import ctypes
 import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 from weakref import WeakKeyDictionary
 
@@ -59,24 +60,33 @@ def usable(net: nn.Module) -> bool:
 
 
 @overload
-def of(net: UNet, *, release: bool = False) -> FastUNet: ...
+def of(net: UNet, *, release: bool = False, int8: bool = False) -> FastUNet: ...
 @overload
 def of(net: VAE | TinyVAE, *, release: bool = False) -> Callable[[Tensor], Tensor]: ...
-def of(net: UNet | VAE | TinyVAE, *, release: bool = False) -> FastUNet | Callable[[Tensor], Tensor]:
+def of(
+    net: UNet | VAE | TinyVAE, *, release: bool = False, int8: bool = False
+) -> FastUNet | Callable[[Tensor], Tensor]:
     """The engine of a network: made when first asked for, and again when the weights have changed since.
 
     release: let go of the weights that are laid out anew, one after the other, so that none is there twice. From then
              on the network draws by this engine alone: nothing else can be done with it.
+    int8:    of a UNet's layers those in int8 that take to it (see int8.py). Approximate.
     """
     with _lock, torch.inference_mode():
-        known = _made.get(net)
-        if known is None or known[0] != _state(net):
+        known, state = _made.get(net), (_state(net), int8)
+        if known is None or known[0] != state:
             if isinstance(net, UNet):
-                made: Any = FastUNet(net, release)
+                made: Any = FastUNet(net, release, _int8() if int8 else EXACT)
             else:
                 made = FastDecoder(net, release) if isinstance(net, VAE) else FastTinyDecoder(net)
-            known = _made[net] = (_state(net), made)
+            known = _made[net] = ((_state(net), int8), made)
         return known[1]
+
+
+def _int8() -> Layers:
+    from kotoe.int8 import INT8
+
+    return INT8
 
 
 def _state(net: nn.Module) -> Any:
@@ -117,18 +127,22 @@ class Linear:
         self.weight = oneDNN._reorder_linear_weight(weight.detach().contiguous(), rows)
         self.bias = None if bias is None else bias.detach().clone()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def read(self, x: Tensor) -> Any:
+        """What the products of one x have in common, made once."""
+        return x
+
+    def __call__(self, x: Any) -> Tensor:
         return oneDNN._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
-    def gelu(self, x: Tensor, approximate: str) -> Tensor:
+    def gelu(self, x: Any, approximate: str) -> Tensor:
         """GELU of the product."""
         return oneDNN._linear_pointwise(x, self.weight, self.bias, "gelu", [], approximate)
 
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+    def plus(self, x: Any, other: Tensor) -> Tensor:
         """The product and another tensor of its shape."""
         return oneDNN._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
 
-    def times(self, x: Tensor, other: Tensor) -> Tensor:
+    def times(self, x: Any, other: Tensor) -> Tensor:
         """The product, element by element times another tensor of its shape."""
         return oneDNN._linear_pointwise.binary(x, other, self.weight, self.bias, "mul")
 
@@ -172,6 +186,17 @@ def _bias(conv: nn.Conv2d) -> Tensor:
     return conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
 
 
+@dataclass(frozen=True)
+class Layers:
+    """Which classes compute what may be computed more coarsely (see int8.py)."""
+
+    conv: type[Conv]
+    linear: type[Linear]
+
+
+EXACT = Layers(conv=Conv, linear=Linear)
+
+
 class Upsample:
     """A 3 x 3 convolution of a map made twice as large by its nearest pixels, without making it.
 
@@ -180,7 +205,7 @@ class Upsample:
     convolution of 2 x 2 to four times the channels.
     """
 
-    def __init__(self, conv: nn.Module, size: int = 64) -> None:
+    def __init__(self, conv: nn.Module, size: int = 64, layers: Layers = EXACT) -> None:
         assert isinstance(conv, nn.Conv2d)
         weight = conv.weight.detach().float()  # (O, C, 3, 3)
         halves = ((slice(0, 1), slice(1, 3)), (slice(0, 2), slice(2, 3)))  # of a = 0 and 1: what reads which row
@@ -193,7 +218,7 @@ class Upsample:
         ]
         self.channels = len(weight)
         bias = _bias(conv).repeat(4)
-        self.conv = Conv(torch.cat(phases).to(conv.weight.dtype), bias, padding=1, size=size)
+        self.conv = layers.conv(torch.cat(phases).to(conv.weight.dtype), bias, padding=1, size=size)
 
     def __call__(self, x: Tensor) -> Tensor:
         b, _, h, w = x.shape
@@ -264,9 +289,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class ResnetBlock:
     """Of the UNet, and without `time` of the autoencoder."""
 
-    def __init__(self, block: networks.ResnetBlock | autoencoder.ResnetBlock, size: int) -> None:
+    def __init__(
+        self, block: networks.ResnetBlock | autoencoder.ResnetBlock, size: int, layers: Layers = EXACT
+    ) -> None:
         self.norm1, self.norm2 = block.norm1, block.norm2
-        self.conv1, self.conv2 = Conv.of(block.conv1, size), Conv.of(block.conv2, size)
+        self.conv1, self.conv2 = layers.conv.of(block.conv1, size), layers.conv.of(block.conv2, size)
         self.shortcut = Conv.of(block.conv_shortcut, size) if hasattr(block, "conv_shortcut") else None
 
     def __call__(self, x: Tensor, time: Tensor | None = None) -> Tensor:
@@ -284,7 +311,7 @@ class ResnetBlock:
 class Transformer:
     """A SpatialTransformer."""
 
-    def __init__(self, module: SpatialTransformer) -> None:
+    def __init__(self, module: SpatialTransformer, layers: Layers = EXACT) -> None:
         block: Any = module.transformer_blocks[0]
         c = block.norm1.weight.numel()
         self.norm, self.norms = module.norm, (block.norm1, block.norm2, block.norm3)
@@ -297,7 +324,7 @@ class Transformer:
         self.q2, self.out2 = Linear(text.to_q.weight, None), Linear(text.to_out[0].weight, text.to_out[0].bias)
         proj, self.approximate = block.ff.net[0].proj, block.ff.net[0].approximate
         (value, gate), (value_bias, gate_bias) = proj.weight.chunk(2), proj.bias.chunk(2)
-        self.value, self.gate = Linear(value, value_bias), Linear(gate, gate_bias)
+        self.value, self.gate = layers.linear(value, value_bias), layers.linear(gate, gate_bias)
         self.ff = Linear(block.ff.net[2].weight, block.ff.net[2].bias)
 
     def split(self, x: Tensor) -> Tensor:
@@ -322,7 +349,7 @@ class Transformer:
         """The rest: the block's map (B, C, h, w) of x and y = alone(x)."""
         _, _, h, w = x.shape
         y = self.out2.plus(attend(self.split(self.q2(self.norms[1](y))), *kv), y)
-        z = self.norms[2](y)
+        z = self.value.read(self.norms[2](y))
         y = self.ff.plus(self.value.times(z, self.gate.gelu(z, self.approximate)), y)
         return mapped(self.proj_out.plus(y, flat(x)), h, w)
 
@@ -339,11 +366,11 @@ def _each(make: Callable[[Any], T], blocks: Iterable[Any], release: bool) -> lis
 class Level:
     """One resolution of either network, and its resampler."""
 
-    def __init__(self, level: Any, size: int, release: bool) -> None:
-        self.resnets = _each(lambda block: ResnetBlock(block, size), level.resnets, release)
-        self.transformers = _each(Transformer, getattr(level, "attentions", ()), release)
-        self.down = _each(lambda d: Conv.of(d.conv, size), getattr(level, "downsamplers", ()), release)
-        self.up = _each(lambda u: Upsample(u.conv, size), getattr(level, "upsamplers", ()), release)
+    def __init__(self, level: Any, size: int, release: bool, layers: Layers = EXACT) -> None:
+        self.resnets = _each(lambda block: ResnetBlock(block, size, layers), level.resnets, release)
+        self.transformers = _each(lambda t: Transformer(t, layers), getattr(level, "attentions", ()), release)
+        self.down = _each(lambda d: layers.conv.of(d.conv, size), getattr(level, "downsamplers", ()), release)
+        self.up = _each(lambda u: Upsample(u.conv, size, layers), getattr(level, "upsamplers", ()), release)
 
     def block(
         self, j: int, x: Tensor, time: Iterator[Tensor], kv: Iterator[tuple[Tensor, Tensor]], merge: float = 0.0
@@ -355,16 +382,17 @@ class Level:
 class FastUNet:
     """A UNet as above. Called with a step's time projections and with `text_kv` of the texts."""
 
-    def __init__(self, net: UNet, release: bool = False) -> None:
+    def __init__(self, net: UNet, release: bool = False, layers: Layers = EXACT) -> None:
         size = net.spec.sample_size
         self.cross, self.norm_out = net.cross_attentions(), net.conv_norm_out
         self.conv_in, self.conv_out = Conv.of(net.conv_in, size), Conv.of(net.conv_out, size)
         last = len(net.down_blocks) - 1
-        self.down = [Level(level, max(size >> i, 1), release) for i, level in enumerate(net.down_blocks)]
+        sizes = [max(size >> i, 1) for i in range(last + 1)]
+        self.down = [Level(level, sizes[i], release, layers) for i, level in enumerate(net.down_blocks)]
         mid: Any = net.mid_block
-        self.mid = _each(lambda block: ResnetBlock(block, max(size >> last, 1)), mid.resnets, release)
-        (self.mid_transformer,) = _each(Transformer, mid.attentions, release)
-        self.up = [Level(level, max(size >> (last - i), 1), release) for i, level in enumerate(net.up_blocks)]
+        self.mid = _each(lambda block: ResnetBlock(block, sizes[last], layers), mid.resnets, release)
+        (self.mid_transformer,) = _each(lambda t: Transformer(t, layers), mid.attentions, release)
+        self.up = [Level(level, sizes[last - i], release, layers) for i, level in enumerate(net.up_blocks)]
 
     def text_kv(self, context: Tensor) -> KV:
         """Keys (B, H, d, M), already scaled, and values (B, H, M, d) of context (B, M, D) for every cross-attention."""

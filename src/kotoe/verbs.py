@@ -137,9 +137,9 @@ def _only_draw(bundle: Bundle, engine_name: str, numerics: str) -> None:
     from kotoe import engine
     from kotoe.drawing import has_engine
 
-    if engine_name == "fast" and has_engine(bundle):
+    if engine_name != "plain" and has_engine(bundle):
         if numerics == "exact" and {"unet", "vae"} <= set(bundle.hashes):  # else they are hashed as they are
-            engine.of(bundle.unet, release=True)
+            engine.of(bundle.unet, release=True, int8=engine_name == "int8")
             engine.of(bundle.vae, release=True)
         engine.keep_memory()  # from here on: what the weights were before they were laid out is given back
 
