@@ -279,6 +279,11 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     agree(values, source, dry_run=common.dry_run)
     dtypes = {"unet": record.dtype, "vae": record.vae_dtype, "text_encoder": record.text_dtype}
     bundle = bundle_of(source, dtypes, loading, drawing.device, drawing.low_memory or record.low_memory)
+
+    from kotoe.checkpoints.fast import drew
+
+    if bundle.fast is not None and drew(bundle.fast, record):  # the model has it: it needn't be given
+        adapting = dataclasses.replace(adapting, fast=True)
     bundle = adapted(bundle, adapting, loading)
 
     import torch

@@ -16,8 +16,9 @@ import torch
 
 from kotoe.checkpoints import tiny
 from kotoe.checkpoints.bundle import Bundle, Defaults, Fast
-from kotoe.checkpoints.files import Folder
+from kotoe.checkpoints.files import Folder, file_sha256
 from kotoe.errors import CheckpointError, UserError
+from kotoe.record import Record
 
 DECODER, FAST = "small_decoder", "fast"
 LORA = f"{FAST}/pytorch_lora_weights.safetensors"
@@ -75,3 +76,8 @@ def fast(bundle: Bundle, loras: Sequence[Any] = ()) -> tuple[Bundle, list[Any]]:
         )
     own = [] if bundle.fast.lora is None else [bundle.fast.lora]
     return replace(bundle, defaults=bundle.fast.defaults), [*own, *loras]
+
+
+def drew(way: Fast, record: Record) -> bool:
+    """Whether the LoRA of a model's fast way is in a picture's record."""
+    return way.lora is not None and file_sha256(way.lora) in {adapter.sha256 for adapter in record.adapters}
