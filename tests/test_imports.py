@@ -15,7 +15,7 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 LAYERS = [
     {"errors", "spec", "config", "runs", "prompts"},
     {"rng", "schedule", "denoise", "samplers", "images", "labels", "language"},
-    {"unet", "vae", "text", "bert", "vision", "tokenizers", "tokens"},
+    {"unet", "vae", "tiny_vae", "text", "bert", "vision", "tokenizers", "tokens"},
     {"checkpoints", "builtin", "engine", "hub", "licences", "numerics", "translate"},
     {"drawing"},
     {"localize", "data", "evaluate", "safety", "bench"},

@@ -89,6 +89,50 @@ class VAESpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TinyVAESpec:
+    """AutoencoderTiny, TAESD's small stand-in for an AutoencoderKL. Encoder levels finest first, decoder's coarsest.
+
+    latent_magnitude, latent_shift: how others keep latents as bytes; neither `encode` nor `decode` reads them.
+    """
+
+    latent_channels: int = 4
+    encoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
+    decoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
+    num_encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)  # a level may have none
+    num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    act_fn: str = "relu"
+    upsampling_scaling_factor: int = 2  # between two levels of the decoder; those of the encoder halve
+    latent_magnitude: float = 3.0
+    latent_shift: float = 0.5
+    scaling_factor: float = 1.0  # 1.0 in what is published: such latents are unit-scaled already
+
+    def __post_init__(self) -> None:
+        _one_of("TinyVAESpec", "act_fn", self.act_fn, ("relu", "silu", "swish", "mish", "gelu"))
+        for side in ("encoder", "decoder"):
+            widths, blocks = f"{side}_block_out_channels", f"num_{side}_blocks"
+            _same_length("TinyVAESpec", **{name: getattr(self, name) for name in (widths, blocks)})
+            if len(set(getattr(self, widths))) != 1:
+                raise UserError(
+                    f"TinyVAESpec: {widths} {getattr(self, widths)}",
+                    allowed="one width at all levels, since no layer of this network changes it",
+                )
+        grown = self.upsampling_scaling_factor ** (len(self.decoder_block_out_channels) - 1)
+        if grown != self.downscale:
+            raise UserError(
+                f"TinyVAESpec: a decoder that enlarges {grown} times beside an encoder of 1/{self.downscale}",
+                allowed="as many levels in both, and upsampling_scaling_factor 2",
+            )
+        for field in ("scaling_factor", "latent_magnitude"):
+            if not getattr(self, field) > 0:
+                raise UserError(f"TinyVAESpec: {field} {getattr(self, field)}", allowed="a number above 0")
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent pixel along one edge."""
+        return int(2 ** (len(self.encoder_block_out_channels) - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextSpec:
     """CLIP's text transformer. `layer` -1 is the last one, -2 the one before it; ids are the tokenizer's own."""
 

@@ -63,13 +63,13 @@ class Keys:
             raise self.refuse(key, ", ".join(options))
         return str(self.values[key])
 
-    def widths(self, key: str) -> tuple[int, ...]:
+    def widths(self, key: str, largest: int = LARGEST_WIDTH, smallest: int = 1) -> tuple[int, ...]:
         value = self.values[key]
         good = isinstance(value, list | tuple) and 0 < len(value) <= 16
         if not good or not all(
-            isinstance(c, int) and not isinstance(c, bool) and 0 < c <= LARGEST_WIDTH for c in value
+            isinstance(c, int) and not isinstance(c, bool) and smallest <= c <= largest for c in value
         ):
-            raise self.refuse(key, f"a list of 1 to 16 whole numbers from 1 to {LARGEST_WIDTH}")
+            raise self.refuse(key, f"a list of 1 to 16 whole numbers from {smallest} to {largest}")
         return tuple(value)
 
     def edge(self, key: str) -> int:
