@@ -8,20 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from recipes import emoji_base, emoji_decoder, emoji_drawing, emoji_languages, emoji_package, emoji_vae
+from recipes import emoji_base, emoji_decoder, emoji_drawing, emoji_languages, emoji_package, emoji_tiny, emoji_vae
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from kotoe.checkpoints import load
+from kotoe.checkpoints import load, tiny
 from kotoe.config import Request
 from kotoe.data.emoji import atlas, scene
-from kotoe.data.latents import PATCHES, Told
+from kotoe.data.latents import PATCHES, Told, basis
 from kotoe.drawing import generate
 from kotoe.errors import UserError
 from kotoe.localize.losses import TextScenes, drawing
 from kotoe.rng import initialising
 from kotoe.text import Transformer
-from tiny import tiny_conditioner
+from kotoe.tiny_vae import TinyVAE
+from tiny import saved_tiny, tiny_conditioner
 
 pytestmark = [pytest.mark.needs("emoji-font"), pytest.mark.needs("cldr"), pytest.mark.needs("unicode-data")]
 
@@ -174,3 +176,48 @@ def test_the_last_layer_in_closed_form_draws(monkeypatch: pytest.MonkeyPatch) ->
     assert left_over() < 0.1
     monkeypatch.setattr(emoji_drawing, "CLOSED", emoji_drawing.OPEN)
     assert left_over() > 0.3
+
+
+def test_a_small_decoder_is_taught_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(emoji_tiny.SIZES, "cpu", {**emoji_tiny.SIZES["cpu"], "scenes": 6, "drawn": 2, "fit": (3, 4)})
+    monkeypatch.setattr(emoji_tiny, "PART", 4)
+    monkeypatch.setattr(emoji_tiny, "HELD_OUT", 2)
+    run = tmp_path / "tiny"
+    folder = emoji_tiny.main(run)
+    net = tiny.load(folder, "float32")
+    assert net.spec == emoji_tiny.SPEC
+    assert not any(p.any() for p in net.encoder.parameters())
+    pool = sorted(p.name for p in (run / "pool").glob("*.safetensors"))
+    assert pool == ["drawn-00000.safetensors", "scenes-00000.safetensors", "scenes-00001.safetensors"]
+    assert "psnr" in (run / "fit/log.txt").read_text()
+    # no step and no picture again; and the folder is what was there
+    before = {p: p.read_bytes() for p in (*folder.iterdir(), run / "fit/metrics.jsonl")}
+    monkeypatch.setattr(emoji_tiny, "of_scenes", None)
+    monkeypatch.setattr(emoji_tiny, "of_captions", None)
+    assert emoji_tiny.main(run) == folder
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_a_small_decoder_starts_near_and_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, base = atlas(), basis("everyday", 32)
+    monkeypatch.setattr(emoji_tiny, "HELD_OUT", 8)
+    z = emoji_tiny.held_out(world, base, 0)
+    with initialising(0):
+        net = TinyVAE(emoji_tiny.SPEC)
+        plain = {name: p.clone() for name, p in net.state_dict().items()}
+        emoji_tiny.straighten(net, base, z)
+    vae = load("kotoe-emoji", dtype="float32").vae
+    near = emoji_tiny.closeness(net, vae, z)
+    net.load_state_dict(plain)
+    assert near["psnr"] > emoji_tiny.closeness(net, vae, z)["psnr"] + 3
+    assert near["l1"] < 25
+    with FlopCounterMode(display=False) as counted, torch.inference_mode():
+        net.decode(z[:1])
+    assert counted.get_total_flops() <= 0.6e9
+    assert sum(p.numel() for p in net.decoder.parameters()) <= 300_000
+
+
+def test_a_small_decoder_is_for_its_own_latents(tmp_path: Path) -> None:
+    base = saved_tiny(tmp_path / "other")
+    with pytest.raises(UserError, match="latents of 4 channels at 1/2.*Allowed: 32 channels at 1/16"):
+        emoji_tiny.main(tmp_path / "run", base=str(base))

@@ -77,7 +77,8 @@ def tiny_config(spec: TinyVAESpec) -> Config:
 def load(folder: str | Path, dtype: str | torch.dtype | None = None, device: str | torch.device = "cpu") -> TinyVAE:
     """The small autoencoder of a folder, whose tensors must be exactly those that its config.json describes.
 
-    dtype: as `kotoe.load` takes it; None or "auto" for what suits the device, "stored" for the file's own.
+    dtype:  as `kotoe.load` takes it; None or "auto" for what suits the device, "stored" for the file's own.
+    device: one that this machine has.
     Raises CheckpointError for another class, unknown keys or values, and tensors that are missing, extra or misshapen.
     """
     here, device = Folder(folder), torch.device(device)
@@ -103,7 +104,9 @@ def save(
     """
     folder = Path(folder)
     kind = None if dtype is None else choose_dtype(dtype, torch.device("cpu"))
-    with replacing(folder, overwrite=overwrite, marker=WEIGHTS) as new:
+    if overwrite and (folder / "config.json").is_file():
+        tiny_spec(Folder(folder).json("config.json"), str(folder / "config.json"))  # nor may it be another network's
+    with replacing(folder, overwrite=overwrite, marker="config.json") as new:
         text = json.dumps(tiny_config(net.spec), indent=2, sort_keys=True)
         (new / "config.json").write_text(text + "\n", encoding="utf-8")
         write_tensors(net, new / WEIGHTS, kind)
