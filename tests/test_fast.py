@@ -12,7 +12,6 @@ from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from commands import Kotoe, running
-
 from kotoe.checkpoints import Bundle, load, save
 from kotoe.checkpoints.adapters import with_adapters
 from kotoe.checkpoints.bundle import Defaults, Fast
@@ -105,7 +104,7 @@ def test_it_is_only_defaults_and_a_lora(folder: Path) -> None:
     asked = resolve(bundle, Request(prompt=PROMPT, steps=3, guidance_scale=2.0, decoder="full"))
     assert (asked.steps, asked.guidance_scale, asked.decoder) == (3, 2.0, "full")
     usual = resolve(load(folder, dtype="float32"), Request(prompt=PROMPT))
-    assert (usual.steps, usual.guidance_scale, usual.decoder) == (20, 7.5, "full")
+    assert (usual.steps, usual.guidance_scale, usual.decoder) == (4, 3.0, "full")
 
 
 def test_pictures_are_recorded_and_drawn_again_to_the_bit(folder: Path) -> None:
@@ -125,7 +124,10 @@ def test_a_replay_wants_the_same_small_decoder(folder: Path) -> None:
     record = generate(bundle, Request(prompt=PROMPT))[0].record
     other = small(levels=levels(bundle))
     other.decoder.layers[0].bias += 0.1
-    for changed, there in ((replace(bundle, small_decoder=None), "missing"), (replace(bundle, small_decoder=other), "an")):
+    for changed, there in (
+        (replace(bundle, small_decoder=None), "missing"),
+        (replace(bundle, small_decoder=other), "an"),
+    ):
         with pytest.raises(UserError, match=f"small decoder that drew the picture is {there}"):
             replay(changed, record)
 
@@ -184,5 +186,3 @@ def test_the_command_takes_a_small_decoder(folder: Path, tmp_path: Path, run: Ko
     refused = run("generate", PROMPT, *how)
     assert refused.code == 2
     assert "--taesd" in refused.err
-
-

@@ -15,9 +15,9 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 LAYERS = [
     {"errors", "spec", "config", "record", "runs", "prompts"},
     {"rng", "schedule", "denoise", "samplers", "images", "labels", "language"},
-    {"unet", "vae", "tiny_vae", "text", "bert", "vision", "tokenizers", "tokens"},
-    {"checkpoints", "builtin", "engine", "hub", "licences", "numerics", "translate"},
-    {"drawing"},
+    {"shortcuts", "unet", "vae", "tiny_vae", "text", "bert", "vision", "tokenizers", "tokens"},
+    {"checkpoints", "builtin", "engine", "int8", "hub", "licences", "numerics", "translate"},
+    {"drawing", "recording"},
     {"localize", "data", "evaluate", "safety", "bench"},
     {"serve", "study", "study_picture", "study_report"},
     {
