@@ -444,7 +444,7 @@ def _sentencepiece(files: Mapping[str, bytes], config: dict[str, Any], max_token
         return text.lower() if lower else text
 
     def text_ids(texts: Sequence[str]) -> list[list[int]]:
-        return [list(i) for i in model.encode([cased(t) for t in texts], out_type=int)]
+        return [list(model.encode(cased(t), out_type=int)) for t in texts]  # of a list it would start threads
 
     def text_pieces(text: str) -> list[str]:
         return list(model.encode(cased(text), out_type=str))

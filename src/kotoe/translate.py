@@ -136,9 +136,13 @@ def _language(bundle: Bundle, prompt: str) -> tuple[str, Source, DetectionRecord
     """A prompt's language: by its script where that is sure, else by the detector, else as without a translator."""
     translator, ours = bundle.translator, bundle.languages
 
+    counts: dict[int, int] = {}  # several languages can have one tokenizer
+
     def spelt(language: str) -> tuple[int, int]:
         tokenizer = bundle.tokenizer(language)
-        return id(tokenizer), len(tokenizer.text_ids([prompt])[0])
+        if id(tokenizer) not in counts:
+            counts[id(tokenizer)] = len(tokenizer.text_ids([prompt])[0])
+        return id(tokenizer), counts[id(tokenizer)]
 
     if translator is not None and set(ours) != {UNDETERMINED}:
         sure = of_script(prompt)
