@@ -409,7 +409,9 @@ class Bar:
 def bundle_of(model: str, dtype: Any, loading: Loading, device: str | None = None, low_memory: bool = False) -> Any:
     """The Bundle of a model. dtype: as `load` takes it, "auto" for its own choice."""
     from kotoe.checkpoints import load
+    from kotoe.engine import large_pages
 
+    large_pages()
     dtype = None if dtype == "auto" else dtype
     return load(model, dtype=dtype, device=device, low_memory=low_memory, **dataclasses.asdict(loading))
 

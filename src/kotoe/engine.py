@@ -18,6 +18,7 @@ Legend: B pictures, C channels, h w rows and columns, N positions (h * w), M key
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,7 +46,9 @@ READ = ("time_emb_proj", "attn2.to_k", "attn2.to_v")  # layers of the plain netw
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's mallopt
 DTYPES = (torch.float32, torch.bfloat16)
 
-_made: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = WeakKeyDictionary()  # an engine refers to no whole network
+_made: WeakKeyDictionary[nn.Module, dict[bool, tuple[Any, Any]]] = (
+    WeakKeyDictionary()
+)  # no engine refers to its network
 _owners: WeakKeyDictionary[nn.Module, tuple[dict[str, Any], ...]] = WeakKeyDictionary()  # of all parameters
 _lock = threading.Lock()
 T = TypeVar("T")
@@ -73,13 +76,14 @@ def of(
     int8:    of a UNet's layers those in int8 that take to it (see int8.py). Approximate.
     """
     with _lock, torch.inference_mode():
-        known, state = _made.get(net), (_state(net), int8)
-        if known is None or known[0] != state:
+        kinds = _made.setdefault(net, {})
+        known = kinds.get(int8)
+        if known is None or known[0] != _state(net):
             if isinstance(net, UNet):
                 made: Any = FastUNet(net, release, _int8() if int8 else EXACT)
             else:
                 made = FastDecoder(net, release) if isinstance(net, VAE) else FastTinyDecoder(net)
-            known = _made[net] = ((_state(net), int8), made)
+            known = kinds[int8] = (_state(net), made)
         return known[1]
 
 
@@ -102,6 +106,13 @@ def _let_go(block: nn.Module) -> None:
     for name, layer in block.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and not name.endswith(READ):
             layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+
+
+def large_pages() -> None:
+    """Have torch ask Linux for pages of 2 MiB where a tensor fills one: weights are read a third faster, and steps take
+    a few percent less. To be called before the first such tensor. Of a whole process, as `keep_memory` is; what the
+    environment already says stays."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def keep_memory() -> None:
