@@ -138,7 +138,7 @@ def card(found: dict[str, Any], languages: list[str]) -> str:
     lines = [
         "# Approximate options on kotoe-emoji",
         "",
-        f"`{found['command']}`, {found['date']}; {found['machine']}, {found['threads']} threads, torch {found['torch']}.",
+        "`{command}`, {date}; {machine}, {threads} threads, torch {torch}.".format(**found),
         f"{found['n']} prompts of one object and half as many pairs in each language, in the machine's own dtype;"
         " R@1 and pairs in %, PSNR to the exact pictures in dB. Pictures a second: 64 prompts in batches of 16,"
         " the ways in turns, median (slowest to fastest round).",
