@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from kotoe import bench, verbs_bench
 from kotoe.spec import UNetSpec, VAESpec
 
 ROOT = Path(__file__).resolve().parent.parent
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # two wait for each other where tests run in parallel
 QUICK = ("--rounds", "1", "--steps", "2", "--batch-size", "2", "--width", "64", "--height", "64")
 
 
@@ -25,7 +27,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
     """One run in a process of its own, which it changes: it keeps its memory from then on."""
     card = tmp_path_factory.mktemp("bench") / "card.md"
     command = [sys.executable, "-m", "kotoe", "bench", *QUICK, "--json", "--card", str(card)]
-    told = subprocess.run(command, capture_output=True, text=True)
+    told = subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD)
     return Done(code=told.returncode, out=told.stdout, err=told.stderr), card
 
 
@@ -58,7 +60,7 @@ def test_figures_hang_together(done: tuple[Done, Path]) -> None:
     asked = found["request"]
     assert (asked["width"], asked["height"], asked["steps"], asked["batch_size"]) == (64, 64, 2, 2)
     assert asked["guidance_scale"] == 2.0  # the model's own
-    assert found["machine"]["threads"] == torch.get_num_threads()
+    assert found["machine"]["threads"] == 1
     assert found["machine"]["versions"]["kotoe"] == kotoe.__version__
 
 
@@ -170,3 +172,37 @@ def test_small_models_of_a_library_are_measured(monkeypatch: pytest.MonkeyPatch)
     assert told[-1] == (15, 15, "done")
     assert verbs_bench.CARD == bench.CARD
     assert json.loads(json.dumps(found)) == found
+
+
+# --- Beside its peers
+
+
+def peers(*options: str) -> subprocess.CompletedProcess[str]:
+    """benchmarks/peers.py with the tiny family, on one thread."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "peers.py"), "--family", "tiny", "--threads", "1", *options]
+    return subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD)
+
+
+def test_peers_take_turns_and_write_a_card(tmp_path: Path) -> None:
+    path, extended = tmp_path / "card.md", '{"steps": 2, "engine": "plain"}'
+    given = ("--rounds", "2", "--work", str(tmp_path / "work"), "--card", str(path), "--request", extended)
+    said = peers("--only", "kotoe", "diffusers, as", *given)
+    assert said.returncode == 0, said.stderr
+    found, card = json.loads(said.stdout.splitlines()[-1]), path.read_text("utf-8")
+    names = ["Kotoe", "diffusers, as it comes (float32)", f"Kotoe, {json.dumps(json.loads(extended))}"]
+    assert list(found["engines"]) == names
+    for name, each in found["engines"].items():
+        assert [len(each[f"{call}_s"]) for call in ("step", "decode", "text")] == [2, 2, 2]
+        assert len(each["picture_1_s"]) == 1
+        assert 0 < each["first_s"] < 300
+        assert 1e8 < each["peak_bytes"] <= each["peak_after_pictures_bytes"]
+        assert each["error"] == 0 if "float32" in name else 0 < each["error"] < 0.05  # the same weights and input
+        assert f"| {name} |" in card
+    assert "Random weights, 128 x 128 pixels" in card
+    assert "| picture, s |" in card
+
+
+def test_peers_that_are_not_there_are_told() -> None:
+    said = peers("--only", "sdxl")
+    assert said.returncode == 1
+    assert "no engine 'sdxl' for tiny. There are: Kotoe;" in said.stderr
