@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import kotoe
 from kotoe import builtin
+from kotoe.bench import processor
 
 PROMPTS = {"kotoe, en": "a cat on a blue background", "kotoe, ja": "青い背景に猫"}
 SEED = 7
@@ -49,16 +49,6 @@ def seconds(command: list[str]) -> tuple[float, str]:
     if done.returncode:
         sys.exit(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stderr}")
     return took, done.stdout
-
-
-def processor() -> str:
-    """The processor's name, where the system says it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def card(result: dict, model: str, rounds: int) -> str:

@@ -41,6 +41,8 @@ FROZEN = {
     "tokenizer report": "texts tokenizer column limit out config dry_run json",
     "study localization": "out base allow_pickle languages plans starts budgets n count tier seed dtype threads "
     "accept_license config dry_run json",
+    "bench": "model rounds engine dtype width height steps batch_size card "
+    "tokenizer ema prediction_type allow_pickle accept_license config dry_run json",
     "check": "model tokenizer ema prediction_type allow_pickle accept_license config dry_run json",
 }
 

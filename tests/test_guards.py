@@ -166,6 +166,15 @@ def test_a_picture_imports_little(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
     modules = json.loads(done.stdout.splitlines()[-1])
-    for heavy in ("diffusers", "transformers", "scipy", "torch._dynamo", "torch._inductor", "sympy", "matplotlib", "pandas"):
+    for heavy in (
+        "diffusers",
+        "transformers",
+        "scipy",
+        "torch._dynamo",
+        "torch._inductor",
+        "sympy",
+        "matplotlib",
+        "pandas",
+    ):
         assert heavy not in modules, heavy
     assert len(modules) <= MODULES

@@ -21,16 +21,8 @@ LAYERS = [
     {"localize", "data", "evaluate", "safety", "bench"},
     {"serve", "study", "study_picture", "study_report"},
     {
-        "cli",
-        "verbs",
-        "verbs_tokenizer",
-        "verbs_training",
-        "verbs_safety",
-        "verbs_evaluate",
-        "console",
-        "consent",
-        "__init__",
-        "__main__",
+        *("cli", "verbs", "verbs_bench", "verbs_evaluate", "verbs_safety", "verbs_tokenizer", "verbs_training"),
+        *("console", "consent", "__init__", "__main__"),
     },
 ]
 SIBLINGS = 5  # this layer's packages don't see each other, except:

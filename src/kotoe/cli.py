@@ -1,4 +1,4 @@
-"""The command line: generate, inspect, convert, evaluate, train, data, check. Made from frozen dataclasses by cyclopts.
+"""The command line: generate, inspect, evaluate, train, bench, check, ... Made from frozen dataclasses by cyclopts.
 
 Exit codes: 0 done, 1 `check` found a fault, 2 bad input, 3 a safety check blocked something, 130 interrupted.
 `kotoe --help` loads no torch.
@@ -20,7 +20,17 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from kotoe import __version__, consent, console, verbs, verbs_evaluate, verbs_safety, verbs_tokenizer, verbs_training
+from kotoe import (
+    __version__,
+    consent,
+    console,
+    verbs,
+    verbs_bench,
+    verbs_evaluate,
+    verbs_safety,
+    verbs_tokenizer,
+    verbs_training,
+)
 from kotoe.config import Request, from_json, read_json
 from kotoe.console import INTERRUPTED, Common, Saying, Values, say
 from kotoe.errors import ProcessError, UserError, nearest, unknown
@@ -186,6 +196,19 @@ The same texts and options give the same files, which stock transformers opens. 
         doc="""Test this machine: versions, processor, fonts, and a picture in every language with the time it took.
 
     kotoe check""",
+    ),
+    "bench": Verb(
+        parts=(console.Benching, console.Loading, consent.Agreeing),
+        positional=None,
+        run=verbs_bench.bench,
+        doc="""Measure how fast this machine draws with a model: steps, decoding, texts, pictures, a cold start, memory.
+
+Speeds are held against what the processor's own matrix products and convolutions reach in the same run.
+Let nothing else run beside it.
+
+    kotoe bench
+    kotoe bench --model path/to/model --steps 20 --rounds 3 --card bench.md
+    kotoe bench --engine plain --dtype float32 --json""",
     ),
 }
 

@@ -331,6 +331,37 @@ class Checking:
     model: str = builtin.DEFAULT
 
 
+@dataclass(frozen=True, kw_only=True)
+class Benching:
+    """What to measure.
+
+    model:      a model's name, built in or on the hub (owner/name), its folder, or a single file.
+    rounds:     how often each thing is measured, in turns, after once that isn't counted; 1 or more.
+    engine:     what computes it: the fast engine, or the plain networks.
+    dtype:      what to draw in: auto, float32, bfloat16 or float16; auto as of `kotoe generate`.
+    width:      pixels; the model's own size by default.
+    height:     the same.
+    steps:      denoising steps of a picture; the model's default otherwise.
+    batch_size: pictures drawn together, beside one alone; by default 16 with a small model (a guided step below 0.1
+                TFLOP), else 1, which measures no batch.
+    card:       a Markdown file (.md) for the figures; an earlier card is replaced, another file never.
+    """
+
+    model: str = builtin.DEFAULT
+    rounds: int = 7
+    engine: EngineName = "fast"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    card: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise UserError(f"rounds {self.rounds}", allowed="1 or more")
+
+
 # --- Saying things --------------------------------------------------------------------------------
 
 
