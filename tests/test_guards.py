@@ -1,5 +1,5 @@
-"""Counts that don't depend on the machine's mood, as they are now: a change that makes Kotoe slower shows here, where times
-would be noise. A count that falls is good news: write it down.
+"""Counts that don't depend on the machine's mood, as they are now: a change that makes Kotoe slower shows here, where
+times would be noise. A count that falls is good news: write it down.
 
 Operations are calls of torch's that make a tensor (a view is none); bytes, what they make; products, multiplications in
 matrix products and convolutions, the engine's own included.
@@ -31,9 +31,9 @@ from kotoe.unet import UNet
 from kotoe.vae import VAE
 
 # A guided step of kotoe-emoji in float32, alone:
-OPERATIONS, BYTES, PRODUCTS, ALLOCATIONS = 1, 1, 1, 1
-DECODING = 1  # operations
-MODULES = 1  # of Python, after a picture
+OPERATIONS, BYTES, PRODUCTS, ALLOCATIONS = 212, 7_003_392, 195_297_280, 460
+DECODING = 151  # operations
+MODULES = 1350  # of Python, after a picture: 1,281 with 3.11
 
 
 class Counting(TorchDispatchMode):
@@ -102,7 +102,7 @@ def test_a_cached_step_is_a_fraction(emoji: Bundle) -> None:
     whole, cached = (counted(fast, *arguments) for _ in range(2))
     assert whole.products <= PRODUCTS
     assert cached.products <= 0.2 * PRODUCTS
-    assert cached.operations <= 0.15 * OPERATIONS
+    assert cached.operations <= 0.16 * OPERATIONS
 
 
 def test_a_steps_allocations(emoji: Bundle) -> None:
@@ -124,7 +124,7 @@ def test_decoding(emoji: Bundle) -> None:
 
 
 def test_operations_of_stable_diffusions_size() -> None:
-    """803 and 2,514 giga-products: the published count, which the networks must not exceed."""
+    """800 and 1,257 giga-products for a guided step and for decoding, counted by hand from the configurations."""
     with torch.device("meta"), torch.inference_mode():
         unet, vae = UNet(UNetSpec()), VAE(VAESpec())
         x, context = torch.zeros(2, 4, 64, 64), torch.zeros(2, 77, 768)
