@@ -1,4 +1,4 @@
-"""kotoe-emoji in four steps without guidance: a LoRA for `--fast`, and the model's pictures as its teacher.
+"""kotoe-emoji, an extra: four steps without guidance, a LoRA for `--fast`, and the model's pictures as its teacher.
 
     kotoe train recipes/emoji_fast.py --run runs/fast --size cpu
 
@@ -37,6 +37,7 @@ from kotoe.runs import Run
 from recipes.emoji_base import PAIRS, latents_drawn
 
 FAST_STEPS = 4
+STAGE = "fast"
 ENGLISH = 0.6  # share of the prompts
 WEIGHTS = "pytorch_lora_weights.safetensors"
 PART = 256  # prompts of one file of teacher/
@@ -162,7 +163,7 @@ def main(
         name="fast", trainable=(r"unet\..*\.parametrizations\.weight\.0\.",), loss=as_taught, steps=settings["steps"],
         lr=settings["lr"], warmup_steps=50, weight_decay=0.0, ema=0.99, seed=seed, bf16=device != "cpu",
     )  # fmt: skip
-    with Run(run_dir / "fast", {**config, "stage": "fast"}) as run:
+    with Run(run_dir / STAGE, {**config, "stage": STAGE}) as run:
         fit({"unet": unet}, plan, batches, run, device=device)
         rows = list(range(len(known["text"]) - held_out, len(known["text"])))
         last = Drawn(text=known["text"][rows].float().to(device), seeds=rows, latents=known["latents"][rows].to(device))

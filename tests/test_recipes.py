@@ -8,12 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from recipes import emoji_base, emoji_decoder, emoji_drawing, emoji_languages, emoji_package, emoji_tiny, emoji_vae
+from recipes import (
+    emoji_base,
+    emoji_decoder,
+    emoji_drawing,
+    emoji_fast,
+    emoji_languages,
+    emoji_package,
+    emoji_tiny,
+    emoji_vae,
+)
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kotoe.checkpoints import load, tiny
+from kotoe.checkpoints.adapters import with_adapters
+from kotoe.checkpoints.fast import fast
+from kotoe.checkpoints.lora import targets
 from kotoe.config import Request
 from kotoe.data.emoji import atlas, scene
 from kotoe.data.latents import PATCHES, Told, basis
@@ -23,7 +35,7 @@ from kotoe.localize.losses import TextScenes, drawing
 from kotoe.rng import initialising
 from kotoe.text import Transformer
 from kotoe.tiny_vae import TinyVAE
-from tiny import saved_tiny, tiny_conditioner
+from tiny import apart, saved_tiny, tiny_conditioner
 
 pytestmark = [pytest.mark.needs("emoji-font"), pytest.mark.needs("cldr"), pytest.mark.needs("unicode-data")]
 
@@ -31,6 +43,7 @@ SHORT: dict[Any, dict[str, Any]] = {
     emoji_vae: {"crops": (2, 2), "scenes": (1, 2)},
     emoji_base: {"text": (2, 8), "routes": (5, 8), "drawing": (3, 8), "unet": (3, 4), "scenes": 200},
     emoji_decoder: {"drawn": (3, 4), "scenes": 6},
+    emoji_fast: {"prompts": 12, "steps": 3, "batch": 4, "rank": 2},
     emoji_languages: {
         "pairs": 1500, "cjk": {"steps": 3, "batch_size": 8, "vocab_size": 2600},
         "mul": {"steps": 2, "batch_size": 8, "vocab_size": 3000},
@@ -51,6 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         emoji_decoder.main(folder / "vae")
         english = emoji_package.main(folder, folder / "english")
         emoji_languages.main(folder / "languages", base=str(english))
+        emoji_fast.main(folder / "fast", base=str(english))
     return folder
 
 
@@ -81,6 +95,30 @@ def test_what_the_recipes_leave_is_a_model_that_draws(
     told = text.state_dict()
     shipped = bundle.conditioner("en").encoder.state_dict()
     assert all(torch.equal(p, told[name].half().float()) for name, p in shipped.items())
+
+
+def test_the_fast_way_is_a_lora_of_few_steps(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emoji_package, "ENOUGH", 2.0)
+    bundle, loras = fast(load(emoji_package.main(runs, tmp_path / "model"), dtype="float32"))
+    assert (bundle.defaults.steps, bundle.defaults.guidance_scale, bundle.defaults.decoder) == (4, 1.0, "full")
+    learnt = with_adapters(bundle, loras)
+    changed = [
+        name for name, p in learnt.unet.named_parameters() if not torch.equal(p, bundle.unet.get_parameter(name))
+    ]
+    assert len(changed) == len(targets(bundle.unet))  # every linear layer and convolution, and nothing else
+    assert all(name.endswith(".weight") for name in changed)
+    generate(learnt, Request(prompt="a cat"))
+
+
+def test_the_fast_way_learns_what_the_model_draws(runs: Path) -> None:
+    """Its targets are the model's own latents for those seeds: what the LoRA has learnt against is what is drawn."""
+    base = load(runs / "english", dtype="float32")
+    known = load_file(runs / "fast" / "teacher" / "teacher-00000.safetensors")
+    asked = list(emoji_fast.prompts(base, 11, 12, "everyday"))
+    ends: list[Tensor] = []
+    request = Request(prompt=asked[3][1], seed=3, steps=10, guidance_scale=2.0)
+    generate(base, request, on_step=lambda progress: ends.append(progress.step.x))
+    assert apart(ends[-1], known["latents"][3:4]) < 1e-4
 
 
 def test_the_decoder_learns_from_what_the_unet_draws_and_the_encoder_stays(runs: Path, tmp_path: Path) -> None:
