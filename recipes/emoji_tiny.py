@@ -49,7 +49,7 @@ TRUE = 0.2  # of a target is the true picture, the rest what the full decoder dr
 PART = 256  # pictures of one file of pool/
 HELD_OUT = 64
 SIZES: dict[str, dict[str, Any]] = {
-    "cpu": {"tier": "everyday", "scenes": 2304, "drawn": 256, "fit": (1300, 8), "lr": 1.5e-3},
+    "cpu": {"tier": "everyday", "scenes": 2304, "drawn": 256, "fit": (3500, 16), "lr": 2e-3},
     "gpu": {"tier": "everyday", "scenes": 24_576, "drawn": 8192, "fit": (30_000, 64), "lr": 1e-3},
 }
 

@@ -17,10 +17,13 @@ from kotoe import engine
 from kotoe.checkpoints import Bundle
 from kotoe.config import Request
 from kotoe.drawing import Picture, generate, replay, resolve
-from kotoe.engine import FastDecoder, FastUNet
+from kotoe.engine import FastDecoder, FastText, FastTinyDecoder, FastUNet
+from kotoe.errors import UserError
 from kotoe.images import differences
 from kotoe.rng import generator
-from kotoe.spec import UNetSpec, VAESpec
+from kotoe.spec import TextSpec, TinyVAESpec, UNetSpec, VAESpec
+from kotoe.text import CLIPText
+from kotoe.tiny_vae import TinyVAE
 from kotoe.unet import UNet
 from kotoe.vae import VAE
 from tiny import apart, seeded, tiny_bundle
@@ -150,6 +153,107 @@ def test_attention_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "QUERIES", 16)
     assert apart(engine.attend(q, keys, v), plain) < TOLERANCE
     assert apart(engine.attend(q, k.transpose(2, 3), v), plain) > 0.01
+
+
+TINY_SPECS = {
+    "taesd": TinyVAESpec(),
+    "unequal": TinyVAESpec(
+        latent_channels=8, encoder_block_out_channels=(16,) * 3, decoder_block_out_channels=(16,) * 3,
+        num_encoder_blocks=(0,) * 3, num_decoder_blocks=(2, 0, 1), scaling_factor=4.0,
+    ),
+    "gelu": TinyVAESpec(act_fn="gelu", decoder_block_out_channels=(32,) * 4),
+}  # fmt: skip
+
+
+def tiny_of(name: str) -> TinyVAE:
+    net = TinyVAE(TINY_SPECS[name]).requires_grad_(False)
+    seeded(net, 4)
+    return net
+
+
+@pytest.mark.parametrize("size", [(4, 4), (3, 5)])
+@pytest.mark.parametrize("name", TINY_SPECS)
+def test_the_small_decoder(name: str, size: tuple[int, int]) -> None:
+    net = tiny_of(name)
+    z = torch.randn(2, net.spec.latent_channels, *size, generator=generator(3)) * 3
+    with torch.inference_mode():
+        assert apart(engine.of(net)(z), net.decode(z)) < TOLERANCE
+
+
+@pytest.mark.parametrize("fault", ["a layer less", "no scaling", "no clamp"])
+def test_faults_in_the_small_decoder_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = tiny_of("unequal")
+    made = FastTinyDecoder(net)
+    if fault == "a layer less":
+        del made.layers[2]
+    elif fault == "no scaling":
+        made.scaling = 1.0
+    z = torch.randn(1, 8, 4, 4, generator=generator(3)) * 12
+    exact = net.decode(z)
+    if fault == "no clamp":
+        monkeypatch.setattr(engine.tiny, "CLAMP", 1e4)
+    with torch.inference_mode():
+        assert apart(made(z), exact) > 100 * TOLERANCE
+
+
+TEXTS = {
+    "sd1": TextSpec(
+        vocab_size=64, hidden_size=48, intermediate_size=96, num_layers=3, num_heads=4, max_tokens=16, bos=62, eos=63,
+        pad=63, hidden_act="quick_gelu",
+    ),
+    "sd2": TextSpec(
+        vocab_size=64, hidden_size=48, intermediate_size=96, num_layers=3, num_heads=3, max_tokens=16, bos=62, eos=63,
+        pad=0, hidden_act="gelu", layer=-2,
+    ),
+    "unfinished": TextSpec(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, max_tokens=8, bos=62, eos=63,
+        pad=0, hidden_act="gelu_tanh", final_norm=False,
+    ),
+}  # fmt: skip
+
+
+def text_of(name: str) -> CLIPText:
+    net = CLIPText(TEXTS[name]).requires_grad_(False)
+    seeded(net, 8)
+    return net
+
+
+@pytest.mark.parametrize("length", [5, 8])
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_text_encoder(name: str, length: int) -> None:
+    net = text_of(name)
+    ids = torch.arange(2 * length).view(2, length)
+    with torch.inference_mode():
+        assert apart(engine.of(net)(ids), net(ids)) < TOLERANCE
+
+
+@pytest.mark.parametrize("fault", ["another layer", "later words", "another activation"])
+def test_faults_in_the_text_encoder_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = text_of("sd2")
+    made = FastText(net)
+    real = torch.nn.functional.scaled_dot_product_attention
+    if fault == "another layer":
+        made.layers.append(engine.TextLayer(net.text_model.encoder.layers[-1]))
+    elif fault == "another activation":
+        made.layers[0].activation = torch.nn.functional.silu
+    ids = torch.arange(16).view(2, 8)
+    exact = net(ids)
+    if fault == "later words":
+        monkeypatch.setattr(engine.F, "scaled_dot_product_attention", lambda q, k, v, **_: real(q, k, v))
+    assert apart(made(ids), exact) > 100 * TOLERANCE
+
+
+def test_texts_over_the_encoders_length_are_refused() -> None:
+    with pytest.raises(UserError, match="9 tokens for an encoder of 8 positions"):
+        engine.of(text_of("unfinished"))(torch.zeros(1, 9, dtype=torch.long))
+
+
+def test_only_small_clip_encoders_are_laid_out_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine.worth_it(text_of("sd1"))
+    assert not engine.worth_it(text_of("sd1").half())
+    assert not engine.worth_it(nn.Linear(2, 2))
+    monkeypatch.setattr(engine, "LARGE_TEXT", 100)
+    assert not engine.worth_it(text_of("sd1"))
 
 
 @torch.inference_mode()

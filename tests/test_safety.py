@@ -16,8 +16,9 @@ from checkers import EDGE_PX, photos, save_checker, stock_checker
 from commands import Done, Kotoe, running
 from kotoe import images
 from kotoe.config import Request, dumps, from_json, to_json
-from kotoe.drawing import Job, generate, resolve
+from kotoe.drawing import generate, resolve
 from kotoe.errors import CheckpointError, UserError
+from kotoe.reading import Job
 from kotoe.record import Record, TranslationRecord, Verdict
 from kotoe.safety import reasons
 from kotoe.safety.images import ImageChecker, Offsets, Preprocessing, blurred, carry_out, judge

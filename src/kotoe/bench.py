@@ -29,8 +29,8 @@ from torch import Tensor
 from kotoe import engine
 from kotoe.checkpoints import Bundle, load
 from kotoe.checkpoints.files import skeleton
-from kotoe.config import MAX_THREADS, Request
-from kotoe.drawing import Resolved, generate, resolve
+from kotoe.config import MAX_THREADS, Request, Resolved
+from kotoe.drawing import generate, resolve
 from kotoe.errors import UserError
 from kotoe.rng import generator
 from kotoe.spec import UNetSpec, VAESpec

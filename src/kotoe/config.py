@@ -376,3 +376,18 @@ def check_text(text: str) -> None:
             allowed="text in UTF-8",
             hint="Check the terminal's encoding",
         ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved(Request):
+    """A request whose every default is filled in (see `resolve`): nothing here is None for want of a choice."""
+
+    width: int
+    height: int
+    steps: int
+    sampler: str
+    grid: str
+    ending: Ending
+    guidance_scale: float
+    decoder: DecoderName
+    batch_size: int

@@ -22,13 +22,20 @@ from torch import Tensor
 
 from kotoe import __version__, engine, images
 from kotoe.checkpoints import Bundle
-from kotoe.config import DEFAULT_STRENGTH, ETA_SAMPLERS, LEGACY_SAMPLERS, DecoderName, Ending, EngineName, Request
+from kotoe.config import (
+    DEFAULT_STRENGTH,
+    ETA_SAMPLERS,
+    LEGACY_SAMPLERS,
+    Ending,
+    EngineName,
+    Request,
+    Resolved,
+)
 from kotoe.denoise import Denoiser, begin, beside, denoiser, guided, inpainted, within
 from kotoe.errors import UserError
-from kotoe.language import ASCII_MARKS, Source
 from kotoe.numerics import NUMERICS, check_numerics, with_numerics
-from kotoe.prompts import Prompt, folded, literal, parse, unweighted
-from kotoe.record import DetectionRecord, Record, TranslationRecord
+from kotoe.reading import Job, Read, Reading, is_guided, read_prompts, said
+from kotoe.record import Record
 from kotoe.recording import check_same, conditioner_record, decoder_hash, model_record
 from kotoe.rng import ImageNoise
 from kotoe.samplers import Step, along
@@ -57,58 +64,7 @@ class Progress:
     step: Step
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resolved(Request):
-    """A request whose every default is filled in (see `resolve`): nothing here is None for want of a choice."""
-
-    width: int
-    height: int
-    steps: int
-    sampler: str
-    grid: str
-    ending: Ending
-    guidance_scale: float
-    decoder: DecoderName
-    batch_size: int
-
-
 DECODED = 2**18  # pixels that are decoded at once: 16 pictures of 128 x 128, one of 512 x 512
-Reading = tuple[str, str | TranslationRecord]  # which conditioner reads, and what: a prompt as given, or a translation
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One picture to draw: the prompt as given, the conditioner that reads it, and the words it reads, if others."""
-
-    prompt: str
-    language: str
-    language_source: Source
-    seed: int
-    translation: TranslationRecord | None = None
-    detection: DetectionRecord | None = None
-
-    @property
-    def prompt_language(self) -> str:
-        """BCP 47 tag of the prompt as given."""
-        return self.language if self.translation is None else self.translation.source
-
-    @property
-    def reading(self) -> Reading:
-        """What is read for this picture."""
-        return self.language, self.prompt if self.translation is None else self.translation
-
-
-@dataclass(frozen=True, kw_only=True)
-class Read:
-    """What a conditioner made of a prompt: its states and, when guided, the negative prompt's, (1, L, D) each."""
-
-    positive: Tensor
-    negative: Tensor | None
-    tokens: int
-    dropped: tuple[str, ...] = ()
-    dropped_negative: tuple[str, ...] = ()
-
-
 OnStep = Callable[[Progress], None]
 
 
@@ -329,66 +285,8 @@ def _guided_steps(request: Resolved, steps: int) -> tuple[int, int]:
     return (first, end) if first < end else (0, 0)
 
 
-def is_guided(request: Resolved) -> bool:
-    """Whether a resolved request asks the network for the negative prompt too."""
-    return request.guidance_scale != 1.0 or NUMERICS[request.numerics].always_guided
-
-
 def _dtype(module: torch.nn.Module) -> str:
     return str(next(module.parameters()).dtype).removeprefix("torch.")
-
-
-# --- Texts ----------------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def read_prompts(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> dict[Reading, Read]:
-    """Every distinct (language, prompt or translation), encoded once, with the negative prompt in the same language.
-
-    With long_prompt "chunk" a prompt and its negative get as many windows as the longer of the two needs: the prompts
-    beside it don't change it.
-    """
-    guided = is_guided(request)
-    reads: dict[Reading, Read] = {}
-    for language, given in dict.fromkeys(job.reading for job in jobs):
-        if isinstance(given, TranslationRecord):
-            prompt, negative = given.prompt, given.negative_prompt
-        else:
-            prompt, negative = given, request.negative_prompt
-        translated = isinstance(given, TranslationRecord)
-        texts = [said(request, text, translated=translated) for text in ([prompt, negative] if guided else [prompt])]
-        conditioner = bundle.conditioner(language)
-        with bundle.at_work(conditioner.encoder):
-            try:
-                context = conditioner.encode(
-                    texts,
-                    long_prompt=request.long_prompt,
-                    padding=request.padding,
-                    restore_mean=request.emphasis == "original",
-                )
-            except UserError as error:
-                raise UserError(f"{prompt!r}: {error.given}", allowed=error.allowed, hint=error.hint) from None
-        dropped = [tuple(over) if request.long_prompt == "cut" else () for over in context.tokens.overflow]
-        reads[language, given] = Read(
-            positive=context.states[:1],
-            negative=context.states[1:] if guided else None,
-            tokens=context.tokens.counts[0],
-            dropped=dropped[0],
-            dropped_negative=dropped[1] if guided else (),
-        )
-    return reads
-
-
-def said(request: Request, text: str, *, translated: bool = False) -> Prompt:
-    """What a prompt, or a negative one, says by the request's settings. A translator's words have no grammar."""
-    if request.full_width == "folded":
-        text = folded(text)
-    if request.punctuation == "ascii":
-        text = text.translate(ASCII_MARKS)
-    if request.emphasis == "none" or translated:
-        return literal(text)
-    prompt = parse(text)
-    return unweighted(prompt) if request.emphasis == "ignore" else prompt
 
 
 def _batches(jobs: Sequence[Job], reads: Mapping[Reading, Read], size: int) -> Iterator[list[Job]]:

@@ -1,4 +1,4 @@
-"""The UNet and the decoders as a processor computes them fastest. Numerically equal to unet.py, vae.py, tiny_vae.py.
+"""The networks as a processor computes them fastest. Numerically equal to unet.py, vae.py, tiny_vae.py and text.py.
 
 What is otherwise than there, and nothing else is:
 - weights are laid out once as oneDNN's kernels want them, instead of at every call;
@@ -23,7 +23,7 @@ import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, TypeGuard, TypeVar, cast, overload
 from weakref import WeakKeyDictionary
 
 import torch
@@ -33,7 +33,9 @@ from torch import Tensor, nn
 from kotoe import tiny_vae as tiny
 from kotoe import unet as networks
 from kotoe import vae as autoencoder
+from kotoe.errors import UserError
 from kotoe.shortcuts import Shortcuts, merged
+from kotoe.text import CLIPText
 from kotoe.tiny_vae import TinyVAE
 from kotoe.unet import KV, Attention, SpatialTransformer, UNet
 from kotoe.vae import VAE
@@ -41,6 +43,7 @@ from kotoe.vae import VAE
 oneDNN = torch.ops.mkldnn
 QUERIES = 512  # of a block of self-attention: its scores over 4,096 positions in bfloat16 are 4 MiB
 WHOLE = 2**20  # scores of a head that are computed at once
+LARGE_TEXT = 2**25  # parameters
 FEW, SMALL = 1024, 2**14  # positions of a map, and numbers in it, where torch's GroupNorm is not the quickest
 READ = ("time_emb_proj", "attn2.to_k", "attn2.to_v")  # layers of the plain networks, used once for each picture
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's mallopt
@@ -54,6 +57,14 @@ _lock = threading.Lock()
 T = TypeVar("T")
 
 
+def worth_it(encoder: nn.Module) -> TypeGuard[CLIPText]:
+    """Whether to lay a text encoder out anew: a small one, whose calls cost more than its products, is read for every
+    prompt; a large one is used once for a picture, and its weights would be in memory twice."""
+    return (
+        isinstance(encoder, CLIPText) and usable(encoder) and sum(p.numel() for p in encoder.parameters()) < LARGE_TEXT
+    )
+
+
 def usable(net: nn.Module) -> bool:
     """Whether a network can be computed here: on a processor, in a dtype that oneDNN has kernels for."""
     weight = next(net.parameters())
@@ -65,10 +76,8 @@ def usable(net: nn.Module) -> bool:
 @overload
 def of(net: UNet, *, release: bool = False, int8: bool = False) -> FastUNet: ...
 @overload
-def of(net: VAE | TinyVAE, *, release: bool = False) -> Callable[[Tensor], Tensor]: ...
-def of(
-    net: UNet | VAE | TinyVAE, *, release: bool = False, int8: bool = False
-) -> FastUNet | Callable[[Tensor], Tensor]:
+def of(net: VAE | TinyVAE | CLIPText, *, release: bool = False) -> Callable[[Tensor], Tensor]: ...
+def of(net: nn.Module, *, release: bool = False, int8: bool = False) -> Any:
     """The engine of a network: made when first asked for, and again when the weights have changed since.
 
     release: let go of the weights that are laid out anew, one after the other, so that none is there twice. From then
@@ -81,8 +90,10 @@ def of(
         if known is None or known[0] != _state(net):
             if isinstance(net, UNet):
                 made: Any = FastUNet(net, release, _int8() if int8 else EXACT)
+            elif isinstance(net, VAE):
+                made = FastDecoder(net, release)
             else:
-                made = FastDecoder(net, release) if isinstance(net, VAE) else FastTinyDecoder(net)
+                made = FastTinyDecoder(net) if isinstance(net, TinyVAE) else FastText(cast("CLIPText", net))
             known = kinds[int8] = (_state(net), made)
         return known[1]
 
@@ -542,3 +553,43 @@ class FastTinyDecoder:
         for layer in self.layers:
             x = layer(x)
         return x * 2 - 1  # (B, 3, H, W)
+
+
+# --- CLIP's text transformer ----------------------------------------------------------------------
+
+
+class TextLayer:
+    """A layer of CLIPText."""
+
+    def __init__(self, layer: Any) -> None:
+        own, self.norms = layer.self_attn, (layer.layer_norm1, layer.layer_norm2)
+        parts = [own.q_proj, own.k_proj, own.v_proj]
+        self.heads, self.activation = own.heads, layer.mlp.activation
+        self.qkv = Linear(torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]))
+        self.out = Linear(own.out_proj.weight, own.out_proj.bias)
+        self.fc1, self.fc2 = (Linear(fc.weight, fc.bias) for fc in (layer.mlp.fc1, layer.mlp.fc2))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        each = self.qkv(self.norms[0](x)).chunk(3, dim=-1)
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in each)  # (B, H, L, d)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = self.out.plus(y.transpose(1, 2).flatten(2), x)  # (B, L, D)
+        return self.fc2.plus(self.activation(self.fc1(self.norms[1](x))), x)
+
+
+class FastText:
+    """States (B, L, D) of token ids (B, L), as CLIPText gives them."""
+
+    def __init__(self, net: CLIPText) -> None:
+        spec, model = net.spec, net.text_model
+        self.most, self.embeddings = spec.max_tokens, model.embeddings
+        self.layers = [TextLayer(layer) for layer in model.encoder.layers[: spec.num_layers + 1 + spec.layer]]
+        self.finished: Callable[[Tensor], Tensor] = model.final_layer_norm if spec.final_norm else lambda x: x
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        if ids.shape[1] > self.most:
+            raise UserError(f"{ids.shape[1]} tokens for an encoder of {self.most} positions")
+        x = self.embeddings(ids)
+        for layer in self.layers:
+            x = layer(x)
+        return self.finished(x)

@@ -202,11 +202,13 @@ class Conditioner:
         long_prompt: str = "error",
         padding: str = "max_length",
         restore_mean: bool = True,
+        run: Callable[[Tensor], Tensor] | None = None,
     ) -> Context:
         """Texts to context (B, L, D). Over the token limit: an error, or with "chunk" several windows along L.
 
         padding:      "max_length" makes L the tokenizer's; "longest" reads only as far as the longest text's EOS.
         restore_mean: of a window with weights; see `emphasised`.
+        run:          computes what the encoder would, ids (B, L) to states (B, L, D); None: the encoder itself.
         """
         if padding not in PADDING:
             raise unknown("padding", padding, PADDING)
@@ -219,7 +221,7 @@ class Conditioner:
         if padding == "longest":
             special = self.tokenizer.max_tokens - self.tokenizer.room
             windows = windows[..., : max(tokens.counts) + special]
-        states = self.encoder(windows.flatten(0, 1))  # (B * windows, max_tokens, D)
+        states = (run or self.encoder)(windows.flatten(0, 1))  # (B * windows, max_tokens, D)
         if tokens.weights is not None:
             weights = torch.tensor(tokens.weights, device=device).view(len(states), -1)  # (B * windows, max_tokens)
             states = emphasised(states, weights[:, : states.shape[1]], restore_mean=restore_mean)

@@ -45,7 +45,8 @@ from kotoe.verbs_safety import BLOCKED, Checks, Guard, as_recorded, prompt_verdi
 
 if TYPE_CHECKING:
     from kotoe.checkpoints import Bundle
-    from kotoe.drawing import Job, Resolved
+    from kotoe.config import Resolved
+    from kotoe.reading import Job
 
 
 # --- generate -------------------------------------------------------------------------------------
@@ -69,7 +70,8 @@ def generate(common: Common, values: Values) -> int:
     guard = Guard(checks, bundle, loading.allow_pickle)  # now: a bundle that is changed has no folder
     bundle = adapted(bundle, adapting, loading)
 
-    from kotoe.drawing import draw, plan, read_prompts, resolve
+    from kotoe.drawing import draw, plan, resolve
+    from kotoe.reading import read_prompts
     from kotoe.translate import with_translator
 
     if drawing.translator is not None:
@@ -146,8 +148,8 @@ def _only_draw(bundle: Bundle, engine_name: str, numerics: str) -> None:
 
 def _notes(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> None:
     """Say, before anything is drawn, what of the prompts is not read, and what is known to be read badly."""
-    from kotoe.drawing import said
     from kotoe.language import written_in
+    from kotoe.reading import said
 
     if request.guidance_scale == 0.0:
         say(

@@ -112,7 +112,7 @@ class Guard:
 def prompt_verdict(checks: Checks, request: Any, prompt: str, language: str, translation: Any) -> Verdict:
     """What a check says of a prompt, of its translation, and of the negative prompt where guidance is below 1, since
     the model draws that then. It is said on standard error, too."""
-    from kotoe.drawing import said
+    from kotoe.reading import said
     from kotoe.safety.prompts import check_prompt
 
     texts: list[tuple[str, str | None]] = [(prompt, said(request, prompt).words)]

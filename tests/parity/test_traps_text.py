@@ -15,6 +15,7 @@ from kotoe.checkpoints import load
 from kotoe.checkpoints.diffusers import stock_text
 from kotoe.config import Request
 from kotoe.errors import CheckpointError
+from kotoe.reading import read_prompts
 from kotoe.text import CLIPText, Conditioner
 from tiny import POSITIONS, saved_tiny, seeded, tiny_bundle, tiny_conditioner
 
@@ -81,7 +82,7 @@ def test_T13_no_negative_prompt_is_the_empty_text_read(tmp_path: Path) -> None:
     folder = saved_tiny(tmp_path / "m")
     bundle = load(folder, dtype="float32")
     request = g.resolve(bundle, Request(prompt="a red cat", language="en"))
-    negative = g.read_prompts(bundle, request, g.plan(bundle, request))["en", "a red cat"].negative
+    negative = read_prompts(bundle, request, g.plan(bundle, request))["en", "a red cat"].negative
     assert negative is not None
     stock = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     ids = stock([""], padding="max_length", max_length=POSITIONS, return_tensors="pt").input_ids

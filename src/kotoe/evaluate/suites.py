@@ -29,11 +29,12 @@ from kotoe.checkpoints.files import tensors_sha256
 from kotoe.config import Request, to_json
 from kotoe.data.captions import COLOURS, LANGUAGES, caption, equivalents, templates
 from kotoe.data.emoji import PIXELS, RELATIONS, Scene, atlas, scene
-from kotoe.drawing import Job, draw, resolve
+from kotoe.drawing import draw, resolve
 from kotoe.errors import UserError, unknown
 from kotoe.evaluate import metrics
 from kotoe.evaluate.match import Match, Matcher, border_colour
 from kotoe.evaluate.metrics import Score
+from kotoe.reading import Job
 
 SUITES = {"emoji": 1}  # name: version; a version's prompts and seeds never change
 SINGLES, PAIRS = 400, 200

@@ -1,0 +1,124 @@
+"""Prompts to what the UNet reads: which conditioner reads each, what it says by the request's settings, its states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kotoe import engine
+from kotoe.checkpoints import Bundle
+from kotoe.config import Request, Resolved
+from kotoe.errors import UserError
+from kotoe.language import ASCII_MARKS, Source
+from kotoe.numerics import NUMERICS
+from kotoe.prompts import Prompt, folded, literal, parse, unweighted
+from kotoe.record import DetectionRecord, TranslationRecord
+from kotoe.text import Conditioner, Context
+
+Reading = tuple[str, str | TranslationRecord]  # which conditioner reads, and what: a prompt as given, or a translation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One picture to draw: the prompt as given, the conditioner that reads it, and the words it reads, if others."""
+
+    prompt: str
+    language: str
+    language_source: Source
+    seed: int
+    translation: TranslationRecord | None = None
+    detection: DetectionRecord | None = None
+
+    @property
+    def prompt_language(self) -> str:
+        """BCP 47 tag of the prompt as given."""
+        return self.language if self.translation is None else self.translation.source
+
+    @property
+    def reading(self) -> Reading:
+        """What is read for this picture."""
+        return self.language, self.prompt if self.translation is None else self.translation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What a conditioner made of a prompt: its states and, when guided, the negative prompt's, (1, L, D) each."""
+
+    positive: Tensor
+    negative: Tensor | None
+    tokens: int
+    dropped: tuple[str, ...] = ()
+    dropped_negative: tuple[str, ...] = ()
+
+
+def is_guided(request: Resolved) -> bool:
+    """Whether a resolved request asks the network for the negative prompt too."""
+    return request.guidance_scale != 1.0 or NUMERICS[request.numerics].always_guided
+
+
+@torch.inference_mode()
+def read_prompts(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> dict[Reading, Read]:
+    """Every distinct (language, prompt or translation), encoded once, with the negative prompt in the same language.
+
+    With long_prompt "chunk" a prompt and its negative get as many windows as the longer of the two needs: the prompts
+    beside it don't change it. Each text is encoded alone, so that none hangs on the others, where its length doesn't.
+    """
+    guided, together = is_guided(request), request.long_prompt == "chunk" or request.padding == "longest"
+    reads: dict[Reading, Read] = {}
+    known: dict[tuple[str, Prompt], Context] = {}
+    for language, given in dict.fromkeys(job.reading for job in jobs):
+        if isinstance(given, TranslationRecord):
+            prompt, negative = given.prompt, given.negative_prompt
+        else:
+            prompt, negative = given, request.negative_prompt
+        translated = isinstance(given, TranslationRecord)
+        texts = [said(request, text, translated=translated) for text in ([prompt, negative] if guided else [prompt])]
+        conditioner = bundle.conditioner(language)
+        with bundle.at_work(conditioner.encoder):
+            try:
+                if together:
+                    contexts = [_encoded(bundle, request, conditioner, texts)]
+                else:
+                    for text in texts:
+                        if (language, text) not in known:
+                            known[language, text] = _encoded(bundle, request, conditioner, [text])
+                    contexts = [known[language, text] for text in texts]
+            except UserError as error:
+                raise UserError(f"{prompt!r}: {error.given}", allowed=error.allowed, hint=error.hint) from None
+        states = torch.cat([context.states for context in contexts])  # (1 or 2, L, D)
+        overflow = [over for context in contexts for over in context.tokens.overflow]
+        dropped = [tuple(over) if request.long_prompt == "cut" else () for over in overflow]
+        reads[language, given] = Read(
+            positive=states[:1],
+            negative=states[1:] if guided else None,
+            tokens=contexts[0].tokens.counts[0],
+            dropped=dropped[0],
+            dropped_negative=dropped[1] if guided else (),
+        )
+    return reads
+
+
+def _encoded(bundle: Bundle, request: Resolved, conditioner: Conditioner, texts: Sequence[Prompt]) -> Context:
+    encoder = conditioner.encoder
+    return conditioner.encode(
+        texts,
+        long_prompt=request.long_prompt,
+        padding=request.padding,
+        restore_mean=request.emphasis == "original",
+        run=engine.of(encoder) if request.engine != "plain" and engine.worth_it(encoder) else None,
+    )
+
+
+def said(request: Request, text: str, *, translated: bool = False) -> Prompt:
+    """What a prompt, or a negative one, says by the request's settings. A translator's words have no grammar."""
+    if request.full_width == "folded":
+        text = folded(text)
+    if request.punctuation == "ascii":
+        text = text.translate(ASCII_MARKS)
+    if request.emphasis == "none" or translated:
+        return literal(text)
+    prompt = parse(text)
+    return unweighted(prompt) if request.emphasis == "ignore" else prompt
