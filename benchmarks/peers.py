@@ -86,6 +86,7 @@ HERE = ("SD 1.5", "SD 2.1", TINY, EMOJI)
 FULL = ("SD 1.5", "SD 2.1")
 ENGINES = {
     "Kotoe": Peer(program=TORCH + KOTOE, kind="bfloat16", families=HERE),
+    "Kotoe --fast": Peer(program=TORCH + KOTOE, kind="bfloat16", families=("kotoe-emoji",), request={"fast": True}),
     "Kotoe, float32": Peer(program=TORCH + KOTOE, kind="float32", families=HERE, usual=False),
     "diffusers, as it comes (float32)": Peer(program=TORCH + DIFFUSERS, kind="float32", families=HERE),
     "diffusers, bf16": Peer(program=TORCH + DIFFUSERS, kind="bfloat16", families=HERE, usual=False),

@@ -49,17 +49,28 @@ x, context, z = (torch.from_numpy(arrays[k]) for k in ("x", "context", "z"))
 KOTOE = """\
 import kotoe
 from kotoe import engine
+engine.large_pages()
 bundle = kotoe.load(folder, dtype=kind)
+few = asked["request"].pop("fast", False)
+if few:  # as --fast does
+    from kotoe.checkpoints.adapters import with_adapters
+    from kotoe.checkpoints.fast import fast
+    bundle, loras = fast(bundle)
+    bundle = with_adapters(bundle, loras)
+    asked |= {"steps": bundle.defaults.steps, "guidance": bundle.defaults.guidance_scale}
 dtype = bundle.unet.conv_in.weight.dtype
 if asked["request"].get("engine") == "plain":
     unet, decode = bundle.unet, bundle.vae.decode
 else:
     alone = "numerics" not in asked["request"]  # another arithmetic makes networks of the same weights
-    unet, decode = (engine.of(net, release=alone) for net in (bundle.unet, bundle.vae))
+    decoder = bundle.small_decoder if bundle.defaults.decoder == "small" else bundle.vae
+    unet, decode = (engine.of(net, release=alone) for net in (bundle.unet, decoder))
     engine.keep_memory()
 x, context, z = (t.to(dtype).contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t.to(dtype)
                  for t in (x, context, z))
 conditioner = bundle.conditioner("en")
+encoder = conditioner.encoder
+run = engine.of(encoder) if asked["request"].get("engine") != "plain" and engine.worth_it(encoder) else None
 with torch.inference_mode():
     rows, kv = bundle.unet.time_table(torch.tensor([500.0])).at(0), unet.text_kv(context)
 def step():
@@ -73,7 +84,7 @@ def decoding():
         decode(z)
 def text():
     with torch.inference_mode():
-        conditioner.encode([prompts[0], ""])
+        conditioner.encode([prompts[0], ""], run=run)
 def draw(prompts, batch, steps):
     fields = {"language": "en", "width": size, "height": size, "steps": steps, "sampler": "ddim", "seed": 1,
               "guidance_scale": asked["guidance"], "batch_size": batch, **asked["request"]}
