@@ -53,7 +53,7 @@ def with_fast(bundle: Bundle, runs: Path) -> Bundle:
         bundle = with_small_decoder(bundle, decoder, "float32")
     if lora.exists():
         small = "small" if bundle.small_decoder is not None else "full"
-        how = replace(bundle.defaults, steps=emoji_fast.FAST_STEPS, guidance_scale=1.0, decoder=small)
+        how = replace(bundle.defaults, steps=emoji_fast.FAST_STEPS, guidance_scale=1.0, decoder=small, batch_size=16)
         bundle = replace(bundle, fast=Fast(defaults=how, lora=lora))
     return bundle
 

@@ -27,7 +27,7 @@ from kotoe.tiny_vae import TinyVAE
 from tiny import seeded, tiny_bundle
 
 PROMPT = "a red cat"
-FAST = Defaults(steps=2, guidance_scale=1.0, decoder="small")
+FAST = Defaults(steps=2, guidance_scale=1.0, decoder="small", batch_size=3)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_folder_keeps_it(folder: Path, tmp_path: Path) -> None:
     lora = "fast/pytorch_lora_weights.safetensors"
     assert (folder / lora).read_bytes() == (tmp_path / "again" / lora).read_bytes()
     assert json.loads((folder / "kotoe.json").read_text())["fast"] == {
-        "steps": 2, "guidance_scale": 1.0, "decoder": "small",
+        "steps": 2, "guidance_scale": 1.0, "decoder": "small", "batch_size": 3,
     }  # fmt: skip
     assert again.fast is not None
 
@@ -100,10 +100,11 @@ def test_diffusers_reads_both(folder: Path) -> None:
 def test_it_is_only_defaults_and_a_lora(folder: Path) -> None:
     bundle = quick(folder)
     asked = resolve(bundle, Request(prompt=PROMPT))
-    assert (asked.steps, asked.guidance_scale, asked.decoder) == (2, 1.0, "small")
+    assert (asked.steps, asked.guidance_scale, asked.decoder, asked.batch_size) == (2, 1.0, "small", 3)
     asked = resolve(bundle, Request(prompt=PROMPT, steps=3, guidance_scale=2.0, decoder="full"))
     assert (asked.steps, asked.guidance_scale, asked.decoder) == (3, 2.0, "full")
     usual = resolve(load(folder, dtype="float32"), Request(prompt=PROMPT))
+    assert usual.batch_size == 1
     assert (usual.steps, usual.guidance_scale, usual.decoder) == (4, 3.0, "full")
 
 
@@ -142,7 +143,12 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
         replace(plain, small_decoder=small(8, levels(plain)))
     with pytest.raises(CheckpointError, match="of its autoencoder"):
         replace(plain, small_decoder=small(4, levels(plain) + 1))
-    for said, why in (({"step": 4}, "a table of steps"), ([], "a table"), ({"steps": 0}, "1 to 1000")):
+    for said, why in (
+        ({"step": 4}, "a table of steps"),
+        ([], "a table"),
+        ({"steps": 0}, "1 to 1000"),
+        ({"batch_size": 0}, "1 to 1024"),
+    ):
         broken = tmp_path / str(len(list(tmp_path.iterdir())))
         save(plain, broken)
         card = json.loads((broken / "kotoe.json").read_text()) | {"fast": said}

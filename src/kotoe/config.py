@@ -247,8 +247,8 @@ class Request:
                      blocks, with what lies between them as it was (DeepCache; approximate).
     token_merging_ratio: 0.0 to 0.75: share of the finest level's positions that self-attention puts together
                      (approximate).
-    batch_size:      images denoised together: 1 on a processor, 8 on an accelerator unless said. More is faster, and
-                     may move a pixel by one level of 255: arithmetic rounds otherwise for another size.
+    batch_size:      images denoised together: 1 on a processor, 8 on an accelerator, what goes with --fast. More is
+                     faster, and may move a pixel by one level of 255: arithmetic rounds otherwise for another size.
     """
 
     prompt: Sequence[str]  # stored as a tuple

@@ -13,7 +13,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import groupby
+from threading import Event, Lock
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +47,7 @@ from kotoe.tiny_vae import TinyVAE
 from kotoe.translate import source_language, target_language, understood
 from kotoe.unet import KV, TimeTable
 from kotoe.vae import VAE
+from kotoe.workers import Stopped, side_by_side, small
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,22 +85,46 @@ def draw(
 ) -> Iterator[Picture]:
     """As `generate`, but each batch's pictures are handed over when they are done.
 
+    Of a small model several batches are drawn at a time, on threads of their own (see workers.py); on_step is called on
+    these, one call at a time. What it raises stops all of them.
     jobs: what to draw, prompt by prompt, where every prompt has a seed of its own; None: what `plan` makes of request.
     """
     request = resolve(bundle, request)
     bundle = with_numerics(bundle, request.numerics)
     jobs = plan(bundle, request) if jobs is None else jobs
     reads = read_prompts(bundle, request, jobs)
-    total, done = len(jobs) * steps_run(request), 0
-    for batch in _batches(jobs, reads, request.batch_size):
-        offset = done
+    watch = _Watch(len(jobs) * steps_run(request), on_step)
+    tasks = [
+        partial(_draw_batch, bundle, request, batch, [reads[job.reading] for job in batch], watch.of(len(batch)))
+        for batch in _batches(jobs, reads, request.batch_size)
+    ]
+    if small(bundle, request):
+        drawn = side_by_side(tasks, workers=torch.get_num_threads(), stop=watch.stop)
+    else:
+        drawn = (task() for task in tasks)
+    for pictures in drawn:
+        yield from pictures
 
-        def report(step: Step, size: int = len(batch), offset: int = offset) -> None:
-            if on_step is not None:
-                on_step(Progress(done=offset + (step.i + 1) * size, total=total, step=step))
 
-        yield from _draw_batch(bundle, request, batch, [reads[job.reading] for job in batch], report)
-        done += len(batch) * steps_run(request)
+class _Watch:
+    """Tells of the steps of all batches, which may come from several threads."""
+
+    def __init__(self, total: int, on_step: OnStep | None) -> None:
+        self.total, self.on_step, self.done = total, on_step, 0
+        self.stop, self.turn = Event(), Lock()
+
+    def of(self, size: int) -> Callable[[Step], None]:
+        """What to call after each step of a batch of that many pictures."""
+
+        def report(step: Step) -> None:
+            if self.stop.is_set():
+                raise Stopped
+            with self.turn:
+                self.done += size
+                if self.on_step is not None:
+                    self.on_step(Progress(done=self.done, total=self.total, step=step))
+
+        return report
 
 
 def replay(bundle: Bundle, record: Record, *, on_step: OnStep | None = None) -> Picture:
@@ -119,14 +146,14 @@ def replay(bundle: Bundle, record: Record, *, on_step: OnStep | None = None) -> 
         translation=record.translation,
         detection=record.detection,
     )
-    read = read_prompts(bundle, request, [job])[job.reading]
-    total = steps_run(request)
+    watch = _Watch(steps_run(request), on_step)
 
-    def report(step: Step) -> None:
-        if on_step is not None:
-            on_step(Progress(done=step.i + 1, total=total, step=step))
+    def again() -> Picture:
+        read = read_prompts(bundle, request, [job])[job.reading]
+        return _draw_batch(bundle, request, [job] * size, [read] * size, watch.of(1), only=index)[0]
 
-    return _draw_batch(bundle, request, [job] * size, [read] * size, report, only=index)[0]
+    (picture,) = side_by_side([again], workers=1, threads=record.threads, stop=watch.stop)
+    return picture
 
 
 # --- What will be drawn ---------------------------------------------------------------------------
@@ -178,7 +205,8 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
         "batch_size": request.batch_size,
     }
     if request.batch_size is None:
-        chosen["batch_size"] = 1 if bundle.low_memory or bundle.device.type == "cpu" else 8
+        usual = 1 if bundle.low_memory or bundle.device.type == "cpu" else 8
+        chosen["batch_size"] = usual if bundle.low_memory else bundle.defaults.batch_size or usual
     if chosen["decoder"] == "small" and bundle.small_decoder is None:
         raise UserError(
             f"decoder small with {bundle.name}, which has none",

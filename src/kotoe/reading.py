@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from kotoe.language import ASCII_MARKS, Source
 from kotoe.numerics import NUMERICS
 from kotoe.prompts import Prompt, folded, literal, parse, unweighted
 from kotoe.record import DetectionRecord, TranslationRecord
-from kotoe.text import Conditioner, Context
+from kotoe.text import Context
+from kotoe.workers import side_by_side, small
 
 Reading = tuple[str, str | TranslationRecord]  # which conditioner reads, and what: a prompt as given, or a translation
 
@@ -67,31 +69,33 @@ def read_prompts(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> dict
     beside it don't change it. Each text is encoded alone, so that none hangs on the others, where its length doesn't.
     """
     guided, together = is_guided(request), request.long_prompt == "chunk" or request.padding == "longest"
-    reads: dict[Reading, Read] = {}
-    known: dict[tuple[str, Prompt], Context] = {}
+    asked: dict[Reading, list[tuple[str, tuple[Prompt, ...]]]] = {}  # what to encode for each, in one call or in two
+    whose: dict[tuple[str, tuple[Prompt, ...]], str] = {}  # of each call a prompt that needs it, for errors
     for language, given in dict.fromkeys(job.reading for job in jobs):
+        translated = isinstance(given, TranslationRecord)
         if isinstance(given, TranslationRecord):
             prompt, negative = given.prompt, given.negative_prompt
         else:
             prompt, negative = given, request.negative_prompt
-        translated = isinstance(given, TranslationRecord)
-        texts = [said(request, text, translated=translated) for text in ([prompt, negative] if guided else [prompt])]
-        conditioner = bundle.conditioner(language)
-        with bundle.at_work(conditioner.encoder):
-            try:
-                if together:
-                    contexts = [_encoded(bundle, request, conditioner, texts)]
-                else:
-                    for text in texts:
-                        if (language, text) not in known:
-                            known[language, text] = _encoded(bundle, request, conditioner, [text])
-                    contexts = [known[language, text] for text in texts]
-            except UserError as error:
-                raise UserError(f"{prompt!r}: {error.given}", allowed=error.allowed, hint=error.hint) from None
+        texts = tuple(said(request, t, translated=translated) for t in ((prompt, negative) if guided else (prompt,)))
+        asked[language, given] = [(language, texts)] if together else [(language, (text,)) for text in texts]
+        for call in asked[language, given]:
+            whose.setdefault(call, prompt)
+    calls = {call: partial(_encoded, bundle, request, *call, prompt) for call, prompt in whose.items()}
+    if small(bundle, request) and (workers := torch.get_num_threads()) > 1:
+        known = dict(zip(calls, side_by_side(list(calls.values()), workers=workers), strict=True))
+    else:
+        known = {}
+        for language in dict.fromkeys(language for language, _ in calls):  # an encoder comes to the device once
+            with bundle.at_work(bundle.conditioner(language).encoder):
+                known |= {call: encode() for call, encode in calls.items() if call[0] == language}
+    reads: dict[Reading, Read] = {}
+    for reading, wanted in asked.items():
+        contexts = [known[call] for call in wanted]
         states = torch.cat([context.states for context in contexts])  # (1 or 2, L, D)
         overflow = [over for context in contexts for over in context.tokens.overflow]
         dropped = [tuple(over) if request.long_prompt == "cut" else () for over in overflow]
-        reads[language, given] = Read(
+        reads[reading] = Read(
             positive=states[:1],
             negative=states[1:] if guided else None,
             tokens=contexts[0].tokens.counts[0],
@@ -101,15 +105,21 @@ def read_prompts(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> dict
     return reads
 
 
-def _encoded(bundle: Bundle, request: Resolved, conditioner: Conditioner, texts: Sequence[Prompt]) -> Context:
+@torch.inference_mode()
+def _encoded(bundle: Bundle, request: Resolved, language: str, texts: Sequence[Prompt], prompt: str) -> Context:
+    """Texts in one call. prompt: for whose sake."""
+    conditioner = bundle.conditioner(language)
     encoder = conditioner.encoder
-    return conditioner.encode(
-        texts,
-        long_prompt=request.long_prompt,
-        padding=request.padding,
-        restore_mean=request.emphasis == "original",
-        run=engine.of(encoder) if request.engine != "plain" and engine.worth_it(encoder) else None,
-    )
+    try:
+        return conditioner.encode(
+            texts,
+            long_prompt=request.long_prompt,
+            padding=request.padding,
+            restore_mean=request.emphasis == "original",
+            run=engine.of(encoder) if request.engine != "plain" and engine.worth_it(encoder) else None,
+        )
+    except UserError as error:
+        raise UserError(f"{prompt!r}: {error.given}", allowed=error.allowed, hint=error.hint) from None
 
 
 def said(request: Request, text: str, *, translated: bool = False) -> Prompt:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from weakref import WeakKeyDictionary
+
+from torch.nn import Module
 
 from kotoe import images
 from kotoe.checkpoints import Bundle, adapters
@@ -31,10 +34,16 @@ def conditioner_record(bundle: Bundle, language: str) -> ConditionerRecord:
     )
 
 
+_hashes: WeakKeyDictionary[Module, str] = WeakKeyDictionary()  # of small decoders, which nothing changes
+
+
 def decoder_hash(bundle: Bundle) -> str:
-    """sha256 of the small decoder's tensors."""
-    assert bundle.small_decoder is not None
-    return tensors_sha256(bundle.small_decoder)
+    """sha256 of the small decoder's tensors, computed once."""
+    net = bundle.small_decoder
+    assert net is not None
+    if net not in _hashes:
+        _hashes[net] = tensors_sha256(net)
+    return _hashes[net]
 
 
 def check_same(bundle: Bundle, record: Record) -> None:

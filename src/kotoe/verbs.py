@@ -314,7 +314,6 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
         finish(common, {"dry_run": True, "pictures": [], "config": to_json(drawing)}, [])
         return 0
     _only_draw(bundle, record.engine, record.numerics)
-    torch.set_num_threads(record.threads)  # sums are split among them: another number rounds differently
     with Bar(common, "drawing") as bar:
         picture = as_recorded(replay(bundle, record, on_step=lambda p: bar(p.done, p.total)), record)
     changed, largest = differences(picture.image, there)

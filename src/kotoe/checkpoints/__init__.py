@@ -43,6 +43,7 @@ TOKENIZERS = {  # kind: the classes of model_index.json, the one that is written
 }
 SEVERAL = "mul"  # BCP 47's tag for several languages
 SHORT, FEW = 5, 0.1  # pieces longer than one byte at a word's end; CLIP's own hold few of another script
+UNSAID = (("decoder", "full"), ("batch_size", None))  # defaults that kotoe.json says only where they are others
 NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
@@ -240,7 +241,7 @@ def _save_diffusers(bundle: Bundle, folder: Path, *, dtype: torch.dtype | None, 
                 **({"licences": parts} if parts else {}),
                 "languages": list(bundle.languages),
                 **({"read_by": read_by} if read_by else {}),
-                "defaults": {k: v for k, v in asdict(bundle.defaults).items() if (k, v) != ("decoder", "full")},
+                "defaults": {k: v for k, v in asdict(bundle.defaults).items() if (k, v) not in UNSAID},
                 **fast.write(bundle, new, dtype),
             },
         )

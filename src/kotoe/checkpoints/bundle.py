@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kotoe.checkpoints.files import tensors_sha256
-from kotoe.config import DecoderName, dumps
+from kotoe.config import MAX_BATCH, DecoderName, dumps
 from kotoe.errors import CheckpointError, UserError, unknown
 from kotoe.record import AdapterRecord
 from kotoe.spec import ScheduleSpec
@@ -31,12 +31,14 @@ LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")  # BCP 47, and s
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What the model's card recommends. grid None: the schedule's own timestep_spacing. decoder: full or small."""
+    """What the model's card recommends. grid None: the schedule's own timestep_spacing. decoder: full or small.
+    batch_size: pictures drawn together, which goes with a way that is approximate anyway; None: the device's own."""
 
     steps: int = 20
     guidance_scale: float = 7.5
     grid: str | None = None
     decoder: DecoderName = "full"
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= 1000:
@@ -48,6 +50,9 @@ class Defaults:
             raise UserError(f"default grid {self.grid!r}", allowed="null, linspace, leading, trailing, karras")
         if self.decoder not in ("full", "small"):
             raise UserError(f"default decoder {self.decoder!r}", allowed="full, small")
+        size = self.batch_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_BATCH):
+            raise UserError(f"default batch_size {size!r}", allowed=f"null, or a whole number from 1 to {MAX_BATCH}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,54 @@
+"""Small models: several pictures side by side, one thread of torch's each, instead of all threads on one picture.
+
+What one small operation costs is mostly its call, and the wait for the last of its threads. Two pictures at a time on
+two cores are drawn in half the time of two after one another. And each always has one thread to itself, alone or beside
+others, so that its bits are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import TypeVar
+
+import torch
+
+from kotoe.checkpoints import Bundle
+from kotoe.config import Resolved
+
+SMALL = 2**24  # of `size`: Stable Diffusion's is 1.4e9 at 512 x 512, kotoe-emoji's 5e5
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """Another worker has failed, or nobody waits for this one any more."""
+
+
+def small(bundle: Bundle, request: Resolved) -> bool:
+    """Whether a request's pictures have one thread each: on a processor, by a model that does little in each call."""
+    scale = bundle.vae.spec.downscale
+    positions = (request.width // scale) * (request.height // scale)
+    widths = bundle.unet.spec.block_out_channels
+    size = positions * sum(c * c / 4**i for i, c in enumerate(widths))
+    return bundle.device.type == "cpu" and not bundle.low_memory and size < SMALL
+
+
+def side_by_side(
+    tasks: Sequence[Callable[[], T]], *, workers: int, threads: int = 1, stop: Event | None = None
+) -> Iterator[T]:
+    """What the tasks give, in their order, from that many at a time, each on so many threads of torch's.
+
+    stop: set when a task has failed or the caller takes no more; a task may look at it and raise Stopped.
+    The first failure is raised. Torch's number of threads for the process is as before in the end.
+    """
+    before, stop = torch.get_num_threads(), Event() if stop is None else stop
+    pool = ThreadPoolExecutor(workers, "kotoe", initializer=torch.set_num_threads, initargs=(threads,))
+    try:
+        futures = [pool.submit(task) for task in tasks]
+        for future in futures:
+            yield future.result()
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)
