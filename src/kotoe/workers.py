@@ -16,6 +16,7 @@ import torch
 
 from kotoe.checkpoints import Bundle
 from kotoe.config import Resolved
+from kotoe.spec import UNetSpec
 
 SMALL = 2**24  # of `size`: Stable Diffusion's is 1.4e9 at 512 x 512, kotoe-emoji's 5e5
 T = TypeVar("T")
@@ -28,10 +29,13 @@ class Stopped(Exception):
 def small(bundle: Bundle, request: Resolved) -> bool:
     """Whether a request's pictures have one thread each: on a processor, by a model that does little in each call."""
     scale = bundle.vae.spec.downscale
-    positions = (request.width // scale) * (request.height // scale)
-    widths = bundle.unet.spec.block_out_channels
-    size = positions * sum(c * c / 4**i for i, c in enumerate(widths))
-    return bundle.device.type == "cpu" and not bundle.low_memory and size < SMALL
+    work = size(bundle.unet.spec, (request.width // scale) * (request.height // scale))
+    return bundle.device.type == "cpu" and not bundle.low_memory and work < SMALL
+
+
+def size(spec: UNetSpec, positions: int) -> float:
+    """Products of one layer at each level, for latents of so many positions."""
+    return positions * sum(c * c / 4**i for i, c in enumerate(spec.block_out_channels))
 
 
 def side_by_side(
