@@ -57,7 +57,7 @@ def test_its_evaluation_is_of_these_weights(bundle: Bundle) -> None:
 
 def test_weights_are_half_precision() -> None:
     files = sorted(FOLDER.rglob("*.safetensors"))
-    assert len(files) == 3 + len(ENCODERS)  # UNet, VAE, English, and those that several languages read
+    assert len(files) == 5 + len(ENCODERS)  # UNet, VAE, English, LoRA, small decoder; those that several languages read
     assert sum(file.stat().st_size for file in files) <= 48e6
     for file in files:
         with safe_open(file, "pt") as tensors:

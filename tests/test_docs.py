@@ -43,7 +43,7 @@ def test_library_use(tmp_path: Path) -> None:
 def test_commands(tmp_path: Path) -> None:
     """In the README's order, so that a picture can be replayed once it is drawn."""
     commands = _commands(README)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         if "PICTURE" in command:
             pictures = sorted(p for p in (tmp_path / "out").glob("*.png") if p.name != "grid.png")

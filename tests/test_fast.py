@@ -159,9 +159,30 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_a_changed_model_has_no_fast_way(folder: Path) -> None:
     bundle = load(folder, dtype="float32")
-    changed = bundle.changed(unet=bundle.unet)
-    assert changed.fast is None
-    assert changed.small_decoder is None
+    for parts, fast_stays, decoder_stays in (
+        ({"unet": bundle.unet}, False, True),
+        ({"vae": bundle.vae}, False, False),
+        ({"conditioners": bundle.conditioners}, True, True),
+    ):
+        changed = bundle.changed(**parts)
+        assert (changed.fast is not None, changed.small_decoder is not None) == (fast_stays, decoder_stays)
+
+
+def test_what_another_format_has_no_place_for_is_said(folder: Path, tmp_path: Path, run: Kotoe) -> None:
+    done = run("convert", folder, tmp_path / "one.safetensors", "--to", "compvis", "--dry-run")
+    assert done.code == 0, done.err
+    assert "compvis has no place for the model's small decoder and its fast way" in done.err
+    done = run("convert", folder, tmp_path / "again", "--to", "diffusers", "--language", "en")
+    assert done.code == 0, done.err
+    assert (tmp_path / "again/fast/pytorch_lora_weights.safetensors").is_file()
+
+
+def test_inspect_tells_of_both(folder: Path, run: Kotoe) -> None:
+    found = run("inspect", folder, "--json").json
+    assert found["fast"] == {"steps": 2, "guidance_scale": 1.0, "decoder": "small", "batch_size": 3}
+    assert found["sizes"]["small_decoder"]["parameters"] > 0
+    assert "small_decoder" in found["components"]
+    assert "fast {" in run("inspect", folder).out
 
 
 def test_taesd_goes_into_any_model(folder: Path) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kotoe import drawing
 from kotoe.checkpoints import Bundle
 from kotoe.checkpoints.bundle import Defaults
+from kotoe.config import Resolved
 from kotoe.localize.vocabulary import train_clip_bpe, train_sentencepiece
 from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText, Conditioner
@@ -147,16 +148,18 @@ def edit(path: Path, **changes: object) -> None:
 
 @contextmanager
 def latents_decoded() -> Iterator[list[Tensor]]:
-    """Within it, the latents (1, C, h, w) of unit variance that an autoencoder is given to decode, one per picture."""
+    """Within it, the latents (1, C, h, w) of unit variance that an autoencoder is given to decode, one per picture, in
+    the pictures' order: one batch is drawn after the other."""
     seen: list[Tensor] = []
     decode = drawing._decode
 
-    def watched(bundle: Bundle, request: drawing.Resolved, z: Tensor) -> Tensor:
-        seen.append(z)
+    def watched(bundle: Bundle, request: Resolved, z: Tensor) -> list[Tensor]:
+        seen.extend(z.split(1))
         return decode(bundle, request, z)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "_decode", watched)
+        patch.setattr(drawing, "small", lambda *_: False)
         yield seen
 
 

@@ -30,7 +30,7 @@ from kotoe.errors import CheckpointError, UserError
 from kotoe.runs import write_atomic
 
 NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+(?:/[\w.-]+)*))?")  # owner/name or owner/name@revision (refs/pr/1)
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "conditioners")
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "conditioners", "small_decoder", "fast")
 TOP = ("model_index.json", "kotoe.json")
 TEXT_MODEL = "config.json"  # at the top of a repository: a model of one part, see checkpoints/text_models.py
 MODEL = (f"{TOP[0]}|{TEXT_MODEL}",)

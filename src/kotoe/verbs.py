@@ -361,6 +361,7 @@ def inspect(common: Common, values: Values) -> int:
         *_others(found),
         f"folder {found['folder']}",
         f"defaults {dumps(found['defaults'])}",
+        *([f"fast {dumps(found['fast'])}"] if "fast" in found else []),
     ]
     for part, size in found["sizes"].items():
         lines.append(f"{part}: {size['parameters']:,} parameters, {size['bytes']:,} bytes")
@@ -453,9 +454,12 @@ def convert(common: Common, values: Values) -> int:
         bundle = bundle.changed(conditioners=one, default_language=wanted.language)
     if source.is_dir():  # its card, which stands before its kotoe.json
         bundle = dataclasses.replace(bundle, licence=licences.stated(source) or bundle.licence)
-    for note in bundle.notes:
+    notes = list(bundle.notes)
+    if wanted.to != "diffusers" and (bundle.small_decoder is not None or bundle.fast is not None):
+        notes.append(f"{wanted.to} has no place for the model's small decoder and its fast way, which stay behind")
+    for note in notes:
         say(f"note: {note}")
-    document = {"out": str(out), "to": wanted.to, "notes": list(bundle.notes), "config": config}
+    document = {"out": str(out), "to": wanted.to, "notes": notes, "config": config}
     if common.dry_run:
         finish(common, {"dry_run": True, **document}, [])
         return 0

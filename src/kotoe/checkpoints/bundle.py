@@ -185,8 +185,11 @@ class Bundle:
 
     def changed(self, **parts: Any) -> Bundle:
         """A copy with other parts. It no longer claims the folder and hashes it was loaded from, nor what was made for
-        them: a small decoder, a fast way."""
-        return replace(self, **{"folder": None, "hashes": {}, "small_decoder": None, "fast": None, **parts})
+        a part that is now another: the small decoder for the autoencoder, the fast way for what draws."""
+        left: dict[str, Any] = {"folder": None, "hashes": {}}
+        left |= {"small_decoder": None} if "vae" in parts else {}
+        left |= {"fast": None} if {"unet", "vae"} & set(parts) else {}
+        return replace(self, **{**left, **parts})
 
 
 def conditioner_hashes(conditioner: Conditioner) -> dict[str, str]:

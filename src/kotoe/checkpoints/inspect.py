@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kotoe import builtin, licences
-from kotoe.checkpoints import _card, _model_index, bases, diffusers, kerascv, schedulers, text_models
+from kotoe.checkpoints import _card, _model_index, bases, diffusers, fast, kerascv, schedulers, text_models, tiny
 from kotoe.checkpoints.files import Folder, entries, file_sha256, weights
 from kotoe.checkpoints.keras_h5 import layers_of
 from kotoe.config import to_json
@@ -50,8 +50,11 @@ def _describe(source: str | Path, allow_pickle: bool) -> dict[str, Any]:
     vae = diffusers.vae_spec(folder.json("vae/config.json"))
     components: dict[str, Any] = {"unet": _spec("UNet", unet), "vae": _spec("VAE", vae)}
     components["scheduler"] = _spec("ScheduleSpec", schedule)
+    extra = [fast.DECODER] if folder.has(f"{fast.DECODER}/config.json") else []
+    for part in extra:
+        components[part] = _spec("TinyVAE", tiny.tiny_spec(folder.json(f"{part}/config.json"), f"{part}/config.json"))
     sizes, hashes = {}, {}
-    for part in ("unet", "vae", *(f"{base}text_encoder" for base in places)):
+    for part in ("unet", "vae", *extra, *(f"{base}text_encoder" for base in places)):
         files = diffusers.weight_files(folder, part, allow_pickle)
         listed = (e for file in files for e in weights(entries(file, part, allow_pickle), part))
         sizes[part] = {
@@ -80,6 +83,7 @@ def _describe(source: str | Path, allow_pickle: bool) -> dict[str, Any]:
         "languages": list(card["languages"]),
         "size_px": unet.sample_size * vae.downscale,
         "defaults": {"sampler": schedule.sampler, **card["defaults"], "grid": grid or schedule.timestep_spacing},
+        **({"fast": card["fast"]} if card["fast"] else {}),
         "components": components,
         "sizes": sizes,
         "licence": card["licence"],
