@@ -287,6 +287,16 @@ def test_an_engine_is_made_once_and_anew_for_new_weights() -> None:
     assert apart(*both(net, engine.of(net))) < TOLERANCE
 
 
+def test_an_engine_is_made_anew_for_other_modules() -> None:
+    net = UNet(SPECS["sd2"]).requires_grad_(False)
+    seeded(net, 3)
+    first = engine.of(net)
+    attention = net.mid_block.attentions[0].transformer_blocks[0].attn1  # type: ignore[union-attr, index]
+    attention.to_q, attention.to_v = attention.to_v, attention.to_q  # type: ignore[union-attr]
+    assert engine.of(net) is not first
+    assert apart(*both(net, engine.of(net))) < TOLERANCE
+
+
 def test_an_engine_goes_with_its_network() -> None:
     net = seeded(VAE(VAE_SPEC), 3)
     made = weakref.ref(engine.of(net))

@@ -52,7 +52,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 _made: WeakKeyDictionary[nn.Module, dict[bool, tuple[Any, Any]]] = (
     WeakKeyDictionary()
 )  # no engine refers to its network
-_owners: WeakKeyDictionary[nn.Module, tuple[dict[str, Any], ...]] = WeakKeyDictionary()  # of all parameters
+_owners: WeakKeyDictionary[nn.Module, tuple[Any, ...]] = WeakKeyDictionary()  # what its modules hold, see _state
 _lock = threading.Lock()
 T = TypeVar("T")
 
@@ -105,10 +105,11 @@ def _int8() -> Layers:
 
 
 def _state(net: nn.Module) -> Any:
-    owners = _owners.get(net)
-    if owners is None:  # walking through the modules takes longer than a small network's step
-        owners = _owners[net] = tuple(m._parameters for m in net.modules() if m._parameters)
-    each = (p for parameters in owners for p in parameters.values() if p is not None)
+    known = _owners.get(net)
+    if known is None or any(tuple(inner.values()) != then for inner, then, _ in known):
+        # by torch's own walk it would take longer than a small network's step, each time
+        known = _owners[net] = tuple((m._modules, tuple(m._modules.values()), m._parameters) for m in net.modules())
+    each = (p for _, _, parameters in known for p in parameters.values() if p is not None)
     return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in each)
 
 

@@ -361,7 +361,7 @@ def inspect(common: Common, values: Values) -> int:
         *_others(found),
         f"folder {found['folder']}",
         f"defaults {dumps(found['defaults'])}",
-        *([f"fast {dumps(found['fast'])}"] if "fast" in found else []),
+        *([f"fast {dumps(found['fast'])}"] if found["fast"] else []),
     ]
     for part, size in found["sizes"].items():
         lines.append(f"{part}: {size['parameters']:,} parameters, {size['bytes']:,} bytes")

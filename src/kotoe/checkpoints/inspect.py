@@ -18,12 +18,13 @@ from kotoe.spec import BertSpec
 
 def describe(source: str | Path = builtin.DEFAULT, *, allow_pickle: bool = False) -> dict[str, Any]:
     """JSON-able description of a built-in model's name, a folder or a single file: source, folder, family, languages,
-    components, sizes, licence, terms, card, licences, hashes.
+    components, sizes, licence, terms, card, licences, hashes, fast.
 
     components: by part, the class and the configuration. sizes: by part, the number of parameters and the bytes on
     disk. hashes: by part, sha256 of the weights and of the tokenizers. terms: what the licence binds to, and since when
     it is accepted here; None where it leaves free what is done with the model or isn't known. card: what the model card
-    says itself. licences: by conditioner that came from elsewhere, what its own licence is and binds to.
+    says itself. licences: by conditioner that came from elsewhere, what its own licence is and binds to. fast: how it
+    draws in few steps, or None.
     allow_pickle: look into .bin and .ckpt weights too, which are read whole for it, as tensors only.
     """
     found = _describe(source, allow_pickle)
@@ -83,7 +84,7 @@ def _describe(source: str | Path, allow_pickle: bool) -> dict[str, Any]:
         "languages": list(card["languages"]),
         "size_px": unet.sample_size * vae.downscale,
         "defaults": {"sampler": schedule.sampler, **card["defaults"], "grid": grid or schedule.timestep_spacing},
-        **({"fast": card["fast"]} if card["fast"] else {}),
+        "fast": card["fast"],
         "components": components,
         "sizes": sizes,
         "licence": card["licence"],
@@ -151,9 +152,11 @@ def _describe_kerascv(folder: Folder) -> dict[str, Any]:
         "size_px": unet.sample_size * vae.downscale,
         "defaults": {
             "sampler": kerascv.SCHEDULE.sampler,
-            **to_json(kerascv.DEFAULTS),
+            "steps": kerascv.DEFAULTS.steps,
+            "guidance_scale": kerascv.DEFAULTS.guidance_scale,
             "grid": kerascv.SCHEDULE.timestep_spacing,
         },
+        "fast": None,
         "components": {
             "unet": _spec("UNet", unet),
             "vae": _spec("VAE", vae),

@@ -505,6 +505,7 @@ def describe(source: str | Path, path: Path, allow_pickle: bool = False) -> dict
         "languages": [],
         "size_px": specs.vae.sample_size,
         "defaults": {"sampler": specs.schedule.sampler, "grid": specs.schedule.timestep_spacing},
+        "fast": None,
         "components": {
             "unet": {"class": "UNet", **to_json(specs.unet)},
             "vae": {"class": "VAE", **to_json(specs.vae)},
