@@ -55,7 +55,7 @@ def evaluate(common: Common, values: Values) -> int:
             controls=wanted.controls,
             batch=wanted.batch_size,
             progress=bar,
-            **{name: getattr(wanted, name) for name in ("steps", "guidance_scale", "engine", *suites.APPROXIMATE)},
+            **{name: getattr(wanted, name) for name in ("steps", "guidance_scale", *suites.APPROXIMATE)},
         )
         if wanted.out is not None:
             for path in report.write(evaluation, Path(wanted.out)).values():

@@ -26,7 +26,7 @@ from torch import Tensor
 from kotoe import __version__, images
 from kotoe.checkpoints import Bundle
 from kotoe.checkpoints.files import tensors_sha256
-from kotoe.config import Request, to_json
+from kotoe.config import Request
 from kotoe.data.captions import COLOURS, LANGUAGES, caption, equivalents, templates
 from kotoe.data.emoji import PIXELS, RELATIONS, Scene, atlas, scene
 from kotoe.drawing import draw, resolve
@@ -41,7 +41,10 @@ SINGLES, PAIRS = 400, 200
 FOREIGN = 100  # single-object prompts of each language for the English encoder: far from 0 needs no more
 SCENE_SEED = 20_261_120  # training never draws scenes from it
 PICTURE_SEED = 7_000_000
-APPROXIMATE = ("decoder", "guidance_start", "guidance_stop", "cache_interval", "token_merging_ratio")
+APPROXIMATE = {  # what figures are told with, where it is otherwise
+    "engine": "fast", "decoder": "full", "guidance_start": 0.0, "guidance_stop": 1.0, "cache_interval": 1,
+    "token_merging_ratio": 0.0,
+}  # fmt: skip
 
 OnProgress = Callable[[int, int, str], None]  # pictures drawn, pictures in all, what is being drawn
 
@@ -301,8 +304,8 @@ def evaluate(
             "guidance_scale": settings.guidance_scale,
             "dtype": settings.dtype,
             "batch": batch,
-            **{k: v for k, v in to_json(settings).items() if k in APPROXIMATE and v != getattr(Request, k)},
-            **({"adapters": to_json(bundle.adapters)} if bundle.adapters else {}),
+            **{k: getattr(settings, k) for k, usual in APPROXIMATE.items() if getattr(settings, k) != usual},
+            **({"adapters": _named(bundle)} if bundle.adapters else {}),
             "threads": torch.get_num_threads(),
         },
         "languages": {
@@ -320,6 +323,10 @@ def evaluate(
     return Evaluation(
         results=results, drawn=drawn, renders=renders, names=tuple(glyph.name_en for glyph in world.glyphs)
     )
+
+
+def _named(bundle: Bundle) -> str:
+    return ", ".join(f"{adapter.name} ({adapter.sha256[:12]})" for adapter in bundle.adapters)
 
 
 def _controls(
