@@ -49,9 +49,8 @@ READ = ("time_emb_proj", "attn2.to_k", "attn2.to_v")  # layers of the plain netw
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's mallopt
 DTYPES = (torch.float32, torch.bfloat16)
 
-_made: WeakKeyDictionary[nn.Module, dict[bool, tuple[Any, Any]]] = (
-    WeakKeyDictionary()
-)  # no engine refers to its network
+# By network, and by whether it is in int8: its state, and the engine, which doesn't refer to it.
+_made: WeakKeyDictionary[nn.Module, dict[bool, tuple[Any, Any]]] = WeakKeyDictionary()
 _owners: WeakKeyDictionary[nn.Module, tuple[Any, ...]] = WeakKeyDictionary()  # what its modules hold, see _state
 _lock = threading.Lock()
 T = TypeVar("T")
@@ -84,24 +83,20 @@ def of(net: nn.Module, *, release: bool = False, int8: bool = False) -> Any:
              on the network draws by this engine alone: nothing else can be done with it.
     int8:    of a UNet's layers those in int8 that take to it (see int8.py). Approximate.
     """
+    from kotoe.int8 import INT8  # which is made of the layers here
+
     with _lock, torch.inference_mode():
         kinds = _made.setdefault(net, {})
         known = kinds.get(int8)
         if known is None or known[0] != _state(net):
             if isinstance(net, UNet):
-                made: Any = FastUNet(net, release, _int8() if int8 else EXACT)
+                made: Any = FastUNet(net, release, INT8 if int8 else EXACT)
             elif isinstance(net, VAE):
                 made = FastDecoder(net, release)
             else:
                 made = FastTinyDecoder(net) if isinstance(net, TinyVAE) else FastText(cast("CLIPText", net))
             known = kinds[int8] = (_state(net), made)
         return known[1]
-
-
-def _int8() -> Layers:
-    from kotoe.int8 import INT8
-
-    return INT8
 
 
 def _state(net: nn.Module) -> Any:
