@@ -64,6 +64,24 @@ def test_figures_hang_together(done: tuple[Done, Path]) -> None:
     assert found["machine"]["versions"]["kotoe"] == kotoe.__version__
 
 
+def test_a_small_model_is_measured_with_all_threads_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pictures have a thread each: one at a time would leave the others idle, and tell half of what there is."""
+    from tiny import tiny_bundle
+
+    bundle, drawn = tiny_bundle(), []
+    generate = bench.generate
+    monkeypatch.setattr(bench, "generate", lambda b, r: drawn.append(r.n) or generate(b, r))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    found = bench.measure(bundle, bench.asked(bundle, steps=1, batch_size=2), rounds=1)
+    assert found["side_by_side"] == 3
+    assert drawn == [1, 3, 6] * 2  # a picture, one for each thread, a batch for each
+    took = found["seconds"]
+    assert found["pictures_per_second"] == {
+        "1": pytest.approx(3 / took["pictures"]["median"]),
+        "2": pytest.approx(6 / took["batch"]["median"]),
+    }
+
+
 def test_the_card_says_what_the_document_says(done: tuple[Done, Path]) -> None:
     said, path = done
     found, card = said.json, path.read_text("utf-8")
@@ -161,6 +179,7 @@ def test_small_models_of_a_library_are_measured(monkeypatch: pytest.MonkeyPatch)
 
     rates: dict[str, float] = {"products": 2.0, "convolutions": 1.0}
     monkeypatch.setattr(bench, "rates", lambda dtype, rounds: rates)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     bundle, told = tiny_bundle(), []
     request = bench.asked(bundle, engine_name="plain", steps=1, batch_size=1)
     found: dict[str, Any] = bench.measure(

@@ -36,6 +36,7 @@ from kotoe.rng import generator
 from kotoe.spec import UNetSpec, VAESpec
 from kotoe.unet import UNet
 from kotoe.vae import VAE
+from kotoe.workers import small
 
 PROMPT = "a cat on a blue background"
 TERA = 1e12
@@ -259,23 +260,30 @@ def measure(
     rounds:   1 or more, of which each has one measurement of everything; one more before them isn't counted.
     progress: called before each measurement.
 
-    Gives "seconds" ("step", "decode", "text", "picture" and, for a batch_size above 1, "batch": median, min, max and
-    every value), "operations_tflop", "tflops" (both "step" and "decode"), "machine_tflops" ("products" and
-    "convolutions"), "share" (of the lower of those two that a step and a decoding reach), "pictures_per_second" by
-    batch size, and this process's "peak_bytes". Raises UserError as drawing does, and for rounds below 1.
+    A small model draws as many batches at a time as there are threads (see workers.py), so that its pictures per second
+    are those of many; "picture" is one by itself.
+
+    Gives "seconds" ("step", "decode", "text", "picture"; for a small model "pictures", one for each thread; for a
+    batch_size above 1 "batch", as many batches: median, min, max and every value), "side_by_side" (how many at a time),
+    "operations_tflop", "tflops" (both "step" and "decode"), "machine_tflops" ("products" and "convolutions"), "share"
+    (of the lower of those two that a step and a decoding reach), "pictures_per_second" by batch size, and this
+    process's "peak_bytes". Raises UserError as drawing does, and for rounds below 1.
     """
     check_rounds(rounds)
     stages, dtype = Stages(bundle, request), bundle.unet.conv_in.weight.dtype
     one, batch = replace(request, batch_size=1), request.batch_size
-    several = replace(request, n=batch)
+    side = torch.get_num_threads() if small(bundle, request) else 1
+    several, batches = replace(one, n=side), replace(request, n=side * batch)
     parts: dict[str, Callable[[], Any]] = {
         "step": stages.step,
         "decode": stages.decode,
         "text": stages.text,
         "picture": lambda: generate(bundle, one),
     }
+    if side > 1:
+        parts["pictures"] = lambda: generate(bundle, several)
     if batch > 1:
-        parts["batch"] = lambda: generate(bundle, several)
+        parts["batch"] = lambda: generate(bundle, batches)
     total, done = (rounds + 1) * (len(parts) + 1), 0
     times: dict[str, list[float]] = {name: [] for name in parts}
     reached: dict[str, list[float]] = {"products": [], "convolutions": []}
@@ -294,11 +302,12 @@ def measure(
     counts = operations(bundle.unet.spec, bundle.vae.spec, _latent(bundle, request), stages.tokens)
     machine = {name: statistics.median(each) for name, each in reached.items()}
     speeds = {name: count / found[name]["median"] for name, count in counts.items()}
-    pictures = {"1": 1 / found["picture"]["median"]}
+    pictures = {"1": side / found["pictures" if side > 1 else "picture"]["median"]}
     if batch > 1:
-        pictures[str(batch)] = batch / found["batch"]["median"]
+        pictures[str(batch)] = side * batch / found["batch"]["median"]
     return {
         "seconds": found,
+        "side_by_side": side,
         "operations_tflop": counts,
         "tflops": speeds,
         "machine_tflops": machine,
@@ -362,6 +371,7 @@ WORDS = {
     "decode": "decoding",
     "text": "text, prompt and empty prompt",
     "picture": "picture, whole",
+    "pictures": "pictures, side by side",
     "batch": "batch, whole",
     "load": "loading",
     "first_step": "first step, from a cold start",
@@ -373,7 +383,9 @@ def rows(document: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     found, drawn = document["seconds"], document["request"]
     names = dict(WORDS)
     names["picture"] = f"picture, {drawn['steps']} steps"
-    names["batch"] = f"{drawn['batch_size']} pictures together"
+    side, size = document["side_by_side"], drawn["batch_size"]
+    names["pictures"] = f"{side} pictures side by side"
+    names["batch"] = f"{size} pictures together" if side == 1 else f"{side} x {size} pictures, side by side"
     return [
         (names[name], *(_digits(each[k]) for k in ("median", "min", "max")))  # type: ignore[misc]
         for name, each in found.items()
