@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import groupby
 from threading import Event, Lock
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +68,18 @@ class Progress:
     step: Step
 
 
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """What computes pictures: a bundle's own, or what stands in for them and serves several requests in one call.
+
+    unet:   called with latents (B, C, h, w), a step's time projections, `text_kv` of the texts and Shortcuts.
+    decode: pictures (B, 3, H, W) of unit-scaled latents (B, C, h, w).
+    """
+
+    unet: Any
+    decode: Callable[[Tensor], Tensor]
+
+
 DECODED = 2**18  # pixels that are decoded at once: 16 pictures of 128 x 128, one of 512 x 512
 OnStep = Callable[[Progress], None]
 
@@ -91,11 +104,12 @@ def draw(
     """
     request = resolve(bundle, request)
     bundle = with_numerics(bundle, request.numerics)
+    nets = networks(bundle, request)
     jobs = plan(bundle, request) if jobs is None else jobs
     reads = read_prompts(bundle, request, jobs)
     watch = _Watch(len(jobs) * steps_run(request), on_step)
     tasks = [
-        partial(_draw_batch, bundle, request, batch, [reads[job.reading] for job in batch], watch.of(len(batch)))
+        partial(draw_batch, bundle, request, nets, batch, [reads[job.reading] for job in batch], watch.of(len(batch)))
         for batch in _batches(jobs, reads, request.batch_size)
     ]
     if small(bundle, request):
@@ -150,7 +164,8 @@ def replay(bundle: Bundle, record: Record, *, on_step: OnStep | None = None) -> 
 
     def again() -> Picture:
         read = read_prompts(bundle, request, [job])[job.reading]
-        return _draw_batch(bundle, request, [job] * size, [read] * size, watch.of(1), only=index)[0]
+        nets = networks(bundle, request)
+        return draw_batch(bundle, request, nets, [job] * size, [read] * size, watch.of(1), only=index)[0]
 
     (picture,) = side_by_side([again], workers=1, threads=record.threads, stop=watch.stop)
     return picture
@@ -328,16 +343,30 @@ def _batches(jobs: Sequence[Job], reads: Mapping[Reading, Read], size: int) -> I
 # --- Drawing --------------------------------------------------------------------------------------
 
 
+def networks(bundle: Bundle, request: Resolved) -> Networks:
+    """What computes a resolved request here."""
+    decoder = decoder_of(bundle, request)
+    if request.engine == "plain":
+        return Networks(unet=bundle.unet, decode=decoder.decode)
+    return Networks(unet=engine.of(bundle.unet, int8=request.engine == "int8"), decode=engine.of(decoder))
+
+
 @torch.inference_mode()
-def _draw_batch(
+def draw_batch(
     bundle: Bundle,
     request: Resolved,
+    nets: Networks,
     jobs: Sequence[Job],
     reads: Sequence[Read],
     report: Callable[[Step], None],
     only: int | None = None,
 ) -> list[Picture]:
-    """The pictures of one batch, or with `only` that one of them."""
+    """The pictures of one batch, or with `only` that one of them.
+
+    nets:   what computes them (`networks`).
+    reads:  of each job, what was read for it; contexts of one length.
+    report: called after every step; what it raises stops the batch.
+    """
     began = time.perf_counter()
     device, scale = bundle.device, bundle.vae.spec.downscale
     shape = (bundle.vae.spec.latent_channels, request.height // scale, request.width // scale)  # (C, h, w)
@@ -358,7 +387,7 @@ def _draw_batch(
         init=None if request.strength == 1.0 else known,
     )
     with bundle.at_work(bundle.unet):
-        denoise = _denoiser(bundle, request, reads, way, given)
+        denoise = _denoiser(bundle, request, nets.unet, reads, way, given)
         if anew is not None and known is not None:
             denoise = inpainted(denoise, known, anew, noise=unit, first=way.first)
         for step in along(request.sampler, way, eta=request.eta)(denoise, x, way.sigmas, noise):
@@ -367,8 +396,8 @@ def _draw_batch(
     if anew is not None and known is not None:
         latents = torch.lerp(known.to(latents), latents, anew)  # a legacy ending leaves noise in what is kept, too
     wanted = range(len(jobs)) if only is None else (only,)
-    with bundle.at_work(_decoder(bundle, request)):
-        decoded = _decode(bundle, request, latents)  # all, since what is decoded together rounds together
+    with bundle.at_work(decoder_of(bundle, request)):
+        decoded = _decode(bundle, request, nets.decode, latents)  # all, since what is decoded together rounds together
         pixels = [decoded[i] for i in wanted]  # (3, H, W) each
     if mask is not None and init is not None:  # what the mask keeps is kept to the bit, not through the autoencoder
         pixels = [torch.lerp(init[0], p, mask[0]) for p in pixels]
@@ -383,17 +412,21 @@ def _draw_batch(
 
 
 def _denoiser(
-    bundle: Bundle, request: Resolved, reads: Sequence[Read], way: Walk, given: tuple[Tensor, Tensor] | None
+    bundle: Bundle,
+    request: Resolved,
+    unet: Any,
+    reads: Sequence[Read],
+    way: Walk,
+    given: tuple[Tensor, Tensor] | None,
 ) -> Denoiser:
-    unet, weight = bundle.unet, bundle.unet.conv_in.weight
-    fast = unet if request.engine == "plain" else engine.of(unet, int8=request.engine == "int8")
+    weight = bundle.unet.conv_in.weight
     t = sigma_to_t(bundle.schedule, way.asked)  # (S,)
     told = told_timesteps(bundle.schedule, way.asked, sampler=request.sampler, grid=request.grid)  # (S,)
-    table = unet.time_table(told.to(weight.device))
+    table = bundle.unet.time_table(told.to(weight.device))
     shortcuts = Shortcuts(request.cache_interval, request.token_merging_ratio)
 
     def reading(context: Tensor) -> Denoiser:  # (B, L, D)
-        model = _model(fast, weight.dtype, fast.text_kv(context.to(weight)), table, t, shortcuts)
+        model = _model(unet, weight.dtype, unet.text_kv(context.to(weight)), table, t, shortcuts)
         return denoiser(model if given is None else beside(model, *given), bundle.schedule)
 
     context = torch.cat([read.positive for read in reads])  # (B, L, D)
@@ -467,16 +500,15 @@ def _encode(bundle: Bundle, picture: Tensor) -> Tensor:
     return bundle.vae.encode(picture.to(weight)).float()  # (1, C, h, w); the mean: the caller owns randomness
 
 
-def _decode(bundle: Bundle, request: Resolved, latents: Tensor) -> list[Tensor]:
+def _decode(bundle: Bundle, request: Resolved, decode: Callable[[Tensor], Tensor], latents: Tensor) -> list[Tensor]:
     """Pictures (3, H, W) of latents (B, C, h, w). Small ones are decoded together, up to DECODED pixels."""
     z = latents.to(bundle.vae.quant_conv.weight).contiguous(memory_format=torch.channels_last)
-    net = _decoder(bundle, request)
-    decode = net.decode if request.engine == "plain" else engine.of(net)
     size = max(1, DECODED // (request.width * request.height))
     return [picture for part in z.split(size) for picture in decode(part).float().cpu()]
 
 
-def _decoder(bundle: Bundle, request: Resolved) -> VAE | TinyVAE:
+def decoder_of(bundle: Bundle, request: Resolved) -> VAE | TinyVAE:
+    """The decoder that a resolved request asks for."""
     return bundle.small_decoder if request.decoder == "small" and bundle.small_decoder is not None else bundle.vae
 
 
