@@ -460,12 +460,12 @@ class FastUNet:
         """The first two skips, (B, C0, h, w) each. With guidance both halves of a batch are the same latents: until the
         text comes in, one is computed."""
         half, first, row = len(x) // 2, self.down[0], next(time)
-        if len(x) % 2 or len(row) > 1 or not torch.equal(x[:half], x[half:]):
+        if len(x) % 2 or not torch.equal(x[:half], x[half:]) or (len(row) > 1 and not torch.equal(*row.chunk(2))):
             x = self.conv_in(x)
             y = first.resnets[0](x, row)
             return x, first.transformers[0](y, next(texts), merge) if first.transformers else y
         x = self.conv_in(x[:half])
-        y = first.resnets[0](x, row)
+        y = first.resnets[0](x, row[:half])
         if not first.transformers:
             return twice(x), twice(y)
         transformer = first.transformers[0]
