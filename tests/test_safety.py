@@ -21,9 +21,10 @@ from kotoe.errors import CheckpointError, UserError
 from kotoe.reading import Job
 from kotoe.record import Record, TranslationRecord, Verdict
 from kotoe.safety import reasons
+from kotoe.safety.checks import Checks
 from kotoe.safety.images import ImageChecker, Offsets, Preprocessing, blurred, carry_out, judge
 from kotoe.safety.load import load_checker, wanted
-from kotoe.verbs_safety import BLOCKED, Checks, Guard
+from kotoe.verbs_safety import BLOCKED, Guard
 from tiny import edit, saved_tiny, tiny_bundle
 
 

@@ -27,7 +27,6 @@ from kotoe import (
     verbs,
     verbs_bench,
     verbs_evaluate,
-    verbs_safety,
     verbs_tokenizer,
     verbs_training,
 )
@@ -36,6 +35,7 @@ from kotoe.console import INTERRUPTED, Common, Saying, Values, say
 from kotoe.errors import ProcessError, UserError, nearest, unknown
 from kotoe.localize.settings import Localizing, Studying
 from kotoe.runs import processes_started
+from kotoe.safety.checks import Checks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Verb:
 
 VERBS = {
     "generate": Verb(
-        parts=(Request, console.Drawing, console.Adapting, console.Loading, consent.Agreeing, verbs_safety.Checks),
+        parts=(Request, console.Drawing, console.Adapting, console.Loading, consent.Agreeing, Checks),
         positional="prompt",
         run=verbs.generate,
         doc="""Draw pictures from prompts in any language the model has.

@@ -41,7 +41,8 @@ from kotoe.console import (
 from kotoe.errors import UserError, unknown
 from kotoe.record import Record
 from kotoe.runs import atomic, write_atomic
-from kotoe.verbs_safety import BLOCKED, Checks, Guard, as_recorded, prompt_verdict
+from kotoe.safety.checks import Checks
+from kotoe.verbs_safety import BLOCKED, Guard, as_recorded, prompt_verdict
 
 if TYPE_CHECKING:
     from kotoe.checkpoints import Bundle
