@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
 from time import perf_counter
@@ -73,7 +73,7 @@ class Ticket:
     together: int = 1
     cancelled: bool = False
     begun: bool = False
-    lane: Lane | None = None
+    key: Hashable = None  # of its UNet's calls, once it has made one
 
 
 class Sizes:
@@ -265,7 +265,7 @@ class Lane(threading.Thread):
         if ticket.cancelled:
             self._end(ticket, None, Stopped())
             return
-        ticket.begun, ticket.lane = True, self
+        ticket.begun = True
         runner = greenlet(ticket.work, parent=self.hub)
         shared = Networks(
             unet=_SharedUNet(self, ticket),
@@ -401,7 +401,6 @@ class _SharedUNet:
 
     lane: Lane
     ticket: Ticket
-    texts: dict[int, KV] = field(default_factory=dict)
 
     def text_kv(self, context: Tensor) -> KV:
         """Keys and values of a text, at once: it is once for a picture."""
@@ -415,7 +414,7 @@ class _SharedUNet:
             args = (x, time, kv, shortcuts)
             key: Hashable = (id(net), x.shape, "shortcuts", id(shortcuts))
             return self.lane._ask(self.ticket, key, net, args, _with_shortcuts)
-        key = (id(net), x.shape, x.dtype, kv[0][0].shape)
+        key = self.ticket.key = (id(net), x.shape, x.dtype, kv[0][0].shape)
         return self.lane._ask(self.ticket, key, net, (x, time, kv, self.ticket, self.lane), _stepped)
 
 
@@ -458,8 +457,3 @@ def _texts(lane: Lane, each: list[KV], halves: int) -> KV:
         ]
         lane.merged = (names, each, layers)  # type: ignore[assignment]
     return lane.merged[2]
-
-
-def remaining(tickets: Iterable[tuple[float, int]], before: float) -> int:
-    """Picture-steps of what is due before a deadline. tickets: deadlines and steps left."""
-    return sum(steps for deadline, steps in tickets if deadline <= before)

@@ -1,0 +1,87 @@
+"""A request in the words of any dialect (Wish), once it was taken (Job), and the pictures that are done (Kept)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kotoe import reading
+from kotoe.checkpoints import Bundle
+from kotoe.config import Request, Resolved
+from kotoe.drawing import Picture
+from kotoe.record import Verdict
+from kotoe.serve.refusals import Refusal
+from kotoe.serve.scheduler import Ticket
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is asked for, in the words of any dialect.
+
+    request:  its init_image and mask are files in the service's folder (`Service.keep`).
+    model:    which of the server's; None: the first.
+    caller:   who asks: a key's name, or an address. Pictures are shared out among callers.
+    owner:    whose key may see the job; "" where there are no keys.
+    locale:   BCP 47, of reasons.
+    fast:     the model's few-step way.
+    previews: whether pictures are shown as they come.
+    encode:   a picture's file: called on a thread.
+    notes:    what the dialect has to say beside the pictures.
+    """
+
+    request: Request
+    model: str | None = None
+    caller: str = ""
+    owner: str = ""
+    locale: str = "en"
+    fast: bool = False
+    previews: bool = False
+    encode: Callable[[Picture], bytes] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A picture that is done: its file, and what was done."""
+
+    id: str
+    index: int
+    content: bytes
+    picture: Picture
+
+
+@dataclass(eq=False, kw_only=True)
+class Job:
+    """A request that was taken. document() is what callers see of it."""
+
+    id: str
+    wish: Wish
+    request: Resolved
+    bundle: Bundle
+    plan: Sequence[reading.Job]
+    prompt_verdict: Verdict | None
+    created: float
+    deadlines: Sequence[float]
+    each: int  # steps of one picture
+    state: str = "waiting"
+    done: list[int] = field(default_factory=list)  # steps, by picture
+    tickets: list[Ticket] = field(default_factory=list)
+    pictures: list[Kept] = field(default_factory=list)
+    blocked: list[dict[str, Any]] = field(default_factory=list)
+    error: Refusal | None = None
+    previews: dict[int, tuple[int, bytes]] = field(default_factory=dict)  # by picture: after which step, a PNG
+    open: int = 0  # pictures that are neither done nor given up
+    kept: bool = True  # whether the store has it
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a lane has taken any of it."""
+        return any(ticket.begun for ticket in self.tickets)
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Picture-steps done, and in all."""
+        return sum(self.done), self.each * len(self.plan)

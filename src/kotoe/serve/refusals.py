@@ -1,0 +1,54 @@
+"""What a server answers instead of what was asked for: a status, a reason, and when to try again. The dialects say it
+in their own shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from kotoe.errors import UserError
+
+
+class Refusal(Exception):
+    """A request that is not answered as asked.
+
+    status:      HTTP's.
+    message:     what was wrong, what is allowed, what to do.
+    kind:        OpenAI's word for its type.
+    param:       the field that it is about.
+    code:        a word for programs.
+    retry_after: seconds after which it may be tried again.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        self.status, self.message, self.kind, self.param, self.code = status, message, kind, param, code
+        self.retry_after = retry_after
+        super().__init__(message)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The error as OpenAI's API and Kotoe's own have it."""
+        return {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Retry-After, in whole seconds, and how to log in."""
+        found = {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
+        return found | ({"WWW-Authenticate": 'Basic realm="kotoe", Bearer'} if self.status == 401 else {})
+
+
+def of(error: UserError, fields: Iterable[str] = ()) -> Refusal:
+    """The refusal of bad input. fields: what it may be about, the first that its message names."""
+    words = re.findall(r"\w+", error.given)
+    known = set(fields)
+    return Refusal(400, str(error), param=next((word for word in words if word in known), None), code="invalid_value")

@@ -1,0 +1,522 @@
+"""Jobs: requests that were taken, from the first word about them to the last.
+
+A job's state changes on the event loop alone; lanes and helpers hand over what they have by `call_soon_threadsafe`,
+but for the counts of steps, which are only read here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from kotoe import images, reading
+from kotoe.checkpoints import Bundle
+from kotoe.config import Request, Resolved, dumps, to_json
+from kotoe.drawing import Networks, Picture, draw_batch, networks, plan, resolve, steps_run
+from kotoe.errors import UserError, nearest
+from kotoe.numerics import with_numerics
+from kotoe.reading import Read, Reading, is_guided, read_prompts, said
+from kotoe.record import Verdict
+from kotoe.safety import reasons
+from kotoe.safety.checks import Checks, checker_of, judged
+from kotoe.safety.prompts import CHECKER
+from kotoe.samplers import Step
+from kotoe.serve import refusals
+from kotoe.serve.jobs import Job, Kept, Wish
+from kotoe.serve.metrics import Metrics, tell
+from kotoe.serve.previews import Previews
+from kotoe.serve.refusals import Refusal
+from kotoe.serve.scheduler import Scheduler, Ticket
+from kotoe.serve.settings import Serving
+from kotoe.serve.store import Store, StoreError
+from kotoe.workers import SMALL, Stopped, size
+
+FIELDS = tuple(Request.__dataclass_fields__)
+UNKNOWN_SECONDS = 1.0  # what a picture is taken to need before any has been drawn
+PREVIEW_SECONDS = 0.3  # between two previews of a picture
+
+
+class Service:
+    """The models of a server, and the jobs that it has taken. Made on the event loop that it is used on."""
+
+    def __init__(self, settings: Serving, checks: Checks, bundles: Mapping[str, Bundle], store: Store) -> None:
+        self.settings, self.checks, self.store = settings, checks, store
+        self.bundles: dict[str, Bundle] = dict(bundles)
+        self.default = next(iter(bundles))
+        self.loop = asyncio.get_running_loop()
+        self.folder = tempfile.TemporaryDirectory(prefix="kotoe-serve-")
+        self.jobs: dict[str, Job] = {}  # that are not ended, and those that ended lately
+        self.due: dict[str, float] = {}  # by caller: the deadline of the last picture
+        self.begun: dict[str, list[float]] = {}  # by caller: when pictures were asked for, for the rate
+        self.keys: dict[Any, Any] = {}  # of scheduler.Sizes, by model, size and guidance
+        self.quick: dict[str, Bundle] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.draining = False
+        self.checkers = {
+            name: found
+            for name, bundle in bundles.items()
+            if (found := checker_of(checks, bundle, False, lambda note: tell(logging.WARNING, note)))[0] is not None
+        }
+        self.front = ThreadPoolExecutor(4, "kotoe-front")
+        each_alone = all(_small(bundle) for bundle in bundles.values())
+        cores = torch.get_num_threads()
+        lanes = cores if each_alone else 1
+        self.scheduler = Scheduler(
+            lanes=lanes,
+            threads=max(1, cores // lanes),
+            aside=1 if each_alone else 0,
+            most=settings.together,
+            policy=settings.schedule,
+            deterministic=settings.deterministic,
+        )
+        self.previews = Previews()
+        self.metrics = Metrics(self)
+        self.ready = False
+
+    # --- Taking a job
+
+    async def warm(self) -> None:
+        """Draw one small picture with every model, so that the first caller doesn't wait for what is made once."""
+        for name, bundle in self.bundles.items():
+            request = Request(prompt="a", language=bundle.default_language, steps=2)
+            if bundle.unet.spec.inpaints:
+                continue
+            job = await self.submit(Wish(request=request, model=name, caller="warm-up"), keep=False)
+            await job.ended.wait()
+            self.jobs.pop(job.id)
+            if job.error is not None:
+                raise UserError(f"{name} can't draw: {job.error.message}")
+        self.due.clear()
+        self.begun.clear()
+        self.scheduler.sizes.calls.clear()
+        self.ready = True
+
+    async def submit(self, wish: Wish, *, keep: bool = True) -> Job:
+        """Take a request. Raises Refusal for what can't be drawn, for a full queue, and while the server ends."""
+        if self.draining:
+            raise Refusal(
+                503, "The server is ending.", kind="server_error", code="draining", retry_after=self.settings.keep_hours
+            )
+        wanted = len(wish.request.prompt) * wish.request.n
+        self._admit(wish.caller, wanted)
+        try:
+            job = await self.loop.run_in_executor(self.front, partial(self._prepare, wish))
+        except UserError as error:
+            raise refusals.of(error, FIELDS) from error
+        verdict = job.prompt_verdict
+        if verdict is not None and not verdict.allowed and verdict.action == "block":
+            raise Refusal(
+                400, reason_of(verdict, wish.locale), kind="image_generation_user_error", param="prompt",
+                code="content_policy_violation",
+            )  # fmt: skip
+        self._admit(wish.caller, wanted)  # others came meanwhile
+        job.deadlines = self._deadlines(job)
+        job.open, job.done = len(job.plan), [0] * len(job.plan)
+        self.jobs[job.id] = job
+        if keep:
+            await self._save(job)
+        else:
+            job.kept = False
+        self.begun.setdefault(wish.caller, []).extend([time.time()] * wanted)
+        self.metrics.taken(job)
+        self.scheduler.elsewhere(
+            lambda: self._read(job), partial(self._hand_over, self._reads_done, job), job.deadlines[0]
+        )
+        return job
+
+    def _admit(self, caller: str, wanted: int) -> None:
+        waiting = sum(job.open for job in self.jobs.values())
+        if waiting + wanted > self.settings.max_waiting:
+            raise Refusal(
+                429,
+                f"{waiting} pictures wait already; the queue holds {self.settings.max_waiting}.",
+                kind="rate_limit_error", code="queue_full", retry_after=self._clears(waiting, wanted),
+            )  # fmt: skip
+        if self.settings.rate:
+            now = time.time()
+            lately = self.begun[caller] = [t for t in self.begun.get(caller, []) if t > now - 60]
+            if len(lately) + wanted > self.settings.rate:
+                free = lately[min(wanted, len(lately)) - 1] + 60 - now if lately else 60
+                raise Refusal(
+                    429,
+                    f"{len(lately)} pictures in the last minute, and {wanted} more; {self.settings.rate} are allowed.",
+                    kind="rate_limit_error", code="rate_limit_exceeded", retry_after=free,
+                )  # fmt: skip
+
+    def _clears(self, waiting: int, wanted: int) -> float:
+        """Seconds until there is room for so many more."""
+        seconds = [s for s in map(self.seconds_left, list(self.jobs.values())) if s is not None]
+        return max(1.0, max(seconds, default=1.0) * min(1.0, wanted / max(waiting, 1)))
+
+    def _prepare(self, wish: Wish) -> Job:
+        """On a thread: everything that can be wrong with a request, before it is taken."""
+        bundle = self.bundle(wish.model, fast=wish.fast)
+        request = wish.request
+        limits = self.settings
+        for name in ("prompt", "negative_prompt"):
+            text = getattr(request, name)
+            longest = max(map(len, text)) if name == "prompt" else len(text)
+            if longest > limits.max_prompt_chars:
+                raise UserError(f"{name} of {longest} characters", allowed=f"{limits.max_prompt_chars} at most")
+        count = len(request.prompt) * request.n
+        if count > limits.max_n:
+            raise UserError(f"n {count}, pictures of one request", allowed=f"1 to {limits.max_n}")
+        resolved = resolve(bundle, request)
+        if resolved.width * resolved.height > limits.max_pixels:
+            raise UserError(
+                f"width {resolved.width} x height {resolved.height}",
+                allowed=f"{limits.max_pixels} pixels at most, as this server is set",
+            )
+        if resolved.steps > limits.max_steps:
+            raise UserError(f"steps {resolved.steps}", allowed=f"1 to {limits.max_steps}, as this server is set")
+        jobs = plan(bundle, resolved)
+        verdict = None
+        if self.checks.prompt_check != "off":
+            verdict = judged(self.checks, resolved, jobs[0].prompt, jobs[0].prompt_language, jobs[0].translation)
+        for job in jobs:
+            self._check_length(bundle, resolved, job)
+        return Job(
+            id=secrets.token_hex(16),
+            wish=wish,
+            request=resolved,
+            bundle=with_numerics(bundle, resolved.numerics),
+            plan=jobs,
+            prompt_verdict=verdict,
+            created=time.time(),
+            deadlines=(),
+            each=steps_run(resolved),
+        )
+
+    def _check_length(self, bundle: Bundle, request: Resolved, job: reading.Job) -> None:
+        """Count tokens: a prompt that is too long is told at once, and not when its turn has come."""
+        tokenizer = bundle.tokenizer(job.language)
+        given = (job.prompt, request.negative_prompt)
+        if job.translation is not None:
+            given = (job.translation.prompt, job.translation.negative_prompt)
+        for name, text in zip(("prompt", "negative_prompt"), given if is_guided(request) else given[:1]):
+            try:
+                tokenizer.encode(
+                    [said(request, text, translated=job.translation is not None)], long_prompt=request.long_prompt
+                )
+            except UserError as error:
+                raise UserError(f"{name}: {error.given}", allowed=error.allowed, hint=error.hint) from None
+
+    def bundle(self, model: str | None = None, *, fast: bool = False) -> Bundle:
+        """One of the server's models by its name, or its few-step way. Raises UserError for one that isn't there."""
+        name = self.default if model is None else model
+        if name not in self.bundles:
+            near = nearest(name, self.bundles)
+            raise UserError(
+                f"model {name!r}", allowed=", ".join(self.bundles), hint=f"Did you mean {near!r}?" if near else ""
+            )
+        if not fast:
+            return self.bundles[name]
+        if name not in self.quick:
+            from kotoe.checkpoints.adapters import with_adapters
+            from kotoe.checkpoints.fast import fast as few
+
+            quick, loras = few(self.bundles[name])
+            self.quick[name] = with_adapters(quick, loras) if loras else quick
+        return self.quick[name]
+
+    def _deadlines(self, job: Job) -> list[float]:
+        """One after the other for each caller, each by what it costs: so callers share the server, whoever asks for
+        more. In `perf_counter`'s seconds."""
+        now, cost = perf_counter(), self._cost(job) or UNKNOWN_SECONDS
+        start = max(now, self.due.get(job.wish.caller, 0.0))
+        found = [start + cost * (i + 1) for i in range(len(job.plan))]
+        self.due[job.wish.caller] = found[-1]
+        self.due = {caller: due for caller, due in self.due.items() if due > now}
+        return found
+
+    def _kind(self, job: Job) -> Any:
+        request = job.request
+        return id(job.bundle.unet), request.width, request.height, is_guided(request), request.engine
+
+    def _cost(self, job: Job) -> float | None:
+        """Seconds that a picture of the job takes of the whole server; None: nothing like it has been drawn."""
+        key = self.keys.get(self._kind(job))
+        step = None if key is None else self.scheduler.sizes.each(key)
+        return None if step is None else step * job.each / len(self.scheduler.lanes)
+
+    # --- While it is drawn
+
+    def _hand_over(self, then: Callable[..., None], *args: Any) -> None:
+        """From any thread to the event loop; there is none any more when the server ends."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(then, *args)
+
+    def _read(self, job: Job) -> tuple[Mapping[Reading, Read], Networks]:
+        return read_prompts(job.bundle, job.request, job.plan), networks(job.bundle, job.request)
+
+    def _reads_done(self, job: Job, found: Any, error: BaseException | None) -> None:
+        if job.state == "cancelled":
+            job.open = 0
+            self._check_end(job)
+            return
+        if error is not None:
+            self._fail(job, error)
+            return
+        reads, nets = found
+        for index, each in enumerate(job.plan):
+            ticket = Ticket(
+                work=partial(self._draw, job, index, reads[each.reading]),
+                wrap=nets,
+                deadline=job.deadlines[index],
+                ended=partial(self._drawn, job, index),
+            )
+            job.tickets.append(ticket)
+            self.scheduler.submit(ticket)
+
+    def _draw(self, job: Job, index: int, read: Read, nets: Networks) -> Picture:
+        """On a lane."""
+        last = perf_counter()
+
+        def report(step: Step) -> None:
+            nonlocal last
+            job.done[index] += 1
+            if job.wish.previews and step.i + 1 < job.each and perf_counter() - last > PREVIEW_SECONDS:
+                last = perf_counter()
+                self._preview(job, index, step)
+
+        return draw_batch(job.bundle, job.request, nets, [job.plan[index]], [read], report)[0]
+
+    def _preview(self, job: Job, index: int, step: Step) -> None:
+        x0 = step.x0.clone()
+
+        def done(content: bytes | None, error: BaseException | None) -> None:
+            if content is not None:
+                job.previews[index] = (step.i + 1, content)
+
+        self.scheduler.elsewhere(lambda: self.previews.png(job.bundle, x0), done, job.deadlines[index])
+
+    def _drawn(self, job: Job, index: int, picture: Picture | None, error: BaseException | None) -> None:
+        """On a lane: the picture goes to be checked and encoded."""
+        ticket = job.tickets[index]
+        if ticket.key is not None:
+            self.keys[self._kind(job)] = ticket.key
+        if picture is None:
+            self._hand_over(self._picture_done, job, index, None, error)
+            return
+        self.scheduler.elsewhere(
+            lambda: self._finish(job, index, picture),
+            lambda kept, error: self._hand_over(self._picture_done, job, index, kept, error),
+            job.deadlines[index],
+        )
+
+    def _finish(self, job: Job, index: int, picture: Picture) -> Kept | Verdict:
+        """On a thread: a picture's checks and its file; or the verdict that keeps it back."""
+        record = picture.record
+        names = {
+            name: Path(path).name for name in ("init_image", "mask") if (path := getattr(record, name)) is not None
+        }
+        record = replace(record, prompt_verdict=job.prompt_verdict, **names)  # type: ignore[arg-type]
+        picture = replace(picture, record=record)
+        checker = self.checkers.get(job.bundle.name)
+        if checker is not None:
+            from kotoe.safety.images import carry_out, judge
+
+            found, offsets = checker
+            action: Any = self.checks.safety or "flag"
+            verdict = judge(found, [picture.image], action=action, offsets=offsets, languages=[job.wish.locale])[0]
+            kept = carry_out(picture, verdict)
+            if kept is None:
+                return verdict
+            picture = kept
+        content = (job.wish.encode or as_png)(picture)
+        name = secrets.token_hex(16)
+        if job.kept:
+            try:
+                self.store.put_picture(name, job.id, content)
+            except StoreError as error:
+                job.kept = False
+                self.metrics.not_kept(error)
+        return Kept(id=name, index=index, content=content, picture=picture)
+
+    def _picture_done(self, job: Job, index: int, found: Any, error: BaseException | None) -> None:
+        job.open -= 1
+        if isinstance(found, Kept):
+            job.pictures.append(found)
+            job.pictures.sort(key=lambda kept: kept.index)
+            self.metrics.drawn(job)
+        elif isinstance(found, Verdict):
+            job.blocked.append({"seed": job.plan[index].seed, "reason": reason_of(found, job.wish.locale)})
+        elif error is not None and not isinstance(error, Stopped):
+            self._fail(job, error)
+        self._check_end(job)
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        if job.error is None:
+            job.error = refusal_of(error)
+            self.metrics.failed(job, error)
+        for ticket in job.tickets:
+            self.scheduler.cancel(ticket)
+        if not job.tickets:
+            job.open = 0
+            self._check_end(job)
+
+    def _check_end(self, job: Job) -> None:
+        if job.open or job.ended.is_set():
+            return
+        if job.error is not None:
+            job.state = "failed"
+        elif job.state != "cancelled":
+            job.state = "done"
+        self.metrics.ended(job)
+        job.ended.set()
+        if job.kept:
+            self._later(self._save(job))
+        for path in (job.wish.request.init_image, job.wish.request.mask):
+            if path is not None:
+                Path(path).unlink(missing_ok=True)
+        self.loop.call_later(60.0, self.jobs.pop, job.id, None)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(work)
+        self.tasks.add(task)  # the loop itself would forget it
+        task.add_done_callback(self.tasks.discard)
+
+    async def _save(self, job: Job) -> None:
+        try:
+            await asyncio.to_thread(self.store.put, job.id, job.wish.owner, job.created, self.document(job))
+        except StoreError as error:
+            job.kept = False
+            self.metrics.not_kept(error)
+
+    # --- Looking at it
+
+    def document(self, job: Job) -> dict[str, Any]:
+        """What a caller sees of a job."""
+        state = "drawing" if job.state == "waiting" and job.begun else job.state
+        done, total = job.steps
+        return {
+            "id": job.id,
+            "state": state,
+            "place": self.place(job) if state == "waiting" else 0,
+            "seconds": self.seconds_left(job),
+            "steps": {"done": done, "total": total},
+            "created": round(job.created, 3),
+            "model": job.bundle.name,
+            "prompt": job.plan[0].prompt,
+            "language": job.plan[0].language,
+            "seeds": [each.seed for each in job.plan],
+            "pictures": [
+                {
+                    "id": kept.id,
+                    "url": f"/kotoe/v1/pictures/{kept.id}.png",
+                    "seed": kept.picture.record.seed,
+                    "width": kept.picture.image.width,
+                    "height": kept.picture.image.height,
+                    "verdict": None if (v := kept.picture.record.picture_verdict) is None else to_json(v),
+                }
+                for kept in job.pictures
+            ],
+            "blocked": job.blocked,
+            "error": None if job.error is None else job.error.document,
+            "kept": job.kept,
+            "notes": list(job.wish.notes),
+        }
+
+    def place(self, job: Job) -> int:
+        """How many jobs come before one that waits, and itself: 1 is next. 0: it is being drawn, or ended."""
+        if job.begun or job.ended.is_set():
+            return 0
+        others = (other for other in self.jobs.values() if not other.ended.is_set() and other is not job)
+        return 1 + sum(not other.begun and other.deadlines[0] < job.deadlines[0] for other in others)
+
+    def seconds_left(self, job: Job) -> float | None:
+        """Predicted seconds until the last picture is done: steps that come before, and its own. None: not known."""
+        if job.ended.is_set():
+            return 0.0
+        last, total = job.deadlines[-1], 0.0
+        for other in list(self.jobs.values()):
+            cost = self._cost(other)
+            if other.ended.is_set() or cost is None:
+                if other is job:
+                    return None
+                continue
+            counts = zip(list(other.done), other.deadlines, strict=True)
+            steps = sum(other.each - done for done, due in counts if due <= last and done < other.each)
+            total += cost / other.each * steps
+        key = self.keys.get(self._kind(job))
+        alone = (self.scheduler.sizes.alone(key) or 0.0) * (job.each - min(job.done)) if key is not None else 0.0
+        return round(max(total, alone), 2)
+
+    def find(self, name: str, owner: str) -> Job | dict[str, Any] | None:
+        """A job that is at work or ended lately, or an earlier one's document; None where there is none of this
+        owner's."""
+        job = self.jobs.get(name)
+        if job is not None:
+            return job if job.wish.owner == owner else None
+        found = self.store.job(name)
+        return found[1] if found is not None and found[0] == owner else None
+
+    def cancel(self, job: Job) -> None:
+        """Stop a job before its next step. What it has finished stays."""
+        if job.ended.is_set() or job.state == "cancelled":
+            return
+        job.state = "cancelled"
+        for ticket in job.tickets:
+            self.scheduler.cancel(ticket)
+
+    def keep(self, content: bytes, suffix: str = ".png") -> str:
+        """A picture that came with a request, as a file until its job has ended."""
+        path = Path(self.folder.name) / (secrets.token_hex(8) + suffix)
+        path.write_bytes(content)
+        return str(path)
+
+    # --- The end
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing more, and wait until all is done, so long at most. What isn't is reported as lost."""
+        self.draining = True
+        waiting = [asyncio.ensure_future(job.ended.wait()) for job in self.jobs.values() if not job.ended.is_set()]
+        if waiting:
+            await asyncio.wait(waiting, timeout=seconds)
+        self.scheduler.close()
+        await asyncio.sleep(0)  # what the lanes have handed over
+        self.front.shutdown(cancel_futures=True)
+        self.store.close()
+        self.folder.cleanup()
+
+
+def _small(bundle: Bundle) -> bool:
+    """Whether a model's pictures, at its own size, have one thread each (workers.py)."""
+    spec = bundle.unet.spec
+    return bundle.device.type == "cpu" and not bundle.low_memory and size(spec, spec.sample_size**2) < SMALL
+
+
+def as_png(picture: Picture) -> bytes:
+    """A picture's file, with its record."""
+    return images.png_bytes(picture.image, dumps(picture.record))
+
+
+def reason_of(verdict: Verdict, locale: str) -> str:
+    """A verdict's reason in the caller's language, where there is one in it."""
+    return reasons.of_prompt(verdict.found, locale) if verdict.checker == CHECKER else verdict.reason
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """What a caller is told of an error that ended a job: bad input whole, of what is the server's only that it was."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, UserError):
+        return refusals.of(error, FIELDS)
+    if isinstance(error, Stopped):
+        return Refusal(503, "The server ended before this was done.", kind="server_error", code="lost")
+    return Refusal(
+        500, f"The picture could not be drawn ({type(error).__name__}). the server's log has more", kind="server_error",
+        code="drawing_failed",
+    )  # fmt: skip
