@@ -27,6 +27,7 @@ from kotoe import (
     verbs,
     verbs_bench,
     verbs_evaluate,
+    verbs_serve,
     verbs_tokenizer,
     verbs_training,
 )
@@ -36,6 +37,7 @@ from kotoe.errors import ProcessError, UserError, nearest, unknown
 from kotoe.localize.settings import Localizing, Studying
 from kotoe.runs import processes_started
 from kotoe.safety.checks import Checks
+from kotoe.serve.settings import Serving
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +198,20 @@ The same texts and options give the same files, which stock transformers opens. 
         doc="""Test this machine: versions, processor, fonts, and a picture in every language with the time it took.
 
     kotoe check""",
+    ),
+    "serve": Verb(
+        parts=(Serving, Checks, console.Loading, consent.Agreeing),
+        positional=None,
+        run=verbs_serve.serve,
+        doc="""Draw for everyone who asks, over HTTP: a page, and APIs that existing programs know.
+
+The page is at the address that is said. OpenAI's images API is under /v1, AUTOMATIC1111's under /sdapi/v1,
+Kotoe's own under /kotoe/v1. Steps of many pictures are computed together; a picture's last bits may hang on
+its company (numerically equal), unless --deterministic keeps them apart.
+
+    kotoe serve
+    kotoe serve --host 0.0.0.0 --keys keys.txt --port 8080
+    kotoe serve --model path/to/model --max-steps 50 --safety block""",
     ),
     "bench": Verb(
         parts=(console.Benching, console.Loading, consent.Agreeing),

@@ -378,9 +378,8 @@ class Service:
         job.ended.set()
         if job.kept:
             self._later(self._save(job))
-        for path in (job.wish.request.init_image, job.wish.request.mask):
-            if path is not None:
-                Path(path).unlink(missing_ok=True)
+        given = job.wish.request
+        self.forget(*(path for path in (given.init_image, given.mask) if path is not None))
         self.loop.call_later(60.0, self.jobs.pop, job.id, None)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
@@ -476,6 +475,35 @@ class Service:
         path = Path(self.folder.name) / (secrets.token_hex(8) + suffix)
         path.write_bytes(content)
         return str(path)
+
+    def forget(self, *paths: str) -> None:
+        """Files of a request that was not taken."""
+        for path in paths:
+            Path(path).unlink(missing_ok=True)
+
+    def picture(self, name: str, owner: str) -> bytes | None:
+        """The file of a picture of this owner's, or None."""
+        for job in list(self.jobs.values()):
+            for kept in job.pictures:
+                if kept.id == name:
+                    return kept.content if job.wish.owner == owner else None
+        found = self.store.picture(name)
+        return found[1] if found is not None and found[0] == owner else None
+
+    async def delete(self, name: str) -> None:
+        """A job that has ended, and its pictures. Raises Refusal where the store can't be written."""
+        try:
+            await asyncio.to_thread(self.store.delete, name)
+        except StoreError as error:
+            raise Refusal(507, f"The store can't be written: {error}", kind="server_error", code="store") from error
+        self.jobs.pop(name, None)
+
+    def expire(self) -> None:
+        """On a thread: delete what has been kept long enough."""
+        try:
+            self.store.expire(time.time() - 3600 * self.settings.keep_hours)
+        except StoreError as error:
+            self.metrics.not_kept(error)
 
     # --- The end
 

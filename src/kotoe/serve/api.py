@@ -1,0 +1,288 @@
+"""Kotoe's own API under /kotoe/v1, which its page uses: jobs that are taken at once and looked at while they are drawn.
+
+Ids are random: whoever has one may read it, and with keys nobody else than the key's owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request as HTTPRequest
+
+from kotoe import __version__
+from kotoe.config import DEFAULT_STRENGTH, GRID_NAMES, MAX_SEED, SAMPLER_NAMES, Request
+from kotoe.drawing import pixel_multiple
+from kotoe.errors import UserError
+from kotoe.reading import said
+from kotoe.serve import refusals
+from kotoe.serve.gate import Caller
+from kotoe.serve.jobs import Job, Wish
+from kotoe.serve.pictures import from_data_url
+from kotoe.serve.refusals import Refusal
+from kotoe.serve.service import FIELDS, Service
+from kotoe.translate import understood
+
+LOOKS = 0.12  # seconds between two looks at a job that is watched
+BEAT = 10.0  # seconds after which a watcher is told that the connection lives
+NAMES = {"en": "English", "ja": "日本語", "zh": "中文", "zh-Hant": "繁體中文", "ko": "한국어"}  # browsers know more
+router = APIRouter(prefix="/kotoe/v1", tags=["kotoe"])
+
+
+def service_of(request: HTTPRequest) -> Service:
+    """The service, once it is there."""
+    service: Service | None = request.app.state.service
+    if service is None:
+        raise Refusal(503, "The models are being loaded.", kind="server_error", code="starting", retry_after=2)
+    return service
+
+
+def caller_of(request: HTTPRequest) -> Caller:
+    """Who asks, as the gate found."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+def locale_of(request: HTTPRequest) -> str:
+    """The language in which reasons are told: the first that the caller names."""
+    first = request.headers.get("accept-language", "en").split(",")[0].split(";")[0].strip()
+    return first if first.replace("-", "").isalnum() and len(first) <= 35 else "en"
+
+
+Served = Annotated[Service, Depends(service_of)]
+Calling = Annotated[Caller, Depends(caller_of)]
+Locale = Annotated[str, Depends(locale_of)]
+
+
+def new_seed(n: int) -> int:
+    """A seed for n pictures, where none is asked for: one that is short to write down."""
+    return secrets.randbelow(2**32 - n)
+
+
+class Body(BaseModel):
+    """What comes as JSON: unknown fields are errors, and nothing is made into another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class NewJob(Body):
+    """A request. See kotoe.config.Request; null is the model's own choice, a seed of null a random one."""
+
+    prompt: str
+    negative_prompt: str = ""
+    model: str | None = None
+    language: str | None = None
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    sampler: str | None = None
+    grid: str | None = None
+    guidance_scale: float | None = None
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    n: int = Field(default=1, ge=1, le=1000)
+    strength: float | None = None
+    long_prompt: Literal["error", "chunk", "cut"] = "error"
+    init_image: str | None = None
+    mask: str | None = None
+    fast: bool = False
+    previews: bool = False
+
+
+class Tokens(Body):
+    """A text whose tokens are counted."""
+
+    prompt: str = Field(max_length=1_000_000)
+    negative_prompt: str = ""
+    model: str | None = None
+    language: str | None = None
+
+
+@router.get("/model")
+async def model(service: Served, name: str | None = None) -> dict[str, Any]:
+    """What a model of the server can do, and what the server allows."""
+    bundle, limits = service.bundle(name), service.settings
+    edge = bundle.unet.spec.sample_size * bundle.vae.spec.downscale
+    return {
+        "name": bundle.name,
+        "models": list(service.bundles),
+        "version": __version__,
+        "licence": bundle.licence,
+        "languages": [
+            {
+                "tag": tag,
+                "name": NAMES.get(tag, tag),
+                "conditioner": f"{bundle.name}/{tag}",
+                "token_limit": bundle.tokenizer(tag).room,
+            }
+            for tag in bundle.languages
+        ],
+        "default_language": bundle.default_language,
+        "samplers": list(SAMPLER_NAMES),
+        "grids": list(GRID_NAMES),
+        "defaults": {
+            "width": edge,
+            "height": edge,
+            "steps": bundle.defaults.steps,
+            "guidance_scale": bundle.defaults.guidance_scale,
+            "sampler": bundle.schedule.sampler,
+            "strength": DEFAULT_STRENGTH,
+        },
+        "limits": {
+            "max_pixels": limits.max_pixels,
+            "pixel_multiple": pixel_multiple(bundle),
+            "max_steps": limits.max_steps,
+            "max_n": limits.max_n,
+            "max_prompt_chars": limits.max_prompt_chars,
+            "max_body_bytes": limits.max_body_mb * 2**20,
+        },
+        "fast": bundle.fast is not None,
+        "keep_hours": limits.keep_hours,
+        "deterministic": limits.deterministic,
+    }
+
+
+@router.post("/tokens")
+async def tokens(body: Tokens, service: Served) -> dict[str, Any]:
+    """How many tokens a prompt has, and which conditioner will read it."""
+    return await asyncio.to_thread(_count, service, body)
+
+
+def _count(service: Service, body: Tokens) -> dict[str, Any]:
+    bundle = service.bundle(body.model)
+    if len(body.prompt) > service.settings.max_prompt_chars:
+        raise UserError(
+            f"prompt of {len(body.prompt)} characters", allowed=f"{service.settings.max_prompt_chars} at most"
+        )
+    request = Request(prompt=body.prompt, language=body.language, long_prompt="cut")
+    prompt = said(request, body.prompt)
+    found = understood(bundle, request, body.prompt, prompt.words)
+    tokenizer = bundle.tokenizer(found.language)
+    counted = tokenizer.encode([prompt], long_prompt="cut")
+    return {
+        "language": found.language,
+        "language_source": found.source,
+        "conditioner": f"{bundle.name}/{found.language}",
+        "tokens": counted.counts[0],
+        "limit": tokenizer.room,
+        "over": list(counted.overflow[0]),
+    }
+
+
+@router.post("/jobs", status_code=202)
+async def new_job(body: NewJob, service: Served, caller: Calling, locale: Locale) -> dict[str, Any]:
+    """Have pictures drawn. Answers at once; see the job's document and events."""
+    given = body.model_dump(exclude={"model", "fast", "previews", "init_image", "mask", "seed"})
+    seed = new_seed(body.n) if body.seed is None else body.seed
+    pictures: dict[str, Any] = {}
+    try:
+        for name in ("init_image", "mask"):
+            value = getattr(body, name)
+            if value is not None:
+                pictures[name] = service.keep(await asyncio.to_thread(from_data_url, value, name))
+        request = Request(**given, **pictures, seed=seed)
+        wish = Wish(
+            request=request, model=body.model, caller=caller.name, owner=caller.owner, locale=locale, fast=body.fast,
+            previews=body.previews,
+        )  # fmt: skip
+        job = await service.submit(wish)
+    except UserError as error:
+        service.forget(*pictures.values())
+        raise refusals.of(error, FIELDS) from error
+    except Refusal:
+        service.forget(*pictures.values())
+        raise
+    return service.document(job)
+
+
+def _found(service: Service, caller: Caller, name: str) -> Job | dict[str, Any]:
+    found = service.find(name, caller.owner)
+    if found is None:
+        raise Refusal(404, f"There is no job {name!r} here, or not any more.", kind="not_found_error", code="not_found")
+    return found
+
+
+@router.get("/jobs/{name}")
+async def job(name: str, service: Served, caller: Calling) -> dict[str, Any]:
+    """A job as it is now."""
+    found = _found(service, caller, name)
+    return found if isinstance(found, dict) else service.document(found)
+
+
+@router.delete("/jobs/{name}")
+async def stop(name: str, service: Served, caller: Calling) -> dict[str, Any]:
+    """Stop a job; one that has ended is deleted with its pictures."""
+    found = _found(service, caller, name)
+    if isinstance(found, Job) and not found.ended.is_set():
+        service.cancel(found)
+        return service.document(found)
+    document = found if isinstance(found, dict) else service.document(found)
+    await service.delete(name)
+    return {**document, "pictures": [], "deleted": True}
+
+
+@router.get("/jobs/{name}/events", response_class=StreamingResponse)
+async def events(name: str, service: Served, caller: Calling) -> Response:
+    """A job as it goes: server-sent events `state`, `preview` and, last, `end`."""
+    found = _found(service, caller, name)
+    lines = _once(found) if isinstance(found, dict) else _told(service, found)
+    return StreamingResponse(
+        lines, media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    )
+
+
+def event(name: str, data: Any) -> bytes:
+    """A server-sent event."""
+    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+async def _once(document: dict[str, Any]) -> AsyncIterator[bytes]:
+    yield event("end", document)
+
+
+async def _told(service: Service, job: Job) -> AsyncIterator[bytes]:
+    before: Any = None
+    shown: dict[int, int] = {}
+    spoken = time.monotonic()
+    while not job.ended.is_set():
+        document = service.document(job)
+        now = {name: document[name] for name in ("state", "place", "steps", "pictures")}
+        if now != before:
+            before, spoken = now, time.monotonic()
+            yield event("state", document)
+        for index, (step, content) in sorted(job.previews.items()):
+            if shown.get(index) != step:
+                shown[index] = step
+                image = "data:image/png;base64," + base64.b64encode(content).decode()
+                yield event("preview", {"picture": index, "step": step, "image": image})
+        if time.monotonic() - spoken > BEAT:
+            spoken = time.monotonic()
+            yield b": still here\n\n"
+        try:
+            await asyncio.wait_for(job.ended.wait(), LOOKS)
+        except TimeoutError:
+            continue
+    yield event("end", service.document(job))
+
+
+@router.get("/pictures/{name}.png", response_class=Response)
+async def picture(name: str, service: Served, caller: Calling) -> Response:
+    """A picture's file, with its record."""
+    found = await asyncio.to_thread(service.picture, name, caller.owner)
+    if found is None:
+        raise Refusal(404, "There is no such picture here, or not any more.", kind="not_found_error", code="not_found")
+    return Response(found, media_type=media_type(found), headers={"Cache-Control": "private, max-age=86400, immutable"})
+
+
+def media_type(content: bytes) -> str:
+    """Of a picture's file."""
+    if content[:3] == b"\xff\xd8\xff":
+        return "image/jpeg"
+    return "image/webp" if content[:4] == b"RIFF" else "image/png"

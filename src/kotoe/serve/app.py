@@ -1,0 +1,228 @@
+"""The application: its parts, what happens at its beginning and end, and how errors are said."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.staticfiles import StaticFiles
+
+from kotoe import __version__
+from kotoe.checkpoints import Bundle
+from kotoe.errors import UserError
+from kotoe.safety.checks import Checks
+from kotoe.serve import api, refusals
+from kotoe.serve.gate import Gate, error_response
+from kotoe.serve.metrics import Lines, tell
+from kotoe.serve.refusals import Refusal
+from kotoe.serve.service import Service
+from kotoe.serve.settings import Serving, read_keys, state_folder
+from kotoe.serve.store import Store
+
+UI = Path(__file__).parent / "ui"
+DRAIN_SECONDS = 60.0  # at the end, for what has been taken
+Load = Callable[[], Mapping[str, Bundle]]
+
+
+def application(settings: Serving, checks: Checks, load: Load) -> FastAPI:
+    """The app. load: the models by name, called on a thread once the port is open."""
+    keys = {} if settings.keys is None else read_keys(settings.keys)
+    app = FastAPI(title="Kotoe", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None)
+    app.state.settings, app.state.checks, app.state.load, app.state.service = settings, checks, load, None
+    app.state.failed = None
+    app.include_router(api.router)
+    _plain_routes(app)
+    _errors(app)
+
+    def count(route: str, status: int) -> None:
+        if app.state.service is not None:
+            app.state.service.metrics.requests.labels(route, str(status)).inc()
+
+    app.add_middleware(Gate, settings=settings, keys=keys, metrics=count)
+    if settings.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """The port is open from the beginning, and /readyz says when models are there."""
+    settings: Serving = app.state.settings
+    starting = asyncio.create_task(_start(app))
+    expiring = asyncio.create_task(_expire(app))
+    yield
+    expiring.cancel()
+    starting.cancel()
+    service: Service | None = app.state.service
+    if service is not None:
+        await service.drain(DRAIN_SECONDS)
+        tell(logging.INFO, "ended", host=settings.host)
+
+
+async def _start(app: FastAPI) -> None:
+    settings: Serving = app.state.settings
+    try:
+        store = Store(store_path(settings))
+        bundles = await asyncio.to_thread(app.state.load)
+        service = Service(settings, app.state.checks, bundles, store)
+        if store.lost:
+            tell(logging.WARNING, "jobs of an earlier server were not finished", jobs=store.lost)
+        await service.warm()
+        app.state.service = service
+        tell(logging.INFO, "ready", models=list(bundles))
+    except UserError as error:
+        app.state.failed = error
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _expire(app: FastAPI) -> None:
+    """Delete what has been kept long enough, every few minutes."""
+    settings: Serving = app.state.settings
+    while True:
+        await asyncio.sleep(min(300.0, settings.keep_hours * 3600 / 4))
+        service: Service | None = app.state.service
+        if service is not None:
+            await asyncio.to_thread(service.expire)
+
+
+def store_path(settings: Serving) -> Path | None:
+    """Where the jobs are kept."""
+    if settings.store == "none":
+        return None
+    return state_folder() / "serve.sqlite" if settings.store is None else Path(settings.store)
+
+
+def _plain_routes(app: FastAPI) -> None:
+    @app.get("/healthz", tags=["operations"])
+    async def healthz() -> dict[str, str]:
+        """The process is there."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["operations"], responses={503: {"description": "Models are loading, or it ends."}})
+    async def readyz() -> Response:
+        """Whether it draws."""
+        service: Service | None = app.state.service
+        state = "starting" if service is None else "draining" if service.draining else "ready"
+        return JSONResponse({"status": state}, status_code=200 if state == "ready" else 503)
+
+    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
+    async def metrics(request: Request) -> Response:
+        """For Prometheus."""
+        return Response(api.service_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    if (UI / "index.html").is_file():
+
+        @app.get("/", include_in_schema=False)
+        async def page() -> Response:
+            return FileResponse(UI / "index.html", headers={"Cache-Control": "no-cache"})
+
+        app.mount("/ui", StaticFiles(directory=UI), name="ui")
+
+
+def _errors(app: FastAPI) -> None:
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, error: Refusal) -> Response:
+        return error_response(request.url.path, error)
+
+    @app.exception_handler(UserError)
+    async def wrong(request: Request, error: UserError) -> Response:
+        return error_response(request.url.path, refusals.of(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return error_response(request.url.path, _validation(error))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
+        refusal = Refusal(error.status_code, str(error.detail), kind=kind)
+        response = error_response(request.url.path, refusal)
+        for name, value in (error.headers or {}).items():
+            response.headers[name] = value
+        return response
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        logging.getLogger("kotoe.serve").error("unforeseen", exc_info=error)
+        refusal = Refusal(
+            500, f"{type(error).__name__}; the server's log has more", kind="server_error", code="internal"
+        )
+        return error_response(request.url.path, refusal)
+
+
+def _validation(error: RequestValidationError) -> Refusal:
+    """What pydantic found first: the field, what was given, what is allowed."""
+    first: dict[str, Any] = dict(error.errors()[0])
+    place = [str(part) for part in first.get("loc", ()) if part not in ("body", "query", "path")]
+    name = ".".join(place) or None
+    given = repr(first.get("input"))
+    shown = given if len(given) <= 80 else given[:77] + "..."
+    if first["type"] == "extra_forbidden":
+        return Refusal(400, f"Unknown field {name!r}.", param=name, code="unknown_parameter")
+    if first["type"] == "json_invalid":
+        return Refusal(
+            400, f"The body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}.", code="invalid_json"
+        )
+    return Refusal(400, f"{name}: {first['msg']}; given: {shown}.", param=name, code="invalid_value")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which takes nothing new from the moment it is told to end."""
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """A signal came."""
+        app: Any = self.config.app
+        if app.state.service is not None:
+            app.state.service.draining = True
+        super().handle_exit(sig, frame)
+
+
+def run(settings: Serving, checks: Checks, load: Load, *, listening: Callable[[str], None]) -> int:
+    """Serve until SIGTERM or Ctrl-C. listening: is told the address once the port is open. Gives an exit code.
+
+    Raises UserError for what can't be served.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines())
+    log = logging.getLogger("kotoe.serve")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+    app = application(settings, checks, load)
+    config = uvicorn.Config(
+        app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
+        timeout_keep_alive=15, timeout_graceful_shutdown=int(DRAIN_SECONDS), h11_max_incomplete_event_size=2**16,
+    )  # fmt: skip
+    server = Server(config)
+    try:
+        socket = config.bind_socket()
+    except SystemExit:
+        raise UserError(
+            f"can't listen on {settings.host}, port {settings.port}",
+            allowed="a free port and an address of this machine",
+            hint="--port 0 takes a free one",
+        ) from None
+    host, port = socket.getsockname()[:2]
+    listening(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    server.run(sockets=[socket])
+    if app.state.failed is not None:
+        raise app.state.failed
+    return 0

@@ -1,0 +1,180 @@
+"""What every HTTP request passes: its size and time, where it comes from, who asks, the log, headers for browsers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kotoe.serve.metrics import tell
+from kotoe.serve.refusals import Refusal
+from kotoe.serve.settings import Serving
+
+LOCAL = {"localhost", "127.0.0.1", "::1"}
+OPEN = ("/healthz", "/readyz", "/", "/ui/", "/favicon.ico")  # what needs no key: it tells nothing of anyone
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' blob: data:; connect-src 'self'; object-src 'none'; base-uri 'none'; "
+        "frame-ancestors 'none'; form-action 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Who asks. name: a key's, or the address; owner: the key's name, "" where there are no keys."""
+
+    name: str
+    owner: str
+
+
+class Late(Exception):
+    """A body that did not come."""
+
+
+class Gate:
+    """ASGI middleware round the whole application."""
+
+    def __init__(self, app: ASGIApp, *, settings: Serving, keys: Mapping[str, str], metrics: Any) -> None:
+        self.app, self.settings, self.keys = app, settings, keys
+        self.most, self.counted = settings.max_body_mb * 2**20, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, status, sent = time.perf_counter(), 0, False
+
+        async def answer(message: Message) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status, sent = message["status"], True
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                headers["X-Process-Time"] = f"{time.perf_counter() - began:.4f}"
+            await send(message)
+
+        try:
+            scope.setdefault("state", {})["caller"] = self._check(scope)
+            await self.app(scope, self._limited(receive), answer)
+        except Refusal as refusal:
+            if not sent:
+                await error_response(scope["path"], refusal)(scope, receive, answer)
+        except Late:
+            if not sent:
+                late = Refusal(408, f"The body did not come whole in {self.settings.body_seconds:g} s.", code="timeout")
+                await error_response(scope["path"], late)(scope, receive, answer)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self.counted(route, status)
+            tell(
+                logging.INFO, "request", method=scope["method"], route=route, status=status,
+                seconds=round(time.perf_counter() - began, 4),
+            )  # fmt: skip
+
+    def _limited(self, receive: Receive) -> Receive:
+        """The body in its pieces, as long as it is small and quick enough."""
+        length, ends, whole = 0, asyncio.get_running_loop().time() + self.settings.body_seconds, False
+
+        async def limited() -> Message:
+            nonlocal length, whole
+            if whole:
+                return await receive()  # what comes now is that the caller has gone
+            try:
+                async with asyncio.timeout_at(ends):
+                    message = await receive()
+            except TimeoutError:
+                raise Late from None
+            if message["type"] == "http.request":
+                length += len(message.get("body", b""))
+                whole = not message.get("more_body", False)
+                if length > self.most:
+                    raise self._too_large()
+            return message
+
+        return limited
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, f"The body has more than {self.settings.max_body_mb} MB.", code="body_too_large")
+
+    def _check(self, scope: Scope) -> Caller:
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length[:20]) > self.most:
+            raise self._too_large()
+        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        if not self.keys and self.settings.host in LOCAL and host not in LOCAL | {self.settings.host}:
+            raise Refusal(  # a page elsewhere whose name was made to mean this machine
+                403, f"Host {host!r} is not this server's.", kind="permission_error", code="wrong_host"
+            )
+        origin = headers.get("origin")
+        if origin is not None and origin != "null" and origin not in self.settings.cors:
+            if urlsplit(origin).netloc != headers.get("host"):
+                raise Refusal(
+                    403, f"Origin {origin!r} may not ask this server; --cors names those that may.",
+                    kind="permission_error", code="wrong_origin",
+                )  # fmt: skip
+        if origin == "null":
+            raise Refusal(403, "Origin null may not ask this server.", kind="permission_error", code="wrong_origin")
+        address = scope["client"][0] if scope.get("client") else "unknown"
+        if not self.keys:
+            return Caller(name=address, owner="")
+        path = scope["path"]
+        if any(path == one or (one.endswith("/") and one != "/" and path.startswith(one)) for one in OPEN):
+            return Caller(name=address, owner="")
+        name = self._name(headers.get("authorization", ""))
+        if name is None:
+            raise Refusal(
+                401, "A key of this server is needed: as a bearer token, or by HTTP Basic with its name as the user.",
+                kind="authentication_error", code="invalid_api_key",
+            )  # fmt: skip
+        return Caller(name=name, owner=name)
+
+    def _name(self, authorization: str) -> str | None:
+        kind, _, value = authorization.partition(" ")
+        user = None
+        if kind.lower() == "basic":
+            try:
+                user, _, value = base64.b64decode(value, validate=True).decode().partition(":")
+            except (binascii.Error, UnicodeDecodeError):
+                return None
+        elif kind.lower() != "bearer":
+            return None
+        given, found = value.strip().encode(), None
+        for key, name in self.keys.items():  # all of them, whichever it is: the time tells nothing
+            if hmac.compare_digest(given, key.encode()) and user in (None, name):
+                found = name
+        return found
+
+
+def error_response(path: str, refusal: Refusal) -> Response:
+    """A refusal in the shape of the dialect that was asked in."""
+    if path.startswith(("/sdapi/", "/internal/")):
+        content: Any = {"error": refusal.code or refusal.kind, "detail": refusal.message, "body": "", "errors": ""}
+        content["errors"] = refusal.message
+    else:
+        content = {"error": refusal.document}
+    return JSONResponse(content, status_code=refusal.status, headers=refusal.headers)
+
+
+async def gone(request: Request) -> None:
+    """Until the caller has closed the connection. To be asked once the body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

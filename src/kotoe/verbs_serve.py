@@ -1,0 +1,53 @@
+"""What `kotoe serve` does. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kotoe.config import to_json
+from kotoe.consent import agree
+from kotoe.console import Common, Loading, Values, bundle_of, finish, part_of, say, show_config
+from kotoe.errors import UserError
+from kotoe.safety.checks import Checks
+from kotoe.serve.settings import Serving, read_keys
+
+
+def serve(common: Common, values: Values) -> int:
+    """Listen, load the models, and draw for whoever asks, until told to end."""
+    wanted: Serving = part_of(values, Serving)
+    loading: Loading = part_of(values, Loading)
+    checks: Checks = part_of(values, Checks)
+    if wanted.keys is not None:
+        read_keys(wanted.keys)
+    for model in wanted.model:
+        agree(values, model, dry_run=common.dry_run)
+    config = to_json(wanted) | to_json(loading) | to_json(checks)
+    show_config("serve", config)
+    if common.dry_run:
+        finish(common, {"dry_run": True, "config": config}, [])
+        return 0
+    try:
+        from kotoe.serve.app import run
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"kotoe serve needs {error.name}, which is not installed", allowed="pip install 'kotoe[serve]'"
+        ) from error
+    from kotoe import engine
+
+    def load() -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for model in wanted.model:
+            bundle = bundle_of(model, wanted.dtype, loading, wanted.device)
+            if bundle.name in found:
+                raise UserError(f"two models are called {bundle.name}", allowed="models of different names")
+            found[bundle.name] = bundle
+        engine.keep_memory()
+        return found
+
+    def listening(address: str) -> None:
+        say(f"kotoe serves on {address}")
+        if wanted.host not in ("127.0.0.1", "localhost", "::1") and wanted.keys is None:
+            say("note: whoever reaches this address may draw; --keys FILE lets only those with a key")
+        finish(common, {"address": address, "config": config}, [])
+
+    return run(wanted, checks, load, listening=listening)
