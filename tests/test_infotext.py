@@ -284,7 +284,8 @@ def test_comfyui_texts_through_other_nodes() -> None:
     through = graph(
         n6={"text": ["10", 0]}, n10={"class_type": "PrimitiveString", "value": "a cat"},
         n3={"negative": ["11", 0], "seed": ["12", 0]},
-        n11={"class_type": "ConditioningZeroOut", "conditioning": ["6", 0]}, n12={"class_type": "PrimitiveInt", "value": 5},
+        n11={"class_type": "ConditioningZeroOut", "conditioning": ["6", 0]},
+        n12={"class_type": "PrimitiveInt", "value": 5},
     )  # fmt: skip
     found = read_settings(png({"prompt": json.dumps(through)}))
     assert found.request["prompt"] == "a cat"
