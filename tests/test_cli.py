@@ -51,6 +51,8 @@ def test_generate_keys_and_files(kotoe: Kotoe, model: str, tmp_path: Path) -> No
         with Image.open(entry["path"]) as picture:
             assert picture.size == (16, 16)
         assert json.loads(images.read_record(entry["path"])) == entry["record"]
+        texts = images.texts(Path(entry["path"]).read_bytes())
+        assert texts["parameters"].startswith(entry["record"]["prompt"] + "\nSteps: ")
     assert done.json["pictures"][2]["record"]["conditioner"]["language"] == "ja"
     assert done.json["pictures"][2]["record"]["prompt"] == "青い背景に猫"
     assert done.json["grid"] == "o/grid.png"

@@ -18,7 +18,7 @@ LAYERS = [
     {"shortcuts", "unet", "vae", "tiny_vae", "text", "bert", "vision", "tokenizers", "tokens"},
     {"checkpoints", "builtin", "engine", "int8", "hub", "licences", "numerics", "translate"},
     {"drawing", "reading", "recording", "workers"},
-    {"localize", "data", "evaluate", "safety", "bench"},
+    {"localize", "data", "evaluate", "safety", "provenance", "bench"},
     {"serve", "study", "study_picture", "study_report"},
     {
         *("cli", "verbs", "verbs_bench", "verbs_evaluate", "verbs_safety", "verbs_tokenizer", "verbs_training"),
@@ -33,7 +33,7 @@ ACROSS = {
     ("evaluate", "kotoe.data.captions"),
     ("bench", "kotoe.localize"),
 }
-BELOW_SERVE = {"safety"}  # all that serve sees of layer 5
+BELOW_SERVE = {"safety", "provenance"}  # all that serve sees of layer 5
 MATHS = {"torch", "numpy", "PIL"}  # what layer 1 may import from outside
 # test dependencies, never at run time
 ORACLES = {"diffusers", "transformers", "accelerate", "scipy", "pytest", "keras", "keras_cv", "webdataset", "peft"}

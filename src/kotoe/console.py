@@ -115,7 +115,7 @@ class Inspecting:
     """What to look at.
 
     model:        a model's name, built in or on the hub (owner/name, which is downloaded whole), a folder in diffusers'
-                  layout, a single file, also of an adapter, or a picture (.png) that Kotoe drew.
+                  layout, a single file, also of an adapter, or a picture (.png, .jpg, .webp) that Kotoe drew.
     allow_pickle: look into .ckpt, .pt and .bin files too, which are read for it, as tensors only.
     """
 

@@ -1,4 +1,4 @@
-"""Pictures: files to tensors and back, sizes, and the record inside a PNG. What is read is treated as untrusted.
+"""Pictures: files to tensors and back, sizes, and the texts inside a file. What is read is treated as untrusted.
 
 B pictures, H W pixel rows and columns. Pictures are PIL "RGB" or float32 tensors (B, 3, H, W) in [-1, 1].
 """
@@ -31,6 +31,11 @@ DAMAGE = (
     struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 RECORD_KEY = "kotoe"  # keyword of the PNG's iTXt chunk
+DIGEST_KEY = "kotoe-digest"  # of the one beside it: what the pixels and the record were when the file was written
+# In EXIF both stand in MakerNote, which is the writing program's own: MAKER, then UTF-8 with NUL between them.
+MAKER = b"kotoe\0"
+EXIF_IFD, MAKER_NOTE, USER_COMMENT = 0x8769, 0x927C, 0x9286
+COMFYUI_TAGS = {0x010F: "workflow:", 0x0110: "prompt:"}  # where ComfyUI puts its texts in WebP; either may hold either
 
 
 # Sizes
@@ -170,21 +175,102 @@ def png_bytes(image: Image.Image, record: str) -> bytes:
 def read_record(path: str | Path) -> str:
     """The record text inside a picture, at most LARGEST_RECORD_CHARACTERS long. UserError when there is none."""
     with _opened(path, f"picture {path}") as image:
-        try:
-            text = getattr(image, "text", {}).get(RECORD_KEY)  # reads to the end: it may stand behind the pixels
-        except DAMAGE as error:
-            raise UserError(f"picture {path} is damaged ({error})", allowed=_allowed()) from error
+        text = _texts(image, f"picture {path}").get(RECORD_KEY)
     if text is None:
         raise UserError(
             f"{path} carries no record of Kotoe's",
-            allowed="a PNG that Kotoe drew",
+            allowed="a picture that Kotoe drew",
             hint="Programs that edit or share pictures often remove such data",
         )
     if len(text) > LARGEST_RECORD_CHARACTERS:
         raise UserError(
             f"the record in {path} has {len(text)} characters", allowed=f"{LARGEST_RECORD_CHARACTERS} at most"
         )
-    return str(text)
+    return text
+
+
+def texts(source: bytes | Image.Image, name: str = "the picture") -> dict[str, str]:
+    """The texts in a picture's file by their keywords: a PNG's own; of JPEG and WebP those in EXIF, as
+    `parameters` (UserComment), RECORD_KEY and DIGEST_KEY (MakerNote), `prompt` and `workflow` (ComfyUI's).
+
+    source: a file's bytes, or a picture that Pillow opened from one. A text of more than LARGEST_RECORD_CHARACTERS is
+    not given. Raises UserError for what is no picture or damaged.
+    """
+    if isinstance(source, Image.Image):
+        found = _texts(source, name)
+    else:
+        with warnings.catch_warnings(action="ignore"), _opened(source, name) as image:
+            found = _texts(image, name)
+    return {key: text for key, text in found.items() if len(text) <= LARGEST_RECORD_CHARACTERS}
+
+
+def _texts(image: Image.Image, name: str) -> dict[str, str]:
+    try:
+        chunks = getattr(image, "text", None)  # reads to the end: they may stand behind the pixels
+        if chunks is None and image.format == "PNG":
+            chunks = image.info  # a copy of what was opened
+        found = {str(key): _chunk_text(text) for key, text in (chunks or {}).items() if isinstance(text, str)}
+        if image.format != "PNG":
+            found |= _exif_texts(image.getexif())
+    except DAMAGE as error:
+        raise UserError(f"{name} is damaged ({error})", allowed=_allowed()) from error
+    return found
+
+
+def _chunk_text(text: str) -> str:
+    """A PNG chunk's text. A tEXt chunk is Latin-1, and some programs write UTF-8 into it: read as that where it is."""
+    if isinstance(text, PngImagePlugin.iTXt) or text.isascii():
+        return str(text)
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return text
+
+
+def _exif_texts(exif: Image.Exif) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for tag in COMFYUI_TAGS:
+        text = exif.get(tag)
+        for prefix in COMFYUI_TAGS.values():
+            if isinstance(text, str) and text.startswith(prefix):
+                found[prefix[:-1]] = text.removeprefix(prefix)
+    inner = exif.get_ifd(EXIF_IFD)
+    comment, note = inner.get(USER_COMMENT), inner.get(MAKER_NOTE)
+    if isinstance(comment, (bytes, str)) and (text := comment_text(comment)):
+        found["parameters"] = text
+    if isinstance(note, bytes) and note.startswith(MAKER):
+        parts = note.removeprefix(MAKER).decode("utf-8", "replace").split("\0")
+        found |= dict(zip((RECORD_KEY, DIGEST_KEY), parts))
+    return found
+
+
+def comment_text(comment: bytes | str) -> str:
+    """The text of EXIF's UserComment, whose first eight bytes say the encoding. UTF-16 comes in either order."""
+    if isinstance(comment, str):
+        return comment
+    kind, data = comment[:8], comment[8:]
+    if kind == b"UNICODE\0":
+        orders = [data.decode(order, "replace") for order in ("utf-16-be", "utf-16-le")]
+        return max(orders, key=lambda text: sum(c.isascii() for c in text)).strip("\0")
+    if kind not in (b"ASCII\0\0\0", bytes(8)):
+        data = comment
+    return data.decode("utf-8", "replace").strip("\0")
+
+
+def maker_exif(parameters: str, record: str, digest: str) -> Image.Exif:
+    """EXIF with the three texts, for JPEG and WebP."""
+    exif = Image.Exif()
+    inner = exif.get_ifd(EXIF_IFD)
+    inner[USER_COMMENT] = b"UNICODE\0" + parameters.encode("utf-16-be")
+    inner[MAKER_NOTE] = MAKER + record.encode() + b"\0" + digest.encode()
+    return exif
+
+
+def pixels_sha256(image: Image.Image) -> str:
+    """sha256 of a picture's size and RGB values, whatever file they came from."""
+    digest = hashlib.sha256(f"{image.width}x{image.height} RGB\n".encode())
+    digest.update(image.convert("RGB").tobytes())
+    return digest.hexdigest()
 
 
 def _opened(source: str | Path | bytes, name: str) -> Image.Image:

@@ -206,11 +206,11 @@ def _path_of(out: Path, picture: Any, suffix: str) -> Path:
 
 
 def _save_picture(picture: Any, path: Path) -> Path:
-    from kotoe.images import save_png
+    from kotoe.provenance.encode import encode
 
-    record = dumps(picture.record)
+    content = encode(picture)
     with writing(path.parent), atomic(path) as temp:
-        save_png(picture.image, temp, record)
+        temp.write_bytes(content)
     return path
 
 
@@ -340,7 +340,7 @@ def inspect(common: Common, values: Values) -> int:
         builtin.resolve(wanted.model)
         finish(common, {"dry_run": True, "config": to_json(wanted)}, [])
         return 0
-    if Path(wanted.model).suffix.lower() == ".png":
+    if Path(wanted.model).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
         record = to_json(read_picture_record(wanted.model))
         lines = [f"{name}: {dumps(value)}" for name, value in record.items()]
         finish(common, {"picture": wanted.model, "record": record}, lines)
