@@ -161,15 +161,9 @@ def file_sha256(path: str | Path) -> str:
 
 def save_png(image: Image.Image, path: Path, record: str) -> None:
     """Write a PNG with the record (JSON text) in an iTXt chunk, which holds any script."""
-    path.write_bytes(png_bytes(image, record))
-
-
-def png_bytes(image: Image.Image, record: str) -> bytes:
-    """The same as bytes."""
-    info, kept = PngImagePlugin.PngInfo(), BytesIO()
+    info = PngImagePlugin.PngInfo()
     info.add_itxt(RECORD_KEY, record)
-    image.save(kept, format="PNG", pnginfo=info)
-    return kept.getvalue()
+    image.save(path, format="PNG", pnginfo=info)
 
 
 def read_record(path: str | Path) -> str:

@@ -19,22 +19,45 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HTTPRequest
 
 from kotoe import __version__
-from kotoe.config import DEFAULT_STRENGTH, GRID_NAMES, MAX_SEED, SAMPLER_NAMES, Request
+from kotoe.config import DEFAULT_STRENGTH, GRID_NAMES, MAX_SEED, SAMPLER_NAMES, Request, to_json
 from kotoe.drawing import pixel_multiple
 from kotoe.errors import UserError
+from kotoe.provenance.encode import MEDIA
+from kotoe.provenance.infotext import read_settings
 from kotoe.reading import said
 from kotoe.serve import refusals
 from kotoe.serve.gate import Caller
 from kotoe.serve.jobs import Job, Wish
 from kotoe.serve.pictures import from_data_url
 from kotoe.serve.refusals import Refusal
-from kotoe.serve.service import FIELDS, Service
+from kotoe.serve.service import FIELDS, Service, suffix_of
 from kotoe.translate import understood
 
 LOOKS = 0.12  # seconds between two looks at a job that is watched
 BEAT = 10.0  # seconds after which a watcher is told that the connection lives
 NAMES = {"en": "English", "ja": "日本語", "zh": "中文", "zh-Hant": "繁體中文", "ko": "한국어"}  # browsers know more
-router = APIRouter(prefix="/kotoe/v1", tags=["kotoe"])
+PICTURES: dict[str, Any] = {f"image/{kind}": {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA}
+
+
+class Wrong(BaseModel):
+    """Why a request was not answered as asked."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(BaseModel):
+    """An error, as OpenAI's API has it."""
+
+    error: Wrong
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Error} for status in (400, 401, 403, 404, 408, 413, 429, 500, 503, 507)
+}
+router = APIRouter(prefix="/kotoe/v1", tags=["kotoe"], responses=ERRORS)
 
 
 def service_of(request: HTTPRequest) -> Service:
@@ -257,7 +280,8 @@ async def _told(service: Service, job: Job) -> AsyncIterator[bytes]:
         if now != before:
             before, spoken = now, time.monotonic()
             yield event("state", document)
-        for index, (step, content) in sorted(job.previews.items()):
+        newest = {index: (step, content) for index, step, content in job.previews}
+        for index, (step, content) in newest.items():
             if shown.get(index) != step:
                 shown[index] = step
                 image = "data:image/png;base64," + base64.b64encode(content).decode()
@@ -272,17 +296,18 @@ async def _told(service: Service, job: Job) -> AsyncIterator[bytes]:
     yield event("end", service.document(job))
 
 
-@router.get("/pictures/{name}.png", response_class=Response)
-async def picture(name: str, service: Served, caller: Calling) -> Response:
+@router.get("/pictures/{name}.{suffix}", response_class=Response, responses={200: {"content": PICTURES}})
+async def picture(name: str, suffix: Literal["png", "jpeg", "webp"], service: Served, caller: Calling) -> Response:
     """A picture's file, with its record."""
     found = await asyncio.to_thread(service.picture, name, caller.owner)
-    if found is None:
+    if found is None or suffix_of(found) != suffix:
         raise Refusal(404, "There is no such picture here, or not any more.", kind="not_found_error", code="not_found")
-    return Response(found, media_type=media_type(found), headers={"Cache-Control": "private, max-age=86400, immutable"})
+    return Response(found, media_type=f"image/{suffix}", headers={"Cache-Control": "private, max-age=86400, immutable"})
 
 
-def media_type(content: bytes) -> str:
-    """Of a picture's file."""
-    if content[:3] == b"\xff\xd8\xff":
-        return "image/jpeg"
-    return "image/webp" if content[:4] == b"RIFF" else "image/png"
+@router.post("/settings", openapi_extra={"requestBody": {"content": PICTURES, "required": True}})
+async def settings(request: HTTPRequest) -> dict[str, Any]:
+    """What a picture's file says of how it was drawn, by Kotoe or by another program. The body is the file."""
+    found = await asyncio.to_thread(read_settings, await request.body())
+    record = None if found.record is None else to_json(found.record)
+    return {"tool": found.tool, "request": dict(found.request), "notes": list(found.notes), "record": record}

@@ -25,7 +25,7 @@ from kotoe import __version__
 from kotoe.checkpoints import Bundle
 from kotoe.errors import UserError
 from kotoe.safety.checks import Checks
-from kotoe.serve import api, refusals
+from kotoe.serve import api, openai, refusals
 from kotoe.serve.gate import Gate, error_response
 from kotoe.serve.metrics import Lines, tell
 from kotoe.serve.refusals import Refusal
@@ -44,9 +44,18 @@ def application(settings: Serving, checks: Checks, load: Load) -> FastAPI:
     app = FastAPI(title="Kotoe", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.settings, app.state.checks, app.state.load, app.state.service = settings, checks, load, None
     app.state.failed = None
-    app.include_router(api.router)
+    for part in (api, openai):
+        app.include_router(part.router)
     _plain_routes(app)
     _errors(app)
+    described = app.openapi
+
+    def description() -> dict[str, Any]:
+        schema = described()
+        openai.describe(schema)
+        return schema
+
+    app.openapi = description  # type: ignore[method-assign]
 
     def count(route: str, status: int) -> None:
         if app.state.service is not None:

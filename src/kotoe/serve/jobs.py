@@ -26,7 +26,8 @@ class Wish:
     owner:    whose key may see the job; "" where there are no keys.
     locale:   BCP 47, of reasons.
     fast:     the model's few-step way.
-    previews: whether pictures are shown as they come.
+    previews: whether pictures are shown as they come: a few times a second, or, where a number is given, after so many
+              evenly spread steps.
     encode:   a picture's file: called on a thread.
     notes:    what the dialect has to say beside the pictures.
     """
@@ -37,7 +38,7 @@ class Wish:
     owner: str = ""
     locale: str = "en"
     fast: bool = False
-    previews: bool = False
+    previews: bool | int = False
     encode: Callable[[Picture], bytes] | None = None
     notes: tuple[str, ...] = ()
 
@@ -71,7 +72,7 @@ class Job:
     pictures: list[Kept] = field(default_factory=list)
     blocked: list[dict[str, Any]] = field(default_factory=list)
     error: Refusal | None = None
-    previews: dict[int, tuple[int, bytes]] = field(default_factory=dict)  # by picture: after which step, a PNG
+    previews: list[tuple[int, int, bytes]] = field(default_factory=list)  # picture, after which step, a PNG
     open: int = 0  # pictures that are neither done nor given up
     kept: bool = True  # whether the store has it
     ended: asyncio.Event = field(default_factory=asyncio.Event)

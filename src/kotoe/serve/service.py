@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 
-from kotoe import images, reading
+from kotoe import reading
 from kotoe.checkpoints import Bundle
-from kotoe.config import Request, Resolved, dumps, to_json
+from kotoe.config import Request, Resolved, to_json
 from kotoe.drawing import Networks, Picture, draw_batch, networks, plan, resolve, steps_run
 from kotoe.errors import UserError, nearest
 from kotoe.numerics import with_numerics
+from kotoe.provenance.encode import encode
 from kotoe.reading import Read, Reading, is_guided, read_prompts, said
 from kotoe.record import Verdict
 from kotoe.safety import reasons
@@ -63,6 +64,7 @@ class Service:
         self.keys: dict[Any, Any] = {}  # of scheduler.Sizes, by model, size and guidance
         self.quick: dict[str, Bundle] = {}
         self.tasks: set[asyncio.Task[None]] = set()
+        self.started = time.time()
         self.draining = False
         self.checkers = {
             name: found
@@ -282,12 +284,16 @@ class Service:
 
     def _draw(self, job: Job, index: int, read: Read, nets: Networks) -> Picture:
         """On a lane."""
-        last = perf_counter()
+        last, shown = perf_counter(), job.wish.previews
+        wanted = None if shown is True else {job.each * (i + 1) // (shown + 1) for i in range(shown)}
 
         def report(step: Step) -> None:
             nonlocal last
             job.done[index] += 1
-            if job.wish.previews and step.i + 1 < job.each and perf_counter() - last > PREVIEW_SECONDS:
+            if wanted is not None:
+                if step.i + 1 in wanted:
+                    self._preview(job, index, step)
+            elif job.wish.previews and step.i + 1 < job.each and perf_counter() - last > PREVIEW_SECONDS:
                 last = perf_counter()
                 self._preview(job, index, step)
 
@@ -298,7 +304,7 @@ class Service:
 
         def done(content: bytes | None, error: BaseException | None) -> None:
             if content is not None:
-                job.previews[index] = (step.i + 1, content)
+                job.previews.append((index, step.i + 1, content))
 
         self.scheduler.elsewhere(lambda: self.previews.png(job.bundle, x0), done, job.deadlines[index])
 
@@ -335,7 +341,7 @@ class Service:
             if kept is None:
                 return verdict
             picture = kept
-        content = (job.wish.encode or as_png)(picture)
+        content = (job.wish.encode or encode)(picture)
         name = secrets.token_hex(16)
         if job.kept:
             try:
@@ -414,7 +420,7 @@ class Service:
             "pictures": [
                 {
                     "id": kept.id,
-                    "url": f"/kotoe/v1/pictures/{kept.id}.png",
+                    "url": f"/kotoe/v1/pictures/{kept.id}.{suffix_of(kept.content)}",
                     "seed": kept.picture.record.seed,
                     "width": kept.picture.image.width,
                     "height": kept.picture.image.height,
@@ -526,9 +532,11 @@ def _small(bundle: Bundle) -> bool:
     return bundle.device.type == "cpu" and not bundle.low_memory and size(spec, spec.sample_size**2) < SMALL
 
 
-def as_png(picture: Picture) -> bytes:
-    """A picture's file, with its record."""
-    return images.png_bytes(picture.image, dumps(picture.record))
+def suffix_of(content: bytes) -> str:
+    """What a picture's file is: png, jpeg or webp."""
+    if content[:3] == b"\xff\xd8\xff":
+        return "jpeg"
+    return "webp" if content[:4] == b"RIFF" else "png"
 
 
 def reason_of(verdict: Verdict, locale: str) -> str:
