@@ -229,6 +229,7 @@ def run(settings: Serving, checks: Checks, load: Load, *, listening: Callable[[s
             allowed="a free port and an address of this machine",
             hint="--port 0 takes a free one",
         ) from None
+    socket.listen(config.backlog)  # who comes at once is answered as soon as the loop runs
     host, port = socket.getsockname()[:2]
     listening(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     server.run(sockets=[socket])

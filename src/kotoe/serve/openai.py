@@ -67,6 +67,7 @@ class Common(BaseModel):
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     sampler: str | None = None
     language: str | None = Field(None, description="BCP 47; told from the prompt unless given.")
+    long_prompt: Literal["chunk", "error", "cut"] = Field("chunk", description="What is done over the token limit.")
 
 
 class Generation(Common):
@@ -297,6 +298,8 @@ def _request(body: Common, given: dict[str, str]) -> Request:
         init_image=given.get("init_image"),
         mask=given.get("mask"),
         strength=getattr(body, "strength", None),
+        long_prompt=body.long_prompt,
+        emphasis="none",  # OpenAI's prompts are plain text
     )
 
 
