@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -61,12 +63,40 @@ def is_guided(request: Resolved) -> bool:
     return request.guidance_scale != 1.0 or NUMERICS[request.numerics].always_guided
 
 
+class Memory:
+    """Texts that were read lately, for a server: many of its requests have the same negative prompt. Thread-safe.
+
+    most: how many are kept.
+    """
+
+    def __init__(self, most: int = 64) -> None:
+        self.most, self.lock = most, Lock()
+        self.known: OrderedDict[Hashable, Context] = OrderedDict()
+
+    def get(self, key: Hashable) -> Context | None:
+        """What was read for a key, if it is still known."""
+        with self.lock:
+            if key in self.known:
+                self.known.move_to_end(key)
+            return self.known.get(key)
+
+    def put(self, key: Hashable, context: Context) -> None:
+        """Keep it, and forget what has not been asked for the longest."""
+        with self.lock:
+            self.known[key] = context
+            while len(self.known) > self.most:
+                self.known.popitem(last=False)
+
+
 @torch.inference_mode()
-def read_prompts(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> dict[Reading, Read]:
+def read_prompts(
+    bundle: Bundle, request: Resolved, jobs: Sequence[Job], memory: Memory | None = None
+) -> dict[Reading, Read]:
     """Every distinct (language, prompt or translation), encoded once, with the negative prompt in the same language.
 
     With long_prompt "chunk" a prompt and its negative get as many windows as the longer of the two needs: the prompts
     beside it don't change it. Each text is encoded alone, so that none hangs on the others, where its length doesn't.
+    memory: what is looked up there first, and put there.
     """
     guided, together = is_guided(request), request.long_prompt == "chunk" or request.padding == "longest"
     asked: dict[Reading, list[tuple[str, tuple[Prompt, ...]]]] = {}  # what to encode for each, in one call or in two
@@ -81,7 +111,7 @@ def read_prompts(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> dict
         asked[language, given] = [(language, texts)] if together else [(language, (text,)) for text in texts]
         for call in asked[language, given]:
             whose.setdefault(call, prompt)
-    calls = {call: partial(_encoded, bundle, request, *call, prompt) for call, prompt in whose.items()}
+    calls = {call: partial(_encoded, bundle, request, *call, prompt, memory) for call, prompt in whose.items()}
     if small(bundle, request) and (workers := torch.get_num_threads()) > 1:
         known = dict(zip(calls, side_by_side(list(calls.values()), workers=workers), strict=True))
     else:
@@ -106,12 +136,17 @@ def read_prompts(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> dict
 
 
 @torch.inference_mode()
-def _encoded(bundle: Bundle, request: Resolved, language: str, texts: Sequence[Prompt], prompt: str) -> Context:
+def _encoded(
+    bundle: Bundle, request: Resolved, language: str, texts: tuple[Prompt, ...], prompt: str, memory: Memory | None
+) -> Context:
     """Texts in one call. prompt: for whose sake."""
     conditioner = bundle.conditioner(language)
     encoder = conditioner.encoder
+    key = (language, id(encoder), texts, request.long_prompt, request.padding, request.emphasis, request.engine)
+    if memory is not None and (known := memory.get(key)) is not None:
+        return known
     try:
-        return conditioner.encode(
+        found = conditioner.encode(
             texts,
             long_prompt=request.long_prompt,
             padding=request.padding,
@@ -120,6 +155,9 @@ def _encoded(bundle: Bundle, request: Resolved, language: str, texts: Sequence[P
         )
     except UserError as error:
         raise UserError(f"{prompt!r}: {error.given}", allowed=error.allowed, hint=error.hint) from None
+    if memory is not None:
+        memory.put(key, found)
+    return found
 
 
 def said(request: Request, text: str, *, translated: bool = False) -> Prompt:

@@ -28,7 +28,7 @@ from kotoe.drawing import Networks, Picture, draw_batch, networks, plan, resolve
 from kotoe.errors import UserError, nearest
 from kotoe.numerics import with_numerics
 from kotoe.provenance.encode import encode
-from kotoe.reading import Read, Reading, is_guided, read_prompts, said
+from kotoe.reading import Memory, Read, Reading, is_guided, read_prompts, said
 from kotoe.record import Verdict
 from kotoe.safety import reasons
 from kotoe.safety.checks import Checks, checker_of, judged
@@ -83,7 +83,7 @@ class Service:
             policy=settings.schedule,
             deterministic=settings.deterministic,
         )
-        self.previews = Previews()
+        self.previews, self.memory = Previews(), Memory()
         self.metrics = Metrics(self)
         self.ready = False
 
@@ -261,7 +261,8 @@ class Service:
             self.loop.call_soon_threadsafe(then, *args)
 
     def _read(self, job: Job) -> tuple[Mapping[Reading, Read], Networks]:
-        return read_prompts(job.bundle, job.request, job.plan), networks(job.bundle, job.request)
+        reads = read_prompts(job.bundle, job.request, job.plan, self.memory)
+        return reads, networks(job.bundle, job.request)
 
     def _reads_done(self, job: Job, found: Any, error: BaseException | None) -> None:
         if job.state == "cancelled":
