@@ -148,7 +148,7 @@ def test_a_fault_in_what_is_put_together_would_show(
 def test_the_earliest_deadline_goes_first_at_every_step(bundle: Bundle, held: Callable[..., Scheduler]) -> None:
     """A short picture that comes while a long one is drawn, and is due before it, is done before it."""
     scheduler, drawn, begun = held(most=1), Drawn(), threading.Event()
-    long = Request(prompt="a", steps=200, width=64, height=64)
+    long = Request(prompt="a", steps=60, width=32, height=32)
     scheduler.submit(ticket(bundle, long, "long", drawn, deadline=perf_counter() + 100, report=lambda s: begun.set()))
     assert begun.wait(20)
     scheduler.submit(ticket(bundle, Request(prompt="a", steps=3), "short", drawn, deadline=perf_counter()))

@@ -109,7 +109,7 @@ def test_what_on_step_raises_stops_all_of_them(bundle: Bundle, error: BaseExcept
 
     with pytest.raises(type(error)):
         generate(bundle, Request(prompt=PROMPTS * 8, language="en", steps=50), on_step=on_step)
-    assert steps < 100  # of 2,000
+    assert steps <= 4  # of 2,000: each worker ends after the step that it is in
     assert not [t for t in threading.enumerate() if t.name.startswith("kotoe")]
 
 

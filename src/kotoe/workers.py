@@ -48,10 +48,26 @@ def side_by_side(
     """
     before, stop = torch.get_num_threads(), Event() if stop is None else stop
     pool = ThreadPoolExecutor(workers, "kotoe", initializer=torch.set_num_threads, initargs=(threads,))
+    failed: list[BaseException] = []
+
+    def run(task: Callable[[], T]) -> T:
+        try:
+            return task()
+        except Stopped:
+            raise
+        except BaseException as error:
+            failed.append(error)
+            stop.set()  # now, and not when the results before this one have been taken
+            raise
+
     try:
-        futures = [pool.submit(task) for task in tasks]
+        futures = [pool.submit(run, task) for task in tasks]
         for future in futures:
-            yield future.result()
+            try:
+                found = future.result()
+            except Stopped:
+                raise failed[0] if failed else Stopped from None
+            yield found
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
