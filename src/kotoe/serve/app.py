@@ -195,14 +195,15 @@ def _validation(error: RequestValidationError) -> Refusal:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which takes nothing new from the moment it is told to end."""
+    """uvicorn's, which takes nothing new from the moment it is told to end, and ends as a program that did its work."""
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """A signal came."""
+        """A signal came. A second Ctrl-C doesn't wait for what was taken."""
         app: Any = self.config.app
         if app.state.service is not None:
             app.state.service.draining = True
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 def run(settings: Serving, checks: Checks, load: Load, *, listening: Callable[[str], None]) -> int:
