@@ -51,7 +51,14 @@ class Served:
     def stop(self, by: int = signal.SIGTERM) -> int:
         """End it; its exit code."""
         self.process.send_signal(by)
-        return self.process.wait(60)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Wait until it has ended; its exit code."""
+        code = self.process.wait(60)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
 
 
 def start(*options: str, log: Path, env: dict[str, str] | None = None) -> Served:
@@ -79,5 +86,3 @@ def serving(*options: str, env: dict[str, str] | None = None) -> Iterator[Served
         finally:
             if served.process.poll() is None:
                 served.stop()
-            assert served.process.stdout is not None
-            served.process.stdout.close()

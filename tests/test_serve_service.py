@@ -326,7 +326,7 @@ def test_a_server_that_was_killed_knows_what_it_had_finished(tmp_path: Path) -> 
         assert (lost["state"], lost["error"]["code"]) == ("lost", "lost")
         assert any(line.get("jobs") == 1 and line["level"] == "warning" for line in again.lines)
         second = start(where, log=tmp_path / "log3")
-        assert second.process.wait(30) == 2
+        assert second.ended() == 2
         assert "in use by another server" in second.log.read_text()
     finally:
         assert again.stop() == 0
