@@ -8,7 +8,7 @@ import binascii
 import hmac
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,10 +43,6 @@ class Caller:
     owner: str
 
 
-class Late(Exception):
-    """A body that did not come."""
-
-
 class Gate:
     """ASGI middleware round the whole application."""
 
@@ -60,9 +56,12 @@ class Gate:
             await self.app(scope, receive, send)
             return
         began, status, sent = time.perf_counter(), 0, False
+        body = _Body(receive, self.most, self.settings.body_seconds, self._too_large)
 
         async def answer(message: Message) -> None:
             nonlocal status, sent
+            if body.refused is not None and not sent:
+                return  # what the application makes of a body that broke off
             if message["type"] == "http.response.start":
                 status, sent = message["status"], True
                 headers = MutableHeaders(scope=message)
@@ -73,43 +72,19 @@ class Gate:
 
         try:
             scope.setdefault("state", {})["caller"] = self._check(scope)
-            await self.app(scope, self._limited(receive), answer)
+            await self.app(scope, body.receive, answer)
         except Refusal as refusal:
-            if not sent:
-                await error_response(scope["path"], refusal)(scope, receive, answer)
-        except Late:
-            if not sent:
-                late = Refusal(408, f"The body did not come whole in {self.settings.body_seconds:g} s.", code="timeout")
-                await error_response(scope["path"], late)(scope, receive, answer)
+            body.refused = refusal
         finally:
+            if body.refused is not None and not sent:
+                refused, body.refused = body.refused, None
+                await error_response(scope["path"], refused)(scope, receive, answer)
             route = getattr(scope.get("route"), "path", "other")
             self.counted(route, status)
             tell(
                 logging.INFO, "request", method=scope["method"], route=route, status=status,
                 seconds=round(time.perf_counter() - began, 4),
             )  # fmt: skip
-
-    def _limited(self, receive: Receive) -> Receive:
-        """The body in its pieces, as long as it is small and quick enough."""
-        length, ends, whole = 0, asyncio.get_running_loop().time() + self.settings.body_seconds, False
-
-        async def limited() -> Message:
-            nonlocal length, whole
-            if whole:
-                return await receive()  # what comes now is that the caller has gone
-            try:
-                async with asyncio.timeout_at(ends):
-                    message = await receive()
-            except TimeoutError:
-                raise Late from None
-            if message["type"] == "http.request":
-                length += len(message.get("body", b""))
-                whole = not message.get("more_body", False)
-                if length > self.most:
-                    raise self._too_large()
-            return message
-
-        return limited
 
     def _too_large(self) -> Refusal:
         return Refusal(413, f"The body has more than {self.settings.max_body_mb} MB.", code="body_too_large")
@@ -162,6 +137,34 @@ class Gate:
             if hmac.compare_digest(given, key.encode()) and user in (None, name):
                 found = name
         return found
+
+
+class _Body:
+    """The body of a request in its pieces, as long as it is small and quick enough."""
+
+    def __init__(self, receive: Receive, most: int, seconds: float, too_large: Callable[[], Refusal]) -> None:
+        self.given, self.most, self.seconds, self.too_large = receive, most, seconds, too_large
+        self.ends = asyncio.get_running_loop().time() + seconds
+        self.length, self.whole = 0, False
+        self.refused: Refusal | None = None
+
+    async def receive(self) -> Message:
+        """The next piece."""
+        if self.whole:
+            return await self.given()  # what comes now is that the caller has gone
+        try:
+            async with asyncio.timeout_at(self.ends):
+                message = await self.given()
+        except TimeoutError:
+            self.refused = Refusal(408, f"The body did not come whole in {self.seconds:g} s.", code="timeout")
+            raise self.refused from None
+        if message["type"] == "http.request":
+            self.length += len(message.get("body", b""))
+            self.whole = not message.get("more_body", False)
+            if self.length > self.most:
+                self.refused = self.too_large()
+                raise self.refused
+        return message
 
 
 def error_response(path: str, refusal: Refusal) -> Response:
