@@ -171,22 +171,23 @@ def card(found: dict[str, Any]) -> str:
     lines = []
     for share in found["shares"]:
         for schedule in SCHEDULES:
-            each: Point = found["points"][schedule, share]
+            point: Point = found["points"][schedule, share]
             lines.append(
-                f"| {share:g} x | {NAMES[schedule]} | {each.quantile(0.5):.2f} | {each.quantile(0.95):.2f} | "
-                f"{len(each.latencies) / each.seconds:.1f} | {each.goodput:.1f} | {each.refused} | {each.lost} | "
-                f"{spread(each.calls)} |"
+                f"| {share:g} x | {NAMES[schedule]} | {point.quantile(0.5):.2f} | {point.quantile(0.95):.2f} | "
+                f"{len(point.latencies) / point.seconds:.1f} | {point.goodput:.1f} | {point.refused} | {point.lost} | "
+                f"{spread(point.calls)} |"
             )
-    about, rows = found["machine"], "\n".join(lines)
+    about, each, rows = found["machine"], found["capacity"], "\n".join(lines)
     versions = ", ".join(f"{name} {value}" for name, value in about["versions"].items())
     return f"""# A server under load
 
 `{found["command"]}`, {found["date"]}.
 kotoe-emoji, 128 x 128 pixels, 6, 10 or 20 steps, prompts in four languages; {found["count"]} requests a point, seeds
-fixed; a queue of {found["queue"]} pictures. {about["processor"]}, {about["threads"]} threads, the client among them; {versions}.
+fixed; a queue of {found["queue"]} pictures. {about["processor"]}, {about["threads"]} threads, the client among them;
+{versions}.
 
-Capacity: {found["capacity"]["step"]:.1f} pictures a second step by step, {found["capacity"]["request"]:.1f} request by request,
-{found["capacity"]["serial"]:.1f} one after the other ({found["queue"] // 2} callers, each waiting for one at any time;
+Capacity: {each["step"]:.1f} pictures a second step by step, {each["request"]:.1f} request by request,
+{each["serial"]:.1f} one after the other ({found["queue"] // 2} callers, each waiting for one at any time;
 medians of {found["rounds"]}). Rates are shares of the first. Latency is from when a request was meant to be sent.
 
 | rate | scheduling | p50, s | p95, s | pictures/s | within {SOON:g} s | refused | lost | pictures' steps by how many together |
