@@ -13,7 +13,6 @@ from kotoe.config import Request, Resolved
 from kotoe.drawing import Picture
 from kotoe.record import Verdict
 from kotoe.serve.refusals import Refusal
-from kotoe.serve.scheduler import Ticket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,20 +66,16 @@ class Job:
     deadlines: Sequence[float]
     each: int  # steps of one picture
     state: str = "waiting"
+    begun: bool = False  # whether any of it is being drawn, or was
     done: list[int] = field(default_factory=list)  # steps, by picture
-    tickets: list[Ticket] = field(default_factory=list)
     pictures: list[Kept] = field(default_factory=list)
     blocked: list[dict[str, Any]] = field(default_factory=list)
     error: Refusal | None = None
     previews: list[tuple[int, int, bytes]] = field(default_factory=list)  # picture, after which step, a PNG
     open: int = 0  # pictures that are neither done nor given up
     kept: bool = True  # whether the store has it
+    dropped: set[int] = field(default_factory=set)  # pictures given up, whatever becomes of the others
     ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def begun(self) -> bool:
-        """Whether a lane has taken any of it."""
-        return any(ticket.begun for ticket in self.tickets)
 
     @property
     def steps(self) -> tuple[int, int]:

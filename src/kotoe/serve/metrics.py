@@ -103,10 +103,9 @@ class _Now:
         """The families."""
         jobs = list(self.service.jobs.values())
         waiting = sum(job.open for job in jobs)
-        begun = sum(len(lane.begun) for lane in self.service.scheduler.lanes)
         yield GaugeMetricFamily("kotoe_pictures_open", "Pictures waiting or being drawn", value=waiting)
-        yield GaugeMetricFamily("kotoe_pictures_begun", "Pictures being drawn", value=begun)
-        calls = dict(self.service.scheduler.sizes.calls)
+        yield GaugeMetricFamily("kotoe_pictures_begun", "Pictures being drawn", value=self.service.drawer.begun)
+        calls = self.service.drawer.calls
         total, buckets = 0, []
         for size in sorted(calls):
             total += calls[size]

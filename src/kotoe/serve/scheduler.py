@@ -72,7 +72,6 @@ class Ticket:
     ended: Callable[[Any, BaseException | None], None]
     together: int = 1
     cancelled: bool = False
-    begun: bool = False
     key: Hashable = None  # of its UNet's calls, once it has made one
 
 
@@ -265,7 +264,6 @@ class Lane(threading.Thread):
         if ticket.cancelled:
             self._end(ticket, None, Stopped())
             return
-        ticket.begun = True
         runner = greenlet(ticket.work, parent=self.hub)
         shared = Networks(
             unet=_SharedUNet(self, ticket),

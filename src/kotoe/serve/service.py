@@ -19,40 +19,45 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
-
 from kotoe import reading
 from kotoe.checkpoints import Bundle
 from kotoe.config import Request, Resolved, to_json
-from kotoe.drawing import Networks, Picture, draw_batch, networks, plan, resolve, steps_run
+from kotoe.drawing import Picture, plan, resolve, steps_run
 from kotoe.errors import UserError, nearest
 from kotoe.numerics import with_numerics
 from kotoe.provenance.encode import encode
-from kotoe.reading import Memory, Read, Reading, is_guided, read_prompts, said
+from kotoe.reading import is_guided, said
 from kotoe.record import Verdict
 from kotoe.safety import reasons
 from kotoe.safety.checks import Checks, checker_of, judged
 from kotoe.safety.prompts import CHECKER
-from kotoe.samplers import Step
 from kotoe.serve import refusals
 from kotoe.serve.jobs import Job, Kept, Wish
+from kotoe.serve.local import Local
 from kotoe.serve.metrics import Metrics, tell
-from kotoe.serve.previews import Previews
 from kotoe.serve.refusals import Refusal
-from kotoe.serve.scheduler import Scheduler, Ticket
 from kotoe.serve.settings import Serving
 from kotoe.serve.store import Store, StoreError
-from kotoe.workers import SMALL, Stopped, size
+from kotoe.workers import Stopped
 
 FIELDS = tuple(Request.__dataclass_fields__)
 UNKNOWN_SECONDS = 1.0  # what a picture is taken to need before any has been drawn
-PREVIEW_SECONDS = 0.3  # between two previews of a picture
 
 
 class Service:
-    """The models of a server, and the jobs that it has taken. Made on the event loop that it is used on."""
+    """The models of a server, and the jobs that it has taken. Made on the event loop that it is used on.
 
-    def __init__(self, settings: Serving, checks: Checks, bundles: Mapping[str, Bundle], store: Store) -> None:
+    drawer: makes what draws the jobs: Local, or what has the same methods.
+    """
+
+    def __init__(
+        self,
+        settings: Serving,
+        checks: Checks,
+        bundles: Mapping[str, Bundle],
+        store: Store,
+        drawer: Callable[..., Any] = Local,
+    ) -> None:
         self.settings, self.checks, self.store = settings, checks, store
         self.bundles: dict[str, Bundle] = dict(bundles)
         self.default = next(iter(bundles))
@@ -61,7 +66,6 @@ class Service:
         self.jobs: dict[str, Job] = {}  # that are not ended, and those that ended lately
         self.due: dict[str, float] = {}  # by caller: the deadline of the last picture
         self.begun: dict[str, list[float]] = {}  # by caller: when pictures were asked for, for the rate
-        self.keys: dict[Any, Any] = {}  # of scheduler.Sizes, by model, size and guidance
         self.quick: dict[str, Bundle] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.started = time.time()
@@ -72,18 +76,7 @@ class Service:
             if (found := checker_of(checks, bundle, False, lambda note: tell(logging.WARNING, note)))[0] is not None
         }
         self.front = ThreadPoolExecutor(4, "kotoe-front")
-        each_alone = all(_small(bundle) for bundle in bundles.values())
-        cores = torch.get_num_threads()
-        lanes = cores if each_alone else 1
-        self.scheduler = Scheduler(
-            lanes=lanes,
-            threads=max(1, cores // lanes),
-            aside=1 if each_alone else 0,
-            most=settings.together,
-            policy=settings.schedule,
-            deterministic=settings.deterministic,
-        )
-        self.previews, self.memory = Previews(), Memory()
+        self.drawer = drawer(settings, self.bundles, drawn=self._drawn, hand_over=self._hand_over)
         self.metrics = Metrics(self)
         self.ready = False
 
@@ -102,7 +95,7 @@ class Service:
                 raise UserError(f"{name} can't draw: {job.error.message}")
         self.due.clear()
         self.begun.clear()
-        self.scheduler.sizes.calls.clear()
+        self.drawer.forget()
         self.ready = True
 
     async def submit(self, wish: Wish, *, keep: bool = True) -> Job:
@@ -133,9 +126,7 @@ class Service:
             job.kept = False
         self.begun.setdefault(wish.caller, []).extend([time.time()] * wanted)
         self.metrics.taken(job)
-        self.scheduler.elsewhere(
-            lambda: self._read(job), partial(self._hand_over, self._reads_done, job), job.deadlines[0]
-        )
+        self.drawer.begin(job)
         return job
 
     def _admit(self, caller: str, wanted: int) -> None:
@@ -236,22 +227,12 @@ class Service:
     def _deadlines(self, job: Job) -> list[float]:
         """One after the other for each caller, each by what it costs: so callers share the server, whoever asks for
         more. In `perf_counter`'s seconds."""
-        now, cost = perf_counter(), self._cost(job) or UNKNOWN_SECONDS
+        now, cost = perf_counter(), self.drawer.cost(job) or UNKNOWN_SECONDS
         start = max(now, self.due.get(job.wish.caller, 0.0))
         found = [start + cost * (i + 1) for i in range(len(job.plan))]
         self.due[job.wish.caller] = found[-1]
         self.due = {caller: due for caller, due in self.due.items() if due > now}
         return found
-
-    def _kind(self, job: Job) -> Any:
-        request = job.request
-        return id(job.bundle.unet), request.width, request.height, is_guided(request), request.engine
-
-    def _cost(self, job: Job) -> float | None:
-        """Seconds that a picture of the job takes of the whole server; None: nothing like it has been drawn."""
-        key = self.keys.get(self._kind(job))
-        step = None if key is None else self.scheduler.sizes.each(key)
-        return None if step is None else step * job.each / len(self.scheduler.lanes)
 
     # --- While it is drawn
 
@@ -260,66 +241,14 @@ class Service:
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(then, *args)
 
-    def _read(self, job: Job) -> tuple[Mapping[Reading, Read], Networks]:
-        reads = read_prompts(job.bundle, job.request, job.plan, self.memory)
-        return reads, networks(job.bundle, job.request)
-
-    def _reads_done(self, job: Job, found: Any, error: BaseException | None) -> None:
-        if job.state == "cancelled":
-            job.open = 0
-            self._check_end(job)
-            return
-        if error is not None:
-            self._fail(job, error)
-            return
-        reads, nets = found
-        for index, each in enumerate(job.plan):
-            ticket = Ticket(
-                work=partial(self._draw, job, index, reads[each.reading]),
-                wrap=nets,
-                deadline=job.deadlines[index],
-                ended=partial(self._drawn, job, index),
-            )
-            job.tickets.append(ticket)
-            self.scheduler.submit(ticket)
-
-    def _draw(self, job: Job, index: int, read: Read, nets: Networks) -> Picture:
-        """On a lane."""
-        last, shown = perf_counter(), job.wish.previews
-        wanted = None if shown is True else {job.each * (i + 1) // (shown + 1) for i in range(shown)}
-
-        def report(step: Step) -> None:
-            nonlocal last
-            job.done[index] += 1
-            if wanted is not None:
-                if step.i + 1 in wanted:
-                    self._preview(job, index, step)
-            elif job.wish.previews and step.i + 1 < job.each and perf_counter() - last > PREVIEW_SECONDS:
-                last = perf_counter()
-                self._preview(job, index, step)
-
-        return draw_batch(job.bundle, job.request, nets, [job.plan[index]], [read], report)[0]
-
-    def _preview(self, job: Job, index: int, step: Step) -> None:
-        x0 = step.x0.clone()
-
-        def done(content: bytes | None, error: BaseException | None) -> None:
-            if content is not None:
-                job.previews.append((index, step.i + 1, content))
-
-        self.scheduler.elsewhere(lambda: self.previews.png(job.bundle, x0), done, job.deadlines[index])
-
     def _drawn(self, job: Job, index: int, picture: Picture | None, error: BaseException | None) -> None:
-        """On a lane: the picture goes to be checked and encoded."""
-        ticket = job.tickets[index]
-        if ticket.key is not None:
-            self.keys[self._kind(job)] = ticket.key
+        """On any thread: the picture goes to be checked and encoded."""
         if picture is None:
             self._hand_over(self._picture_done, job, index, None, error)
             return
-        self.scheduler.elsewhere(
+        self.drawer.elsewhere(
             lambda: self._finish(job, index, picture),
-            lambda kept, error: self._hand_over(self._picture_done, job, index, kept, error),
+            partial(self._hand_over, self._picture_done, job, index),
             job.deadlines[index],
         )
 
@@ -362,17 +291,15 @@ class Service:
             job.blocked.append({"seed": job.plan[index].seed, "reason": reason_of(found, job.wish.locale)})
         elif error is not None and not isinstance(error, Stopped):
             self._fail(job, error)
+        if index in job.dropped:
+            job.done[index] = job.each  # nothing of it is left to do
         self._check_end(job)
 
     def _fail(self, job: Job, error: BaseException) -> None:
         if job.error is None:
             job.error = refusal_of(error)
             self.metrics.failed(job, error)
-        for ticket in job.tickets:
-            self.scheduler.cancel(ticket)
-        if not job.tickets:
-            job.open = 0
-            self._check_end(job)
+        self.drawer.cancel(job)
 
     def _check_end(self, job: Job) -> None:
         if job.open or job.ended.is_set():
@@ -382,6 +309,7 @@ class Service:
         elif job.state != "cancelled":
             job.state = "done"
         self.metrics.ended(job)
+        self.drawer.ended(job)
         job.ended.set()
         if job.kept:
             self._later(self._save(job))
@@ -448,7 +376,7 @@ class Service:
             return 0.0
         last, total = job.deadlines[-1], 0.0
         for other in list(self.jobs.values()):
-            cost = self._cost(other)
+            cost = self.drawer.cost(other)
             if other.ended.is_set() or cost is None:
                 if other is job:
                     return None
@@ -456,9 +384,7 @@ class Service:
             counts = zip(list(other.done), other.deadlines, strict=True)
             steps = sum(other.each - done for done, due in counts if due <= last and done < other.each)
             total += cost / other.each * steps
-        key = self.keys.get(self._kind(job))
-        alone = (self.scheduler.sizes.alone(key) or 0.0) * (job.each - min(job.done)) if key is not None else 0.0
-        return round(max(total, alone), 2)
+        return round(max(total, self.drawer.alone(job) * (job.each - min(job.done))), 2)
 
     def find(self, name: str, owner: str) -> Job | dict[str, Any] | None:
         """A job that is at work or ended lately, or an earlier one's document; None where there is none of this
@@ -474,8 +400,12 @@ class Service:
         if job.ended.is_set() or job.state == "cancelled":
             return
         job.state = "cancelled"
-        for ticket in job.tickets:
-            self.scheduler.cancel(ticket)
+        self.drawer.cancel(job)
+
+    def drop(self, job: Job, index: int) -> None:
+        """Give up one picture of a job before its next step. One that is finished stays."""
+        job.dropped.add(index)
+        self.drawer.cancel(job, index)
 
     def keep(self, content: bytes, suffix: str = ".png") -> str:
         """A picture that came with a request, as a file until its job has ended."""
@@ -520,17 +450,11 @@ class Service:
         waiting = [asyncio.ensure_future(job.ended.wait()) for job in self.jobs.values() if not job.ended.is_set()]
         if waiting:
             await asyncio.wait(waiting, timeout=seconds)
-        self.scheduler.close()
+        self.drawer.close()
         await asyncio.sleep(0)  # what the lanes have handed over
         self.front.shutdown(cancel_futures=True)
         self.store.close()
         self.folder.cleanup()
-
-
-def _small(bundle: Bundle) -> bool:
-    """Whether a model's pictures, at its own size, have one thread each (workers.py)."""
-    spec = bundle.unet.spec
-    return bundle.device.type == "cpu" and not bundle.low_memory and size(spec, spec.sample_size**2) < SMALL
 
 
 def suffix_of(content: bytes) -> str:
