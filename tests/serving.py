@@ -34,9 +34,9 @@ class Served:
         """Its log so far."""
         return [json.loads(line) for line in self.log.read_text("utf-8").splitlines() if line.startswith("{")]
 
-    def ready(self) -> None:
+    def ready(self, seconds: float = READY_SECONDS) -> None:
         """Wait until it draws."""
-        ends = time.monotonic() + READY_SECONDS
+        ends = time.monotonic() + seconds
         while time.monotonic() < ends:
             assert self.process.poll() is None, self.log.read_text("utf-8")
             try:
@@ -46,7 +46,7 @@ class Served:
             except urllib.error.HTTPError:
                 pass  # 503: it loads
             time.sleep(0.02)
-        raise AssertionError(f"not ready after {READY_SECONDS} s: {self.log.read_text('utf-8')}")
+        raise AssertionError(f"not ready after {seconds} s: {self.log.read_text('utf-8')}")
 
     def stop(self, by: int = signal.SIGTERM) -> int:
         """End it; its exit code."""

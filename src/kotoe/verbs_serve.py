@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from kotoe.config import to_json
@@ -34,13 +36,16 @@ def serve(common: Common, values: Values) -> int:
         ) from error
     from kotoe import engine
 
+    sources: dict[str, str] = {}  # by the models' names
+    one = partial(_model, wanted, loading, sources)
+
     def load() -> dict[str, Any]:
         found: dict[str, Any] = {}
         for model in wanted.model:
             bundle = bundle_of(model, wanted.dtype, loading, wanted.device)
             if bundle.name in found:
                 raise UserError(f"two models are called {bundle.name}", allowed="models of different names")
-            found[bundle.name] = bundle
+            found[bundle.name], sources[bundle.name] = bundle, model
         engine.keep_memory()
         return found
 
@@ -50,4 +55,9 @@ def serve(common: Common, values: Values) -> int:
             say("note: whoever reaches this address may draw; --keys FILE lets only those with a key")
         finish(common, {"address": address, "config": config}, [])
 
-    return run(wanted, checks, load, listening=listening)
+    return run(wanted, checks, load, one, listening=listening)
+
+
+def _model(wanted: Serving, loading: Loading, sources: Mapping[str, str], name: str) -> Any:
+    """The Bundle that is called so, of those that are served."""
+    return bundle_of(sources[name], wanted.dtype, loading, wanted.device)

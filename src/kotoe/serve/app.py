@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from kotoe.errors import UserError
 from kotoe.safety.checks import Checks
 from kotoe.serve import api, openai, refusals
 from kotoe.serve.gate import Gate, error_response
+from kotoe.serve.local import Local
 from kotoe.serve.metrics import Lines, tell
 from kotoe.serve.refusals import Refusal
 from kotoe.serve.service import Service
@@ -38,12 +40,14 @@ DRAIN_SECONDS = 60.0  # at the end, for what has been taken
 Load = Callable[[], Mapping[str, Bundle]]
 
 
-def application(settings: Serving, checks: Checks, load: Load) -> FastAPI:
-    """The app. load: the models by name, called on a thread once the port is open."""
+def application(settings: Serving, checks: Checks, load: Load, one: Callable[[str], Bundle]) -> FastAPI:
+    """The app. load: the models by name, called on a thread once the port is open. one: a model by its name, for
+    replicas, which load for themselves."""
     keys = {} if settings.keys is None else read_keys(settings.keys)
     app = FastAPI(title="Kotoe", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.settings, app.state.checks, app.state.load, app.state.service = settings, checks, load, None
-    app.state.failed = None
+    app.state.one = one
+    app.state.failed, app.state.listen_to_signals = None, lambda: None
     for part in (api, openai):
         app.include_router(part.router)
     _plain_routes(app)
@@ -92,7 +96,13 @@ async def _start(app: FastAPI) -> None:
     try:
         store = Store(store_path(settings))
         bundles = await asyncio.to_thread(app.state.load)
-        service = Service(settings, app.state.checks, bundles, store)
+        drawer: Callable[..., Any] = Local
+        if settings.ray:
+            from kotoe.serve.remote import Remote, deploy
+
+            drawer = partial(Remote, deployed=await asyncio.to_thread(deploy, settings, app.state.one))
+            app.state.listen_to_signals()  # which Ray has taken
+        service = Service(settings, app.state.checks, bundles, store, drawer)
         if store.lost:
             tell(logging.WARNING, "jobs of an earlier server were not finished", jobs=store.lost)
         await service.warm()
@@ -197,6 +207,11 @@ def _validation(error: RequestValidationError) -> Refusal:
 class Server(uvicorn.Server):
     """uvicorn's, which takes nothing new from the moment it is told to end, and ends as a program that did its work."""
 
+    def listen_to_signals(self) -> None:
+        """On the main thread."""
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sig, self.handle_exit)
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         """A signal came. A second Ctrl-C doesn't wait for what was taken."""
         app: Any = self.config.app
@@ -206,7 +221,14 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def run(settings: Serving, checks: Checks, load: Load, *, listening: Callable[[str], None]) -> int:
+def run(
+    settings: Serving,
+    checks: Checks,
+    load: Load,
+    one: Callable[[str], Bundle],
+    *,
+    listening: Callable[[str], None],
+) -> int:
     """Serve until SIGTERM or Ctrl-C. listening: is told the address once the port is open. Gives an exit code.
 
     Raises UserError for what can't be served.
@@ -216,12 +238,13 @@ def run(settings: Serving, checks: Checks, load: Load, *, listening: Callable[[s
     log = logging.getLogger("kotoe.serve")
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
-    app = application(settings, checks, load)
+    app = application(settings, checks, load, one)
     config = uvicorn.Config(
         app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
         timeout_keep_alive=15, timeout_graceful_shutdown=int(DRAIN_SECONDS), h11_max_incomplete_event_size=2**16,
     )  # fmt: skip
     server = Server(config)
+    app.state.listen_to_signals = server.listen_to_signals
     try:
         socket = config.bind_socket()
     except SystemExit:

@@ -45,6 +45,11 @@ class Serving:
                       together, or one after the other.
     log_prompts:      write prompts into the log; they are left out by default.
     fetch_urls:       fetch pictures that a request names by https addresses, of public hosts alone.
+    ray:              have replicas on Ray Serve draw, each in a process of its own.
+    ray_address:      the Ray cluster they are on; by default one on this machine, which ends with the server.
+    min_replicas:     replicas that are always there, 1 or more.
+    max_replicas:     replicas when many pictures wait.
+    replica_cpus:     processors of each, which are also its threads.
     device:           where to compute: cpu, cuda, cuda:N or mps; cpu by default.
     dtype:            what to compute in; auto as of `kotoe generate`.
     """
@@ -69,6 +74,11 @@ class Serving:
     schedule: Literal["step", "request", "serial"] = "step"
     log_prompts: bool = False
     fetch_urls: bool = False
+    ray: bool = False
+    ray_address: str | None = None
+    min_replicas: int = 1
+    max_replicas: int = 2
+    replica_cpus: int = 1
     device: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
@@ -80,7 +90,22 @@ class Serving:
         for name in ("keep_hours", "body_seconds"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} {getattr(self, name)}", allowed="above 0")
-        for name in ("max_pixels", "max_steps", "max_n", "max_prompt_chars", "max_body_mb", "max_waiting", "together"):
+        if self.ray_address is not None and not self.ray:
+            raise UserError(f"ray_address {self.ray_address} without ray", allowed="--ray with --ray-address")
+        if not 1 <= self.min_replicas <= self.max_replicas:
+            raise UserError(
+                f"min_replicas {self.min_replicas}, max_replicas {self.max_replicas}", allowed="1 or more, and in order"
+            )
+        for name in (
+            "replica_cpus",
+            "max_pixels",
+            "max_steps",
+            "max_n",
+            "max_prompt_chars",
+            "max_body_mb",
+            "max_waiting",
+            "together",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)}", allowed="1 or more")
         if self.rate < 0:
