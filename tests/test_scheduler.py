@@ -237,6 +237,15 @@ def test_one_pictures_fault_is_no_others(bundle: Bundle, held: Callable[..., Sch
         assert images.differences(found[k].image, alone(bundle, Request(prompt="a", seed=10 + k)))[1] <= 1
 
 
+def test_who_fails_to_listen_stops_no_lane(bundle: Bundle, held: Callable[..., Scheduler]) -> None:
+    scheduler, drawn = held(), Drawn()
+    deaf = ticket(bundle, Request(prompt="a"), "deaf", drawn)
+    deaf.ended = lambda value, error: {}["nobody"]
+    scheduler.submit(deaf)
+    scheduler.submit(ticket(bundle, Request(prompt="a"), "other", drawn, deadline=perf_counter() + 1))
+    assert isinstance(drawn.wait(1)["other"], Picture)
+
+
 class Loud:
     """A picture whose latents no network can take."""
 

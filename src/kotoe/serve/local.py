@@ -159,9 +159,9 @@ class Local:
         self.scheduler.elsewhere(lambda: self.previews.png(job.bundle, x0), done, job.deadlines[index])
 
     def _ended(self, job: Job, index: int, picture: Picture | None, error: BaseException | None) -> None:
-        ticket = self.tickets[job][index]
-        if ticket.key is not None:
-            self.keys[_kind(job)] = ticket.key
+        tickets = self.tickets.get(job)  # None: nobody waits for it any more
+        if tickets is not None and tickets[index].key is not None:
+            self.keys[_kind(job)] = tickets[index].key
         self.drawn(job, index, picture, error)
 
 

@@ -17,6 +17,7 @@ Legend: B latents of a call: 1, or 2 with guidance; C channels, h w rows and col
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
@@ -35,6 +36,7 @@ from kotoe.shortcuts import Shortcuts
 from kotoe.unet import KV
 from kotoe.workers import Stopped
 
+log = logging.getLogger("kotoe.serve")
 Policy = Literal["step", "request", "serial"]
 MOST = 64  # pictures that a lane has begun
 PAYS = 0.95  # twice as many together must take less than this share of the time for each
@@ -301,7 +303,10 @@ class Lane(threading.Thread):
     def _end(self, ticket: Ticket, value: Any, error: BaseException | None) -> None:
         with self.owner.lock:
             self.begun.discard(ticket)
-        ticket.ended(value, error)
+        try:
+            ticket.ended(value, error)
+        except Exception:  # a lane that died would leave all its pictures behind
+            log.exception("who waits for a picture could not be told")
         self.owner.wake()
 
     def _ask(
