@@ -25,7 +25,8 @@ from kotoe import __version__
 from kotoe.checkpoints import Bundle
 from kotoe.errors import UserError
 from kotoe.safety.checks import Checks
-from kotoe.serve import api, refusals
+from kotoe.serve import a1111, a1111_lists, api, refusals
+from kotoe.serve.a1111_state import Seats
 from kotoe.serve.gate import Gate, error_response
 from kotoe.serve.metrics import Lines, tell
 from kotoe.serve.refusals import Refusal
@@ -43,8 +44,9 @@ def application(settings: Serving, checks: Checks, load: Load) -> FastAPI:
     keys = {} if settings.keys is None else read_keys(settings.keys)
     app = FastAPI(title="Kotoe", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.settings, app.state.checks, app.state.load, app.state.service = settings, checks, load, None
-    app.state.failed = None
-    app.include_router(api.router)
+    app.state.failed, app.state.a1111 = None, Seats()
+    for router in (api.router, a1111.router, a1111.internal, a1111_lists.router):
+        app.include_router(router)
     _plain_routes(app)
     _errors(app)
 
@@ -214,6 +216,7 @@ def run(settings: Serving, checks: Checks, load: Load, *, listening: Callable[[s
     server = Server(config)
     try:
         socket = config.bind_socket()
+        socket.listen(config.backlog)  # who is told the address can connect to it
     except SystemExit:
         raise UserError(
             f"can't listen on {settings.host}, port {settings.port}",

@@ -197,6 +197,7 @@ class Service:
             created=time.time(),
             deadlines=(),
             each=steps_run(resolved),
+            watched=wish.previews,
         )
 
     def _check_length(self, bundle: Bundle, request: Resolved, job: reading.Job) -> None:
@@ -277,6 +278,7 @@ class Service:
                 deadline=job.deadlines[index],
                 ended=partial(self._drawn, job, index),
             )
+            ticket.cancelled = index in job.dropped
             job.tickets.append(ticket)
             self.scheduler.submit(ticket)
 
@@ -287,7 +289,7 @@ class Service:
         def report(step: Step) -> None:
             nonlocal last
             job.done[index] += 1
-            if job.wish.previews and step.i + 1 < job.each and perf_counter() - last > PREVIEW_SECONDS:
+            if job.watched and step.i + 1 < job.each and perf_counter() - last > PREVIEW_SECONDS:
                 last = perf_counter()
                 self._preview(job, index, step)
 
@@ -355,6 +357,8 @@ class Service:
             job.blocked.append({"seed": job.plan[index].seed, "reason": reason_of(found, job.wish.locale)})
         elif error is not None and not isinstance(error, Stopped):
             self._fail(job, error)
+        if index in job.dropped:
+            job.done[index] = job.each  # nothing of it is left to do
         self._check_end(job)
 
     def _fail(self, job: Job, error: BaseException) -> None:
@@ -469,6 +473,12 @@ class Service:
         job.state = "cancelled"
         for ticket in job.tickets:
             self.scheduler.cancel(ticket)
+
+    def drop(self, job: Job, index: int) -> None:
+        """Give up one picture of a job before its next step. One that is finished stays."""
+        job.dropped.add(index)
+        if job.tickets:
+            self.scheduler.cancel(job.tickets[index])
 
     def keep(self, content: bytes, suffix: str = ".png") -> str:
         """A picture that came with a request, as a file until its job has ended."""
