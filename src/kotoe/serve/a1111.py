@@ -140,7 +140,7 @@ async def _taken(
         asked = await asyncio.to_thread(fields.read, body, options, service.bundle(model.name), service)
         wish = Wish(
             request=asked.request, model=model.name, caller=caller.name, owner=caller.owner, locale=locale,
-            encode=asked.file, notes=(*notes, *asked.notes),
+            previews=True, encode=asked.file, notes=(*notes, *asked.notes),
         )  # fmt: skip
         job = await service.submit(wish, keep=body.save_images)
     except (UserError, Refusal) as error:
@@ -300,10 +300,7 @@ async def progress(service: Served, seat: Sitting, skip_current_image: bool = Fa
     current = _current(job)
     state.job_count, state.job_no, state.job_timestamp = len(job.plan), len(job.plan) - job.open, _stamp(job)
     state.sampling_step, state.sampling_steps = job.done[current], job.each
-    shown = None
-    if not skip_current_image:
-        job.watched = True  # from the next step on
-        shown = job.previews.get(current)
+    shown = None if skip_current_image else _preview(job, current)
     return Progress(
         progress=_share(job),
         eta_relative=service.seconds_left(job) or 0.0,
@@ -326,9 +323,8 @@ async def task_progress(body: TaskLook, service: Served, seat: Sitting) -> TaskP
         return TaskProgress(queued=True, progress=0.0, textinfo=f"In queue: {place}" if place else "In queue...")
     found = TaskProgress(active=True, progress=_share(job), eta=service.seconds_left(job))
     if body.live_preview is not False:
-        job.watched = True
         current = _current(job)
-        if (shown := job.previews.get(current)) is not None:
+        if (shown := _preview(job, current)) is not None:
             found.id_live_preview = current * (job.each + 1) + shown[0]
             if found.id_live_preview != body.id_live_preview:
                 found.live_preview = "data:image/png;base64," + base64.b64encode(shown[1]).decode()
@@ -367,6 +363,11 @@ def _current(job: Job) -> int:
     """The first picture that is neither done nor given up."""
     done = {kept.index for kept in job.pictures} | job.dropped
     return next((index for index in range(len(job.plan)) if index not in done), len(job.plan) - 1)
+
+
+def _preview(job: Job, index: int) -> tuple[int, bytes] | None:
+    """The newest of a picture: after how many steps, and a PNG."""
+    return next(((step, content) for i, step, content in reversed(job.previews) if i == index), None)
 
 
 def _share(job: Job) -> float:

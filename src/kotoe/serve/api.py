@@ -257,7 +257,8 @@ async def _told(service: Service, job: Job) -> AsyncIterator[bytes]:
         if now != before:
             before, spoken = now, time.monotonic()
             yield event("state", document)
-        for index, (step, content) in sorted(job.previews.items()):
+        newest = {index: (step, content) for index, step, content in job.previews}
+        for index, (step, content) in newest.items():
             if shown.get(index) != step:
                 shown[index] = step
                 image = "data:image/png;base64," + base64.b64encode(content).decode()

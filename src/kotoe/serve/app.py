@@ -25,8 +25,8 @@ from kotoe import __version__
 from kotoe.checkpoints import Bundle
 from kotoe.errors import UserError
 from kotoe.safety.checks import Checks
-from kotoe.serve import a1111, a1111_lists, api, refusals
-from kotoe.serve.a1111_state import Seats
+from kotoe.serve import api, refusals
+from kotoe.serve.a1111_lists import include
 from kotoe.serve.gate import Gate, error_response
 from kotoe.serve.metrics import Lines, tell
 from kotoe.serve.refusals import Refusal
@@ -44,9 +44,8 @@ def application(settings: Serving, checks: Checks, load: Load) -> FastAPI:
     keys = {} if settings.keys is None else read_keys(settings.keys)
     app = FastAPI(title="Kotoe", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.settings, app.state.checks, app.state.load, app.state.service = settings, checks, load, None
-    app.state.failed, app.state.a1111 = None, Seats()
-    for router in (api.router, a1111.router, a1111.internal, a1111_lists.router):
-        app.include_router(router)
+    app.state.failed = None
+    app.include_router(api.router)
     _plain_routes(app)
     _errors(app)
 
@@ -54,6 +53,7 @@ def application(settings: Serving, checks: Checks, load: Load) -> FastAPI:
         if app.state.service is not None:
             app.state.service.metrics.requests.labels(route, str(status)).inc()
 
+    include(app)
     app.add_middleware(Gate, settings=settings, keys=keys, metrics=count)
     if settings.cors:
         app.add_middleware(
@@ -216,13 +216,13 @@ def run(settings: Serving, checks: Checks, load: Load, *, listening: Callable[[s
     server = Server(config)
     try:
         socket = config.bind_socket()
-        socket.listen(config.backlog)  # who is told the address can connect to it
     except SystemExit:
         raise UserError(
             f"can't listen on {settings.host}, port {settings.port}",
             allowed="a free port and an address of this machine",
             hint="--port 0 takes a free one",
         ) from None
+    socket.listen(config.backlog)  # who comes at once is answered as soon as the loop runs
     host, port = socket.getsockname()[:2]
     listening(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     server.run(sockets=[socket])

@@ -71,12 +71,11 @@ class Job:
     pictures: list[Kept] = field(default_factory=list)
     blocked: list[dict[str, Any]] = field(default_factory=list)
     error: Refusal | None = None
-    previews: dict[int, tuple[int, bytes]] = field(default_factory=dict)  # by picture: after which step, a PNG
-    watched: bool = False  # whether previews are made
-    dropped: set[int] = field(default_factory=set)  # pictures given up, whatever becomes of the others
+    previews: list[tuple[int, int, bytes]] = field(default_factory=list)  # picture, after which step, a PNG
     open: int = 0  # pictures that are neither done nor given up
     kept: bool = True  # whether the store has it
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    dropped: set[int] = field(default_factory=set)  # pictures given up, whatever becomes of the others
 
     @property
     def begun(self) -> bool:

@@ -197,7 +197,6 @@ class Service:
             created=time.time(),
             deadlines=(),
             each=steps_run(resolved),
-            watched=wish.previews,
         )
 
     def _check_length(self, bundle: Bundle, request: Resolved, job: reading.Job) -> None:
@@ -289,7 +288,7 @@ class Service:
         def report(step: Step) -> None:
             nonlocal last
             job.done[index] += 1
-            if job.watched and step.i + 1 < job.each and perf_counter() - last > PREVIEW_SECONDS:
+            if job.wish.previews and step.i + 1 < job.each and perf_counter() - last > PREVIEW_SECONDS:
                 last = perf_counter()
                 self._preview(job, index, step)
 
@@ -300,7 +299,7 @@ class Service:
 
         def done(content: bytes | None, error: BaseException | None) -> None:
             if content is not None:
-                job.previews[index] = (step.i + 1, content)
+                job.previews.append((index, step.i + 1, content))
 
         self.scheduler.elsewhere(lambda: self.previews.png(job.bundle, x0), done, job.deadlines[index])
 
