@@ -36,6 +36,7 @@ from kotoe.serve.service import Service
 STRENGTH = 0.75  # that program's denoising_strength
 BLUR = 4  # pixels; its mask_blur
 NOISY = ("euler_ancestral", "dpmpp_2m_sde")  # samplers that add noise whatever eta, which is 1 there
+FOREIGN = ("exponential", "polyexponential", "beta")  # schedules that Kotoe lacks, as they end samplers' names
 FILLS = (256, 64, 16, 4)  # radii, in pixels, over which the surroundings of a hole are looked at, the nearest last
 # Kotoe's words for fields to that program's
 WORDS = {
@@ -246,6 +247,8 @@ def sampling(body: Drawing) -> dict[str, str]:
     """Kotoe's sampler and grid of `sampler_name` (or `sampler_index`) and `scheduler`. Raises Refusal."""
     given = body.sampler_name or body.sampler_index or ""
     name, tail = apart(given)
+    if tail and grid_of(tail) is None and tail.lower() not in FOREIGN:
+        name, tail = given, ""
     sampler, chosen = sampler_of(name), body.scheduler or ""
     if given and sampler is None:
         near = nearest(given, SAMPLERS.values())
