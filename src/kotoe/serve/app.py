@@ -27,6 +27,7 @@ from kotoe.checkpoints import Bundle
 from kotoe.errors import UserError
 from kotoe.safety.checks import Checks
 from kotoe.serve import api, openai, refusals
+from kotoe.serve.a1111_lists import include
 from kotoe.serve.gate import Gate, error_response
 from kotoe.serve.local import Local
 from kotoe.serve.metrics import Lines, tell
@@ -65,6 +66,7 @@ def application(settings: Serving, checks: Checks, load: Load, one: Callable[[st
         if app.state.service is not None:
             app.state.service.metrics.requests.labels(route, str(status)).inc()
 
+    include(app)
     app.add_middleware(Gate, settings=settings, keys=keys, metrics=count)
     if settings.cors:
         app.add_middleware(

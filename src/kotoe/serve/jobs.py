@@ -74,8 +74,8 @@ class Job:
     previews: list[tuple[int, int, bytes]] = field(default_factory=list)  # picture, after which step, a PNG
     open: int = 0  # pictures that are neither done nor given up
     kept: bool = True  # whether the store has it
-    dropped: set[int] = field(default_factory=set)  # pictures given up, whatever becomes of the others
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    dropped: set[int] = field(default_factory=set)  # pictures given up, whatever becomes of the others
 
     @property
     def steps(self) -> tuple[int, int]:
