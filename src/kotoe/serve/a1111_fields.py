@@ -61,7 +61,7 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {  # field: what it may be beside
     "resize_mode": ((0, 1), "0 stretches, 1 crops; Kotoe fills no borders and enlarges no latents"),
     "inpainting_fill": ((0, 1), "0 fills with the surroundings, 1 keeps what is there; 2 and 3 Kotoe doesn't have"),
     "initial_noise_multiplier": ((1,), "Kotoe adds the noise that the step has"),
-    "latent_mask": ((), "a mask is one of pixels here"),
+    "latent_mask": (("",), "a mask is one of pixels here"),
 }
 
 
