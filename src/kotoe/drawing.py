@@ -16,13 +16,14 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import groupby
 from threading import Event, Lock
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from kotoe import __version__, engine, images
+from kotoe import __version__, compiled, engine, images
 from kotoe.checkpoints import Bundle
 from kotoe.config import (
     DEFAULT_STRENGTH,
@@ -45,7 +46,7 @@ from kotoe.schedule import Walk, input_scale, sigma_to_t, told_timesteps, walk
 from kotoe.shortcuts import Shortcuts
 from kotoe.tiny_vae import TinyVAE
 from kotoe.translate import source_language, target_language, understood
-from kotoe.unet import KV, TimeTable
+from kotoe.unet import KV, TimeTable, UNet
 from kotoe.vae import VAE
 from kotoe.workers import Stopped, side_by_side, small
 
@@ -233,6 +234,17 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
 
 
 def _engine(bundle: Bundle, request: Request) -> EngineName:
+    if request.engine == "compiled":
+        if bundle.low_memory or bundle.device.type not in compiled.BACKENDS:
+            where = "low memory" if bundle.low_memory else str(bundle.device)
+            raise UserError(f"engine compiled with {where}", allowed="a processor or CUDA, without low memory")
+        for name, nothing in (("cache_interval", 1), ("token_merging_ratio", 0.0)):
+            if getattr(request, name) != nothing:
+                raise UserError(
+                    f"engine compiled with {name} {getattr(request, name)}",
+                    allowed=f"{name} {nothing}, or engine fast or plain",
+                )
+        return "compiled"
     if has_engine(bundle):
         return request.engine
     if request.engine == "int8":
@@ -244,6 +256,20 @@ def _engine(bundle: Bundle, request: Request) -> EngineName:
 def has_engine(bundle: Bundle) -> bool:
     """Whether the fast engine can draw with a bundle as it is."""
     return not bundle.low_memory and engine.usable(bundle.unet) and engine.usable(bundle.vae)
+
+
+def unet_of(net: UNet, name: EngineName) -> Any:
+    """What an engine calls for a UNet: `text_kv`, and itself with what UNet.forward takes."""
+    if name == "compiled":
+        return compiled.of(net)
+    return net if name == "plain" else engine.of(net, int8=name == "int8")
+
+
+def decoder_of(net: VAE | TinyVAE, name: EngineName) -> Callable[[Tensor], Tensor]:
+    """The same for a decoder: latents of unit variance to pixels."""
+    if name == "compiled":
+        return compiled.of(net)
+    return net.decode if name == "plain" else engine.of(net)
 
 
 def pixel_multiple(bundle: Bundle) -> int:
@@ -386,7 +412,7 @@ def _denoiser(
     bundle: Bundle, request: Resolved, reads: Sequence[Read], way: Walk, given: tuple[Tensor, Tensor] | None
 ) -> Denoiser:
     unet, weight = bundle.unet, bundle.unet.conv_in.weight
-    fast = unet if request.engine == "plain" else engine.of(unet, int8=request.engine == "int8")
+    fast = unet_of(unet, request.engine)
     t = sigma_to_t(bundle.schedule, way.asked)  # (S,)
     told = told_timesteps(bundle.schedule, way.asked, sampler=request.sampler, grid=request.grid)  # (S,)
     table = unet.time_table(told.to(weight.device))
@@ -470,8 +496,7 @@ def _encode(bundle: Bundle, picture: Tensor) -> Tensor:
 def _decode(bundle: Bundle, request: Resolved, latents: Tensor) -> list[Tensor]:
     """Pictures (3, H, W) of latents (B, C, h, w). Small ones are decoded together, up to DECODED pixels."""
     z = latents.to(bundle.vae.quant_conv.weight).contiguous(memory_format=torch.channels_last)
-    net = _decoder(bundle, request)
-    decode = net.decode if request.engine == "plain" else engine.of(net)
+    decode = decoder_of(_decoder(bundle, request), request.engine)
     size = max(1, DECODED // (request.width * request.height))
     return [picture for part in z.split(size) for picture in decode(part).float().cpu()]
 
