@@ -22,7 +22,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend
 
-from kotoe import compiled
+from kotoe import bench, compiled, engine
 from kotoe.checkpoints import Bundle, load, save
 from kotoe.config import Request
 from kotoe.drawing import generate, replay, resolve
@@ -205,7 +205,7 @@ def test_low_memory_and_other_devices_are_refused(tmp_path: Path) -> None:
 DECODES = """
 import json, sys
 from pathlib import Path
-from kotoe import compiled
+from kotoe import bench, compiled, engine
 from kotoe.rng import generator
 from kotoe.spec import VAESpec
 from kotoe.vae import VAE
@@ -343,3 +343,18 @@ def test_the_kernel_is_in_the_graph(kernel: SDPBackend | None) -> None:
     assert apart(attention(x, attention.kv(x)), plain) < TOLERANCE
     assert torch.backends.cuda.flash_sdp_enabled()  # no choice stays
     assert torch.backends.cuda.math_sdp_enabled()
+
+
+# --- kotoe bench --------------------------------------------------------------------------------------
+
+
+def test_bench_measures_the_engine_that_is_asked_for() -> None:
+    bundle = tiny_bundle()
+    made = {
+        name: bench.Stages(bundle, bench.asked(bundle, engine_name=name, batch_size=1))
+        for name in ("plain", "fast", "int8", "compiled")
+    }
+    exact, coarse = engine.of(bundle.unet), engine.of(bundle.unet, int8=True)
+    assert [stages.unet for stages in made.values()] == [bundle.unet, exact, coarse, compiled.of(bundle.unet)]
+    assert made["compiled"].decoder is compiled.of(bundle.vae)
+    assert made["int8"].decoder is made["fast"].decoder is engine.of(bundle.vae)
