@@ -30,7 +30,7 @@ from kotoe import engine
 from kotoe.checkpoints import Bundle, load
 from kotoe.checkpoints.files import skeleton
 from kotoe.config import MAX_THREADS, Request, Resolved
-from kotoe.drawing import generate, resolve
+from kotoe.drawing import decoder_of, generate, resolve, unet_of
 from kotoe.errors import UserError
 from kotoe.rng import generator
 from kotoe.spec import UNetSpec, VAESpec
@@ -155,9 +155,9 @@ def operations(unet: UNetSpec, vae: VAESpec, latent: tuple[int, int], tokens: in
 
 def settle(bundle: Bundle, engine_name: str) -> None:
     """Have this process do nothing but draw from now on, as `kotoe generate` does: its memory kept, no weight twice."""
-    if engine_name == "fast":
+    if engine_name in ("fast", "int8"):
         if {"unet", "vae"} <= set(bundle.hashes):  # else a record's are taken of the weights as they are
-            engine.of(bundle.unet, release=True)
+            engine.of(bundle.unet, release=True, int8=engine_name == "int8")
             engine.of(bundle.vae, release=True)
         engine.keep_memory()
 
@@ -173,7 +173,7 @@ def asked(
 ) -> Resolved:
     """The request that is measured, its defaults filled in: the model's own size, steps and guidance.
 
-    engine_name:   "fast" or "plain"; "fast" becomes "plain" where it can't compute the model.
+    engine_name:   an EngineName; "fast" becomes "plain" where it can't compute the model.
     width, height: pixels. steps: 1 or more.
     batch_size:    pictures together, 1 to 1,024; by default 16 with a model whose guided step is below 0.1 TFLOP,
                    else 1.
@@ -215,9 +215,8 @@ class Stages:
     @torch.inference_mode()
     def __init__(self, bundle: Bundle, request: Resolved) -> None:
         self.reader = bundle.conditioner(request.language)
-        fast, weight = request.engine == "fast", bundle.unet.conv_in.weight
-        self.unet: Any = engine.of(bundle.unet) if fast else bundle.unet
-        self.decoder: Any = engine.of(bundle.vae) if fast else bundle.vae.decode
+        weight = bundle.unet.conv_in.weight
+        self.unet, self.decoder = unet_of(bundle.unet, request.engine), decoder_of(bundle.vae, request.engine)
         draws, latent = generator(1), _latent(bundle, request)
 
         def noise(channels: int) -> Tensor:

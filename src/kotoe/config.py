@@ -31,7 +31,7 @@ ETA_SAMPLERS = ("ddim",)
 LEGACY_SAMPLERS = ("ddim", "pndm")
 GRID_NAMES = ("linspace", "leading", "trailing", "karras", "kerascv", "kerascv_0_8_1")
 NumericsName = Literal["exact", "kerascv"]
-EngineName = Literal["fast", "plain", "int8"]
+EngineName = Literal["fast", "plain", "int8", "compiled"]
 DecoderName = Literal["full", "small"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Emphasis = Literal["original", "no-norm", "ignore", "none"]
@@ -238,7 +238,9 @@ class Request:
     numerics:        "exact" is the arithmetic the weights were trained with, "kerascv" KerasCV's, to get its pictures.
     engine:          "fast" computes a model on a processor with fused operations, as exact as "plain" (numerically
                      equal), which all other devices and low memory use; the last bits of the two differ. "int8"
-                     (approximate) is "fast" with the UNet's largest layers in whole numbers.
+                     (approximate) is "fast" with the UNet's largest layers in whole numbers. "compiled" (numerically
+                     equal) is "plain" through torch's compiler, for CUDA above all: the first picture of each size
+                     waits for it, seconds to minutes, less in later processes.
     decoder:         "full", or "small" (approximate): the model's small decoder, if it has one or --taesd gave it one.
     guidance_start:  share of the steps before guidance begins: 0.0 with the first one, to 1.0.
     guidance_stop:   share of the steps after which there is none any more, to 1.0, with the last one. A step without

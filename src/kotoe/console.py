@@ -19,7 +19,7 @@ from typing import Any, Literal
 from kotoe import builtin
 from kotoe.config import DecoderName, EngineName, dumps, from_json
 from kotoe.errors import UserError
-from kotoe.runs import leads
+from kotoe.runs import cache_folder, leads
 
 Values = dict[str, Any]
 INTERRUPTED = 130
@@ -158,7 +158,7 @@ class Evaluating:
     dtype:      what to draw in: auto, float32, bfloat16 or float16; auto as of `kotoe generate`.
     steps:      denoising steps; the model's default otherwise, as with what follows, see `kotoe generate --help`:
     guidance_scale: how strongly to follow the prompt.
-    engine:     fast, plain or int8.
+    engine:     fast, plain, int8 or compiled.
     decoder:    full or small.
     guidance_start: where guidance begins, 0.0 to 1.0.
     guidance_stop: where it ends, 0.0 to 1.0.
@@ -337,7 +337,7 @@ class Benching:
 
     model:      a model's name, built in or on the hub (owner/name), its folder, or a single file.
     rounds:     how often each thing is measured, in turns, after once that isn't counted; 1 or more.
-    engine:     what computes it: the fast engine, or the plain networks.
+    engine:     what computes it: fast, plain, int8 or compiled.
     dtype:      what to draw in: auto, float32, bfloat16 or float16; auto as of `kotoe generate`.
     width:      pixels; the model's own size by default.
     height:     the same.
@@ -439,10 +439,12 @@ class Bar:
 
 def bundle_of(model: str, dtype: Any, loading: Loading, device: str | None = None, low_memory: bool = False) -> Any:
     """The Bundle of a model. dtype: as `load` takes it, "auto" for its own choice."""
+    from kotoe import compiled
     from kotoe.checkpoints import load
     from kotoe.engine import large_pages
 
     large_pages()
+    compiled.keep(cache_folder() / "compiled")
     dtype = None if dtype == "auto" else dtype
     return load(model, dtype=dtype, device=device, low_memory=low_memory, **dataclasses.asdict(loading))
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from kotoe import __version__, engine, images
+from kotoe import __version__, compiled, engine, images
 from kotoe.checkpoints import Bundle
 from kotoe.config import (
     DEFAULT_STRENGTH,
@@ -46,7 +46,7 @@ from kotoe.schedule import Walk, input_scale, sigma_to_t, told_timesteps, walk
 from kotoe.shortcuts import Shortcuts
 from kotoe.tiny_vae import TinyVAE
 from kotoe.translate import source_language, target_language, understood
-from kotoe.unet import KV, TimeTable
+from kotoe.unet import KV, TimeTable, UNet
 from kotoe.vae import VAE
 from kotoe.workers import Stopped, side_by_side, small
 
@@ -248,6 +248,17 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
 
 
 def _engine(bundle: Bundle, request: Request) -> EngineName:
+    if request.engine == "compiled":
+        if bundle.low_memory or bundle.device.type not in compiled.BACKENDS:
+            where = "low memory" if bundle.low_memory else str(bundle.device)
+            raise UserError(f"engine compiled with {where}", allowed="a processor or CUDA, without low memory")
+        for name, nothing in (("cache_interval", 1), ("token_merging_ratio", 0.0)):
+            if getattr(request, name) != nothing:
+                raise UserError(
+                    f"engine compiled with {name} {getattr(request, name)}",
+                    allowed=f"{name} {nothing}, or engine fast or plain",
+                )
+        return "compiled"
     if has_engine(bundle):
         return request.engine
     if request.engine == "int8":
@@ -259,6 +270,20 @@ def _engine(bundle: Bundle, request: Request) -> EngineName:
 def has_engine(bundle: Bundle) -> bool:
     """Whether the fast engine can draw with a bundle as it is."""
     return not bundle.low_memory and engine.usable(bundle.unet) and engine.usable(bundle.vae)
+
+
+def unet_of(net: UNet, name: EngineName) -> Any:
+    """What an engine calls for a UNet: `text_kv`, and itself with what UNet.forward takes."""
+    if name == "compiled":
+        return compiled.of(net)
+    return net if name == "plain" else engine.of(net, int8=name == "int8")
+
+
+def decoder_of(net: VAE | TinyVAE, name: EngineName) -> Callable[[Tensor], Tensor]:
+    """The same for a decoder: latents of unit variance to pixels."""
+    if name == "compiled":
+        return compiled.of(net)
+    return net.decode if name == "plain" else engine.of(net)
 
 
 def pixel_multiple(bundle: Bundle) -> int:
@@ -345,10 +370,10 @@ def _batches(jobs: Sequence[Job], reads: Mapping[Reading, Read], size: int) -> I
 
 def networks(bundle: Bundle, request: Resolved) -> Networks:
     """What computes a resolved request here."""
-    decoder = decoder_of(bundle, request)
-    if request.engine == "plain":
-        return Networks(unet=bundle.unet, decode=decoder.decode)
-    return Networks(unet=engine.of(bundle.unet, int8=request.engine == "int8"), decode=engine.of(decoder))
+    return Networks(
+        unet=unet_of(bundle.unet, request.engine),
+        decode=decoder_of(_decoder(bundle, request), request.engine),
+    )
 
 
 @torch.inference_mode()
@@ -396,7 +421,7 @@ def draw_batch(
     if anew is not None and known is not None:
         latents = torch.lerp(known.to(latents), latents, anew)  # a legacy ending leaves noise in what is kept, too
     wanted = range(len(jobs)) if only is None else (only,)
-    with bundle.at_work(decoder_of(bundle, request)):
+    with bundle.at_work(_decoder(bundle, request)):
         decoded = _decode(bundle, request, nets.decode, latents)  # all, since what is decoded together rounds together
         pixels = [decoded[i] for i in wanted]  # (3, H, W) each
     if mask is not None and init is not None:  # what the mask keeps is kept to the bit, not through the autoencoder
@@ -507,8 +532,7 @@ def _decode(bundle: Bundle, request: Resolved, decode: Callable[[Tensor], Tensor
     return [picture for part in z.split(size) for picture in decode(part).float().cpu()]
 
 
-def decoder_of(bundle: Bundle, request: Resolved) -> VAE | TinyVAE:
-    """The decoder that a resolved request asks for."""
+def _decoder(bundle: Bundle, request: Resolved) -> VAE | TinyVAE:
     return bundle.small_decoder if request.decoder == "small" and bundle.small_decoder is not None else bundle.vae
 
 

@@ -57,6 +57,15 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
     return Path(path)
 
 
+def cache_folder() -> Path:
+    """Where is kept what can be made again: KOTOE_CACHE, else the platform's cache folder."""
+    if asked := os.environ.get("KOTOE_CACHE"):
+        return Path(asked).expanduser()
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/kotoe").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kotoe"
+
+
 def _fsync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():  # Windows has no handle for a directory
         return

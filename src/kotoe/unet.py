@@ -20,6 +20,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kotoe.shortcuts import Shortcuts, merged
 from kotoe.spec import UNetSpec
@@ -58,6 +59,7 @@ class ResnetBlock(nn.Module):
 
 class Attention(nn.Module):
     sliced = False  # one head at a time, which needs less memory (see UNet.slice_attention)
+    kernel: SDPBackend | None = None  # which of torch's computes it; None: its own choice (see compiled.py)
 
     def __init__(self, width: int, context_width: int, heads: int) -> None:
         super().__init__()
@@ -78,6 +80,9 @@ class Attention(nn.Module):
         if self.sliced:
             heads = zip(*(each.split(1, dim=1) for each in (q, *kv)), strict=True)
             y = torch.cat([F.scaled_dot_product_attention(*head) for head in heads], dim=1)
+        elif self.kernel is not None:
+            with sdpa_kernel(self.kernel):
+                y = F.scaled_dot_product_attention(q, *kv)
         else:
             y = F.scaled_dot_product_attention(q, *kv)
         return self.to_out[0](y.transpose(1, 2).flatten(2))  # (B, N, C)

@@ -140,7 +140,7 @@ def _only_draw(bundle: Bundle, engine_name: str, numerics: str) -> None:
     from kotoe import engine
     from kotoe.drawing import has_engine
 
-    if engine_name != "plain" and has_engine(bundle):
+    if engine_name in ("fast", "int8") and has_engine(bundle):
         if numerics == "exact" and {"unet", "vae"} <= set(bundle.hashes):  # else they are hashed as they are
             engine.of(bundle.unet, release=True, int8=engine_name == "int8")
             engine.of(bundle.vae, release=True)
@@ -299,7 +299,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     there = open_picture(drawing.replay)  # before anything is drawn: it may be damaged
     show_config("replay", {**to_json(record), **to_json(drawing), **to_json(adapting), **to_json(loading)})
     now = {"torch": torch.__version__, "kotoe": __version__, "device": str(bundle.device)}
-    now["engine"] = record.engine if has_engine(bundle) else "plain"
+    now["engine"] = record.engine if record.engine == "compiled" or has_engine(bundle) else "plain"
     for what, here in now.items():
         then = getattr(record, what)
         if then != here:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +25,7 @@ from torch import Tensor
 from kotoe.data.captions import COLOURS
 from kotoe.data.cldr import Glyph, load_objects
 from kotoe.errors import UserError
+from kotoe.runs import cache_folder
 
 PIXELS = 128  # edge of a scene
 FONT_SIZE = 109  # the one bitmap size NotoColorEmoji.ttf holds; a glyph is 136 x 128 at it
@@ -91,15 +91,6 @@ def emoji_font() -> Path:
         f"the font NotoColorEmoji.ttf was not found ({asked or 'looked in ' + ', '.join(FONT_PLACES)})",
         hint="Install the Debian package fonts-noto-color-emoji, or set KOTOE_EMOJI_FONT to the file",
     )
-
-
-def cache_folder() -> Path:
-    """Where the atlas and cached latents are kept: KOTOE_CACHE, else the platform's cache folder."""
-    if asked := os.environ.get("KOTOE_CACHE"):
-        return Path(asked).expanduser()
-    if sys.platform == "darwin":
-        return Path("~/Library/Caches/kotoe").expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kotoe"
 
 
 def _draw_sprites(glyphs: Sequence[Glyph], font_file: Path) -> np.ndarray:

@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kotoe.data.captions import COLOURS
-from kotoe.data.emoji import PIXELS, SIZES, Atlas, Scene, atlas, cache_folder, layout, scene
+from kotoe.data.emoji import PIXELS, SIZES, Atlas, Scene, atlas, layout, scene
 from kotoe.errors import UserError
+from kotoe.runs import cache_folder
 
 PATCH = 16
 SCENES = 4000
