@@ -190,7 +190,7 @@ Capacity: {each["step"]:.1f} pictures a second step by step, {each["request"]:.1
 {each["serial"]:.1f} one after the other ({found["queue"] // 2} callers, each waiting for one at any time;
 medians of {found["rounds"]}). Rates are shares of the first. Latency is from when a request was meant to be sent.
 
-| rate | scheduling | p50, s | p95, s | pictures/s | within {SOON:g} s | refused | lost | pictures' steps by how many together |
+| rate | scheduling | p50, s | p95, s | pictures/s | within {SOON:g} s | refused | lost | steps by how many together |
 |---|---|---|---|---|---|---|---|---|
 {rows}
 

@@ -69,6 +69,11 @@ def replicas() -> list[int]:
     return found
 
 
+def worked(pid: int) -> int:
+    """Clock ticks that a process has computed."""
+    return int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[11])
+
+
 def test_replicas_draw_what_one_process_draws(served: Served) -> None:
     job = ask(served, "/kotoe/v1/jobs", {"prompt": "青い背景に猫", "seed": 3, "n": 6, "steps": 4, "previews": True})
     done = until(served, job["id"], ended)
@@ -108,10 +113,13 @@ def test_a_job_is_cancelled_where_it_is_drawn(served: Served) -> None:
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds replicas in /proc")
 def test_nothing_is_lost_when_a_replica_is_killed(served: Served) -> None:
-    job = ask(served, "/kotoe/v1/jobs", {"prompt": "a cat", "steps": 150, "n": 8, "seed": 5})["id"]
+    job = ask(served, "/kotoe/v1/jobs", {"prompt": "a cat", "steps": 300, "n": 8, "seed": 5})["id"]
     until(served, job, lambda document: document["steps"]["done"] > 50)
-    assert len(replicas()) == 2
-    os.kill(replicas()[0], signal.SIGKILL)
+    both = replicas()
+    assert len(both) == 2
+    before = {pid: worked(pid) for pid in both}
+    time.sleep(0.5)
+    os.kill(max(both, key=lambda pid: worked(pid) - before[pid]), signal.SIGKILL)  # one that draws
     done = until(served, job, ended)
     assert (done["state"], len(done["pictures"])) == ("done", 8), done
     assert any(line["message"] == "a replica died" for line in served.lines)
