@@ -213,9 +213,9 @@ def texts(source: bytes | Image.Image, name: str = "the picture") -> dict[str, s
 def _texts(image: Image.Image, name: str) -> dict[str, str]:
     try:
         chunks = getattr(image, "text", None)  # reads to the end: they may stand behind the pixels
-        if chunks is None and image.format == "PNG":
-            chunks = image.info  # a copy of what was opened
-        found = {str(key): _chunk_text(text) for key, text in (chunks or {}).items() if isinstance(text, str)}
+        if chunks is None:
+            chunks = image.info  # of a copy of what was opened
+        found = {str(key): _chunk_text(text) for key, text in chunks.items() if isinstance(text, str)}
         if image.format != "PNG":
             found |= _exif_texts(image.getexif())
     except DAMAGE as error:
