@@ -11,9 +11,9 @@ HEAD = """# The command line
 
 Made by `python docs/make_cli.py` from the dataclasses that the verbs are; don't edit it by hand.
 
-Standard output carries data, standard error everything else. Exit codes: 0 done, 1 `kotoe check` found a fault, 2 bad
-input (a sentence says what was given, what is allowed and what to do), 3 a safety check blocked something, 130
-interrupted: what was finished is kept.
+Standard output carries data, standard error everything else. Exit codes: 0 done, 1 `kotoe check` found a fault or
+`kotoe verify` a changed picture, 2 bad input (a sentence says what was given, what is allowed and what to do), 3 a
+safety check blocked something, 130 interrupted: what was finished is kept.
 """
 
 

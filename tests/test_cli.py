@@ -166,10 +166,9 @@ def test_unknown_verb(kotoe: Kotoe) -> None:
     done = kotoe("genrate", "a")
     assert done.code == 2
     assert (
-        "unknown verb 'genrate'. Allowed: bench, check, conditioner add, conditioner remove, convert, data pairs, "
-        "evaluate, "
-        "generate, inspect, localize, study localization, tokenizer report, tokenizer train, train. "
-        "Did you mean 'generate'?" in done.err
+        "unknown verb 'genrate'. Allowed: bench, certificate, check, conditioner add, conditioner remove, convert, "
+        "data pairs, evaluate, generate, inspect, localize, study localization, tokenizer report, tokenizer train, "
+        "train, verify. Did you mean 'generate'?" in done.err
     )
 
 

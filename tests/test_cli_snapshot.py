@@ -19,7 +19,10 @@ FROZEN = {
     "model out translator detector replay grid_image device low_memory "
     "fast lora embedding adapter_language lora_text taesd "
     "tokenizer ema prediction_type allow_pickle accept_license "
-    "safety safety_checker safety_threshold safety_concepts prompt_check config dry_run json",
+    "safety safety_checker safety_threshold safety_concepts prompt_check "
+    "watermark c2pa c2pa_key c2pa_prompt config dry_run json",
+    "verify": "pictures trust config dry_run json",
+    "certificate": "folder name days config dry_run json",
     "inspect": "model allow_pickle accept_license config dry_run json",
     "convert": "source out to language dtype overwrite tokenizer ema prediction_type allow_pickle accept_license "
     "config dry_run json",

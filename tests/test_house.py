@@ -170,7 +170,7 @@ def unknown_commands(text: str) -> list[str]:
         elif match := re.match(r"kotoe ([a-z][a-z-]*)(.*)", line):
             verb = next((v for v in TWO_WORDS if line.startswith(f"kotoe {v}")), match[1])
             text_of_help = _help(verb)
-            flags = re.findall(r"(?<=\s)--[a-z-]+", re.sub(r"\"[^\"]*\"", "", match[2]))
+            flags = re.findall(r"(?<=\s)--[a-z0-9-]+", re.sub(r"\"[^\"]*\"", "", match[2]))
             if not re.search(rf"\b{verb}\b", _help("")) or not text_of_help:
                 bad.append(line)
             bad += [f"{line}: {flag}" for flag in flags if not re.search(rf"{flag}\b", text_of_help)]

@@ -21,16 +21,8 @@ LAYERS = [
     {"localize", "data", "evaluate", "safety", "provenance", "bench"},
     {"serve", "study", "study_picture", "study_report"},
     {
-        *(
-            "cli",
-            "verbs",
-            "verbs_bench",
-            "verbs_evaluate",
-            "verbs_safety",
-            "verbs_serve",
-            "verbs_tokenizer",
-            "verbs_training",
-        ),
+        *("cli", "verbs", "verbs_bench", "verbs_evaluate", "verbs_provenance", "verbs_safety", "verbs_serve"),
+        *("verbs_tokenizer", "verbs_training"),
         *("console", "consent", "__init__", "__main__"),
     },
 ]

@@ -87,6 +87,7 @@ def test_every_format_carries_all_texts(format: Any, prompt: str) -> None:
         assert image.format == format.upper()
         image.load()
         texts = images.texts(image)  # of an open picture
+        assert images.texts(image.copy()) == texts
     assert texts == images.texts(content)
     assert texts["parameters"] == infotext(picture.record)
     assert from_json(Record, json.loads(texts["kotoe"])) == picture.record

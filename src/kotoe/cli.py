@@ -1,6 +1,7 @@
 """The command line: generate, inspect, evaluate, train, bench, check, ... Made from frozen dataclasses by cyclopts.
 
-Exit codes: 0 done, 1 `check` found a fault, 2 bad input, 3 a safety check blocked something, 130 interrupted.
+Exit codes: 0 done, 1 `check` found a fault or `verify` a changed picture, 2 bad input, 3 a safety check blocked
+something, 130 interrupted.
 `kotoe --help` loads no torch.
 """
 
@@ -27,6 +28,7 @@ from kotoe import (
     verbs,
     verbs_bench,
     verbs_evaluate,
+    verbs_provenance,
     verbs_serve,
     verbs_tokenizer,
     verbs_training,
@@ -62,12 +64,16 @@ class Verb:
 
 VERBS = {
     "generate": Verb(
-        parts=(Request, console.Drawing, console.Adapting, console.Loading, consent.Agreeing, Checks),
+        parts=(
+            *(Request, console.Drawing, console.Adapting, console.Loading, consent.Agreeing),
+            *(Checks, verbs_provenance.Marking),
+        ),
         positional="prompt",
         run=verbs.generate,
         doc="""Draw pictures from prompts in any language the model has.
 
-Each PNG carries the record of how it was drawn. Image k of a prompt has seed + k.
+Each PNG carries the record of how it was drawn, and the text `parameters` that many programs read. Image k of
+a prompt has seed + k.
 
 How exact: a replay with the same versions and threads gives the same bits. Another batch size, number of
 threads or engine is numerically equal: it rounds otherwise, and errs no more. What is called approximate
@@ -79,7 +85,29 @@ below draws another picture, faster, is off unless asked for, and is measured in
     kotoe generate "a cat" --init-image photo.png --mask mask.png
     kotoe generate "a <toy> cat" --model FOLDER --lora style.safetensors:0.8 --embedding toy.safetensors
     kotoe generate "a cat" --fast
+    kotoe generate "a cat" --watermark 7 --c2pa FOLDER
     kotoe generate --replay out/picture.png""",
+    ),
+    "verify": Verb(
+        parts=(verbs_provenance.Verifying,),
+        positional="pictures",
+        run=verbs_provenance.verify,
+        doc="""Say where pictures come from: by their signature, record, texts and watermark, and what that comes to.
+
+The exit code is 1 when a picture was changed since it was made, as far as a layer shows it.
+
+    kotoe verify out/PICTURE.png
+    kotoe verify downloads/*.png --trust FOLDER/root.pem --json""",
+    ),
+    "certificate": Verb(
+        parts=(verbs_provenance.Certifying,),
+        positional="folder",
+        run=verbs_provenance.certificate,
+        doc="""Make a certificate and a key to try `kotoe generate --c2pa` with: it signs, and nobody trusts it.
+
+    kotoe certificate trial --name "Our studio"
+    kotoe generate "a cat" --c2pa trial
+    kotoe verify out/PICTURE.png --trust trial/root.pem""",
     ),
     "inspect": Verb(
         parts=(console.Inspecting, consent.Agreeing),

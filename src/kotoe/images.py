@@ -159,6 +159,18 @@ def file_sha256(path: str | Path) -> str:
         raise UserError(f"can't read {path}: {error.strerror}", allowed=_allowed()) from error
 
 
+def read_bytes(path: str | Path, name: str) -> bytes:
+    """The content of a picture's file, at most LARGEST_FILE_BYTES."""
+    try:
+        if not Path(path).is_file():
+            raise UserError(f"{name} is no file" if Path(path).exists() else f"{name} is absent", allowed=_allowed())
+        if (size := Path(path).stat().st_size) > LARGEST_FILE_BYTES:
+            raise UserError(f"{name} has {size} bytes", allowed=f"{LARGEST_FILE_BYTES} at most")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"can't read {name}: {error.strerror}", allowed=_allowed()) from error
+
+
 def save_png(image: Image.Image, path: Path, record: str) -> None:
     """Write a PNG with the record (JSON text) in an iTXt chunk, which holds any script."""
     info = PngImagePlugin.PngInfo()
@@ -201,9 +213,9 @@ def texts(source: bytes | Image.Image, name: str = "the picture") -> dict[str, s
 def _texts(image: Image.Image, name: str) -> dict[str, str]:
     try:
         chunks = getattr(image, "text", None)  # reads to the end: they may stand behind the pixels
-        if chunks is None and image.format == "PNG":
-            chunks = image.info  # a copy of what was opened
-        found = {str(key): _chunk_text(text) for key, text in (chunks or {}).items() if isinstance(text, str)}
+        if chunks is None:
+            chunks = image.info  # of a copy of what was opened
+        found = {str(key): _chunk_text(text) for key, text in chunks.items() if isinstance(text, str)}
         if image.format != "PNG":
             found |= _exif_texts(image.getexif())
     except DAMAGE as error:

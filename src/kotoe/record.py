@@ -158,6 +158,7 @@ class Record:
     and of the negative prompt that were not read (long_prompt "cut"). batch: (index, size), and threads: arithmetic
     may round differently for other numbers of pictures at once or of threads, so a replay uses the same.
     prompt_verdict, picture_verdict: what safety checks said; None: there was none.
+    watermark: the number that was put into the pixels after all else, 0 to 65535 (see docs/provenance.md); None: none.
     """
 
     kotoe: str
@@ -210,6 +211,7 @@ class Record:
     batch: tuple[int, int] = (0, 1)
     prompt_verdict: Verdict | None = None
     picture_verdict: Verdict | None = None
+    watermark: int | None = None
     seconds: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:
@@ -221,6 +223,8 @@ class Record:
             )
         if not 1 <= self.threads <= MAX_THREADS:
             raise UserError(f"Record: threads {self.threads}", allowed=f"1 to {MAX_THREADS}")
+        if self.watermark is not None and not 0 <= self.watermark < 2**16:
+            raise UserError(f"Record: watermark {self.watermark}", allowed=f"0 to {2**16 - 1}")
         if self.translation is not None and self.translation.target != self.conditioner.language:
             raise UserError(
                 f"Record: a translation into {self.translation.target}, read as {self.conditioner.language}",

@@ -42,11 +42,13 @@ from kotoe.errors import UserError, unknown
 from kotoe.record import Record
 from kotoe.runs import atomic, write_atomic
 from kotoe.safety.checks import Checks
+from kotoe.verbs_provenance import Marking, check_size, signer
 from kotoe.verbs_safety import BLOCKED, Guard, as_recorded, prompt_verdict
 
 if TYPE_CHECKING:
     from kotoe.checkpoints import Bundle
     from kotoe.config import Resolved
+    from kotoe.provenance.c2pa import Signer
     from kotoe.reading import Job
 
 
@@ -65,6 +67,8 @@ def generate(common: Common, values: Values) -> int:
     loading: Loading = part_of(values, Loading)
     adapting: Adapting = part_of(values, Adapting)
     checks: Checks = part_of(values, Checks)
+    marking: Marking = part_of(values, Marking)
+    signs = signer(marking)
     models = (drawing.model, drawing.translator, drawing.detector, checks.safety_checker)
     agree(values, *models, dry_run=common.dry_run)
     bundle = bundle_of(drawing.model, request.dtype, loading, drawing.device, drawing.low_memory)
@@ -72,6 +76,7 @@ def generate(common: Common, values: Values) -> int:
     bundle = adapted(bundle, adapting, loading)
 
     from kotoe.drawing import draw, plan, resolve
+    from kotoe.provenance.encode import marked
     from kotoe.reading import read_prompts
     from kotoe.translate import with_translator
 
@@ -79,6 +84,7 @@ def generate(common: Common, values: Values) -> int:
         bundle = with_translator(bundle, drawing.translator, detector=drawing.detector)
 
     resolved = resolve(bundle, request)
+    check_size(marking, resolved.width, resolved.height)
     jobs = plan(bundle, resolved)
     translations: list[dict[str, Any]] = []
     for job in {job.prompt: job for job in jobs}.values():
@@ -93,7 +99,7 @@ def generate(common: Common, values: Values) -> int:
                 say(f"translated: {resolved.negative_prompt!r} is read as {other.negative_prompt!r}")
     _notes(bundle, resolved, jobs)
     config = {**to_json(resolved), **to_json(drawing), **to_json(loading)}
-    config |= to_json(adapting) | guard.config
+    config |= to_json(adapting) | guard.config | to_json(marking)
     show_config("generate", config)
     if guard.blocks(resolved, jobs):
         refused = {"pictures": [], "config": config, "translations": translations, "blocked": guard.entries}
@@ -116,17 +122,20 @@ def generate(common: Common, values: Values) -> int:
                 picture = guard.let(drawn)
                 if picture is None:
                     continue
+                picture = marked(picture, marking.watermark)
                 if not pictures:
                     _save_config(out, config)
                 path = _path_of(out, picture, "")  # listed before it is there: Ctrl-C may come right after saving
                 entries.append({"path": str(path), "seed": picture.record.seed, "record": to_json(picture.record)})
-                _save_picture(picture, path)
+                _save_picture(picture, path, signs)
                 pictures.append(picture)
                 if not common.json:
                     finish(common, {}, [str(path)])
         code = guard.code()
         if labels and pictures:
             document["grid"] = str(_save_grid(out, pictures))
+            if signs is not None or marking.watermark is not None:
+                say("note: grid.png itself is not signed and not marked")
     except KeyboardInterrupt:
         entries[:] = [entry for entry in entries if Path(entry["path"]).is_file()]
         say(f"kotoe: interrupted; {len(entries)} of {len(jobs)} pictures are done and kept")
@@ -205,10 +214,10 @@ def _path_of(out: Path, picture: Any, suffix: str) -> Path:
     return out / f"{picture_name(picture.record)}{suffix}.png"
 
 
-def _save_picture(picture: Any, path: Path) -> Path:
+def _save_picture(picture: Any, path: Path, signs: Signer | None) -> Path:
     from kotoe.provenance.encode import encode
 
-    content = encode(picture)
+    content = encode(picture, signer=signs)
     with writing(path.parent), atomic(path) as temp:
         temp.write_bytes(content)
     return path
@@ -263,14 +272,16 @@ def read_picture_record(path: str) -> Record:
 def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     loading: Loading = part_of(values, Loading)
     adapting: Adapting = part_of(values, Adapting)
-    own = {f.name for part in (drawing, adapting, loading, Agreeing) for f in dataclasses.fields(part)}
+    marking: Marking = part_of(values, Marking)
+    own = {f.name for part in (drawing, adapting, loading, Agreeing, Marking) for f in dataclasses.fields(part)}
     own.add("prompt_check")  # a record may be anybody's
+    own.remove("watermark")  # it has its own
     asked = sorted(set(values) - own | set(values) & {"translator", "detector"})  # a record has its translation
     if asked:
         raise UserError(
             f"--replay together with {', '.join(asked)}",
             allowed="--replay with --out, --device, --low-memory, and --model with what it needs to be loaded and what "
-            "was put into it (--lora, --embedding), --prompt-check",
+            "was put into it (--lora, --embedding), --prompt-check, --c2pa",
             hint="A replay draws the picture as it was; without --replay you can change it",
         )
     assert drawing.replay is not None
@@ -278,6 +289,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     name = record.model.name
     if "model" not in values and name not in builtin.NAMES and not hub.pinned(name):
         raise UserError(f"{drawing.replay} was drawn by {name!r}", hint="Say where that model is: --model FOLDER")
+    signs = signer(marking)
     source = drawing.model if "model" in values else name
     agree(values, source, dry_run=common.dry_run)
     dtypes = {"unet": record.dtype, "vae": record.vae_dtype, "text_encoder": record.text_dtype}
@@ -293,6 +305,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
 
     from kotoe.drawing import has_engine, replay
     from kotoe.images import differences, open_picture
+    from kotoe.provenance.encode import marked
     from kotoe.recording import check_same
 
     check_same(bundle, record)
@@ -317,8 +330,9 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     _only_draw(bundle, record.engine, record.numerics)
     with Bar(common, "drawing") as bar:
         picture = as_recorded(replay(bundle, record, on_step=lambda p: bar(p.done, p.total)), record)
+    picture = marked(picture, record.watermark)
     changed, largest = differences(picture.image, there)
-    path = _save_picture(picture, _path_of(Path(drawing.out), picture, "-replay"))
+    path = _save_picture(picture, _path_of(Path(drawing.out), picture, "-replay"), signs)
     if there.size != picture.image.size:
         width, height = there.size
         say(f"the file's picture is {width}x{height}, its record's {record.width}x{record.height}: it was resized")

@@ -7,7 +7,7 @@ either was changed or is another picture's; and `parameters`, which other progra
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any, Literal
 
@@ -17,7 +17,9 @@ from kotoe import images
 from kotoe.config import dumps
 from kotoe.drawing import Picture
 from kotoe.errors import UserError
+from kotoe.provenance.c2pa import Signer
 from kotoe.provenance.infotext import KEY, infotext
+from kotoe.provenance.watermark import embed
 
 Format = Literal["png", "jpeg", "webp"]
 FORMATS = ("png", "jpeg", "webp")
@@ -33,12 +35,37 @@ class Digest:
     record_sha256: str
 
 
-def encode(picture: Picture, *, format: Format = "png", quality: int = 95) -> bytes:
-    """The file of a picture: its pixels, then its texts.
+def marked(picture: Picture, number: int | None) -> Picture:
+    """The picture with a watermark (see watermark.py), which its record then names; None: the picture as it is.
 
-    quality: of JPEG and WebP, 1 to 100; a PNG keeps every pixel. Raises UserError for another format or quality, and
-    for texts that are too long for JPEG.
+    Raises UserError for a number outside 0 to 65535, a picture that is too small, and one that is marked already.
     """
+    if number is None:
+        return picture
+    if picture.record.watermark is not None:
+        raise UserError(f"the picture has the watermark {picture.record.watermark} already", allowed="one")
+    return Picture(image=embed(picture.image, number), record=replace(picture.record, watermark=number))
+
+
+def encode(
+    picture: Picture,
+    *,
+    format: Format = "png",
+    quality: int = 95,
+    watermark: int | None = None,
+    signer: Signer | None = None,
+) -> bytes:
+    """The file of a picture: its pixels, the watermark in them, the texts beside them, the signature over all of it.
+
+    quality: of JPEG and WebP, 1 to 100; a PNG keeps every pixel. watermark: a number for `marked`, where the picture
+    isn't marked already. Raises UserError for another format or quality, and for texts that are too long for JPEG.
+    """
+    picture = marked(picture, watermark)
+    content = _with_texts(picture, format, quality)
+    return content if signer is None else signer.sign(content, MEDIA[format], picture.record)
+
+
+def _with_texts(picture: Picture, format: Format, quality: int) -> bytes:
     if format not in FORMATS:
         raise UserError(f"format {format!r}", allowed=", ".join(FORMATS))
     if not 1 <= quality <= 100:
