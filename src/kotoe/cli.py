@@ -37,6 +37,7 @@ from kotoe.config import Request, from_json, read_json
 from kotoe.console import INTERRUPTED, Common, Saying, Values, say
 from kotoe.errors import ProcessError, UserError, nearest, unknown
 from kotoe.localize.settings import Localizing, Studying
+from kotoe.provenance.marking import Marking
 from kotoe.runs import processes_started
 from kotoe.safety.checks import Checks
 from kotoe.serve.settings import Serving
@@ -66,7 +67,7 @@ VERBS = {
     "generate": Verb(
         parts=(
             *(Request, console.Drawing, console.Adapting, console.Loading, consent.Agreeing),
-            *(Checks, verbs_provenance.Marking),
+            *(Checks, Marking),
         ),
         positional="prompt",
         run=verbs.generate,
@@ -228,7 +229,7 @@ The same texts and options give the same files, which stock transformers opens. 
     kotoe check""",
     ),
     "serve": Verb(
-        parts=(Serving, Checks, console.Loading, consent.Agreeing),
+        parts=(Serving, Checks, Marking, console.Loading, consent.Agreeing),
         positional=None,
         run=verbs_serve.serve,
         doc="""Draw for everyone who asks, over HTTP: a page, and APIs that existing programs know.

@@ -39,10 +39,10 @@ from kotoe.console import (
     writing,
 )
 from kotoe.errors import UserError, unknown
+from kotoe.provenance.marking import Marking, check_size, signer
 from kotoe.record import Record
 from kotoe.runs import atomic, write_atomic
 from kotoe.safety.checks import Checks
-from kotoe.verbs_provenance import Marking, check_size, signer
 from kotoe.verbs_safety import BLOCKED, Guard, as_recorded, prompt_verdict
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def generate(common: Common, values: Values) -> int:
     adapting: Adapting = part_of(values, Adapting)
     checks: Checks = part_of(values, Checks)
     marking: Marking = part_of(values, Marking)
-    signs = signer(marking)
+    signs = signer(marking, say)
     models = (drawing.model, drawing.translator, drawing.detector, checks.safety_checker)
     agree(values, *models, dry_run=common.dry_run)
     bundle = bundle_of(drawing.model, request.dtype, loading, drawing.device, drawing.low_memory)
@@ -289,7 +289,7 @@ def _replay(common: Common, drawing: Drawing, values: Values) -> int:
     name = record.model.name
     if "model" not in values and name not in builtin.NAMES and not hub.pinned(name):
         raise UserError(f"{drawing.replay} was drawn by {name!r}", hint="Say where that model is: --model FOLDER")
-    signs = signer(marking)
+    signs = signer(marking, say)
     source = drawing.model if "model" in values else name
     agree(values, source, dry_run=common.dry_run)
     dtypes = {"unet": record.dtype, "vae": record.vae_dtype, "text_encoder": record.text_dtype}

@@ -10,6 +10,7 @@ from kotoe.config import to_json
 from kotoe.consent import agree
 from kotoe.console import Common, Loading, Values, bundle_of, finish, part_of, say, show_config
 from kotoe.errors import UserError
+from kotoe.provenance.marking import Marking, signer
 from kotoe.safety.checks import Checks
 from kotoe.serve.settings import Serving, read_keys
 
@@ -19,11 +20,13 @@ def serve(common: Common, values: Values) -> int:
     wanted: Serving = part_of(values, Serving)
     loading: Loading = part_of(values, Loading)
     checks: Checks = part_of(values, Checks)
+    marking: Marking = part_of(values, Marking)
     if wanted.keys is not None:
         read_keys(wanted.keys)
+    signer(marking, say)  # a certificate that can't sign is told now
     for model in wanted.model:
         agree(values, model, dry_run=common.dry_run)
-    config = to_json(wanted) | to_json(loading) | to_json(checks)
+    config = to_json(wanted) | to_json(loading) | to_json(checks) | to_json(marking)
     show_config("serve", config)
     if common.dry_run:
         finish(common, {"dry_run": True, "config": config}, [])
@@ -55,7 +58,7 @@ def serve(common: Common, values: Values) -> int:
             say("note: whoever reaches this address may draw; --keys FILE lets only those with a key")
         finish(common, {"address": address, "config": config}, [])
 
-    return run(wanted, checks, load, one, listening=listening)
+    return run(wanted, checks, marking, load, one, listening=listening)
 
 
 def _model(wanted: Serving, loading: Loading, sources: Mapping[str, str], name: str) -> Any:

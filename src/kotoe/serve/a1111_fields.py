@@ -22,7 +22,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from kotoe import images
 from kotoe.checkpoints import Bundle
 from kotoe.config import Request
-from kotoe.drawing import Picture
 from kotoe.errors import nearest
 from kotoe.provenance.encode import encode
 from kotoe.provenance.infotext import EMPHASIS, from_infotext
@@ -223,12 +222,8 @@ def read(body: Drawing, options: Mapping[str, Any], bundle: Bundle, service: Ser
     return Asked(
         request=Request(**values),
         notes=tuple(notes),
-        file=partial(_file, format=format, quality=options["jpeg_quality"]),
+        file=partial(encode, format=format, quality=options["jpeg_quality"]),
     )
-
-
-def _file(picture: Picture, *, format: Any, quality: int) -> bytes:
-    return encode(picture, format=format, quality=quality)
 
 
 def plain(body: BaseModel) -> dict[str, Any]:

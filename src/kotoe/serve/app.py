@@ -25,6 +25,7 @@ from starlette.staticfiles import StaticFiles
 from kotoe import __version__
 from kotoe.checkpoints import Bundle
 from kotoe.errors import UserError
+from kotoe.provenance.marking import Marking
 from kotoe.safety.checks import Checks
 from kotoe.serve import api, openai, refusals
 from kotoe.serve.a1111_lists import include
@@ -41,13 +42,15 @@ DRAIN_SECONDS = 60.0  # at the end, for what has been taken
 Load = Callable[[], Mapping[str, Bundle]]
 
 
-def application(settings: Serving, checks: Checks, load: Load, one: Callable[[str], Bundle]) -> FastAPI:
+def application(
+    settings: Serving, checks: Checks, marking: Marking, load: Load, one: Callable[[str], Bundle]
+) -> FastAPI:
     """The app. load: the models by name, called on a thread once the port is open. one: a model by its name, for
     replicas, which load for themselves."""
     keys = {} if settings.keys is None else read_keys(settings.keys)
     app = FastAPI(title="Kotoe", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.settings, app.state.checks, app.state.load, app.state.service = settings, checks, load, None
-    app.state.one = one
+    app.state.one, app.state.marking = one, marking
     app.state.failed, app.state.listen_to_signals = None, lambda: None
     for part in (api, openai):
         app.include_router(part.router)
@@ -104,7 +107,7 @@ async def _start(app: FastAPI) -> None:
 
             drawer = partial(Remote, deployed=await asyncio.to_thread(deploy, settings, app.state.one))
             app.state.listen_to_signals()  # which Ray has taken
-        service = Service(settings, app.state.checks, bundles, store, drawer)
+        service = Service(settings, app.state.checks, bundles, store, drawer, app.state.marking)
         if store.lost:
             tell(logging.WARNING, "jobs of an earlier server were not finished", jobs=store.lost)
         await service.warm()
@@ -226,6 +229,7 @@ class Server(uvicorn.Server):
 def run(
     settings: Serving,
     checks: Checks,
+    marking: Marking,
     load: Load,
     one: Callable[[str], Bundle],
     *,
@@ -240,7 +244,7 @@ def run(
     log = logging.getLogger("kotoe.serve")
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
-    app = application(settings, checks, load, one)
+    app = application(settings, checks, marking, load, one)
     config = uvicorn.Config(
         app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
         timeout_keep_alive=15, timeout_graceful_shutdown=int(DRAIN_SECONDS), h11_max_incomplete_event_size=2**16,

@@ -27,7 +27,7 @@ class Wish:
     fast:     the model's few-step way.
     previews: whether pictures are shown as they come: a few times a second, or, where a number is given, after so many
               evenly spread steps.
-    encode:   a picture's file: called on a thread.
+    encode:   a picture's file: called on a thread, with the picture and `signer`, who signs it.
     notes:    what the dialect has to say beside the pictures.
     """
 
@@ -38,7 +38,7 @@ class Wish:
     locale: str = "en"
     fast: bool = False
     previews: bool | int = False
-    encode: Callable[[Picture], bytes] | None = None
+    encode: Callable[..., bytes] | None = None
     notes: tuple[str, ...] = ()
 
 

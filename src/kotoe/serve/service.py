@@ -25,7 +25,8 @@ from kotoe.config import Request, Resolved, to_json
 from kotoe.drawing import Picture, plan, resolve, steps_run
 from kotoe.errors import UserError, nearest
 from kotoe.numerics import with_numerics
-from kotoe.provenance.encode import encode
+from kotoe.provenance.encode import encode, marked
+from kotoe.provenance.marking import Marking, check_size, signer
 from kotoe.reading import is_guided, said
 from kotoe.record import Verdict
 from kotoe.safety import reasons
@@ -57,6 +58,7 @@ class Service:
         bundles: Mapping[str, Bundle],
         store: Store,
         drawer: Callable[..., Any] = Local,
+        marking: Marking | None = None,
     ) -> None:
         self.settings, self.checks, self.store = settings, checks, store
         self.bundles: dict[str, Bundle] = dict(bundles)
@@ -75,6 +77,8 @@ class Service:
             for name, bundle in bundles.items()
             if (found := checker_of(checks, bundle, False, lambda note: tell(logging.WARNING, note)))[0] is not None
         }
+        self.marking = Marking() if marking is None else marking
+        self.signer = signer(self.marking, lambda note: tell(logging.WARNING, note))
         self.front = ThreadPoolExecutor(4, "kotoe-front")
         self.drawer = drawer(settings, self.bundles, drawn=self._drawn, hand_over=self._hand_over)
         self.metrics = Metrics(self)
@@ -172,6 +176,7 @@ class Service:
                 f"width {resolved.width} x height {resolved.height}",
                 allowed=f"{limits.max_pixels} pixels at most, as this server is set",
             )
+        check_size(self.marking, resolved.width, resolved.height)
         if resolved.steps > limits.max_steps:
             raise UserError(f"steps {resolved.steps}", allowed=f"1 to {limits.max_steps}, as this server is set")
         jobs = plan(bundle, resolved)
@@ -271,7 +276,9 @@ class Service:
             if kept is None:
                 return verdict
             picture = kept
-        content = (job.wish.encode or encode)(picture)
+        picture = marked(picture, self.marking.watermark)
+        how = job.wish.encode or encode
+        content = how(picture, signer=self.signer)
         name = secrets.token_hex(16)
         if job.kept:
             try:
