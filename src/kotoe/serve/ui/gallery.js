@@ -37,7 +37,7 @@ export class Gallery {
     this.#form = form;
     this.#viewer = new Viewer({
       ...form,
-      picture: (id) => jobs.picture(id),
+      picture: (picture) => jobs.picture(picture),
       remove: (entry, id) => this.#removePicture(entry, id),
       all: () => this.#visible().flatMap((entry) => entry.pictures.map((picture) => ({ entry, picture }))),
     });
@@ -47,7 +47,7 @@ export class Gallery {
       reuse: (entry) => form.reuse([entry]),
       seed: form.seed,
       remove: (entry) => this.#remove([entry]),
-      picture: (id) => jobs.picture(id),
+      picture: (picture) => jobs.picture(picture),
       isCut: (entry) => jobs.isCut(entry),
       languageOf: form.languageOf,
     };

@@ -113,6 +113,15 @@ export function languageName(tag, own) {
 }
 
 /**
+ * What a language calls itself.
+ * @param {string} tag
+ * @returns {string} the tag where the browser doesn't know it
+ */
+export function ownName(tag) {
+  return new Intl.DisplayNames(tag, { type: "language" }).of(tag);
+}
+
+/**
  * Put words into elements: `data-t` is the text, `data-t-label`, `-placeholder`, `-title` and `-alt` are attributes.
  * @param {Document|Element} root
  */
