@@ -7,6 +7,7 @@ import { languageName, offLocale, onLocale, t } from "./strings.js";
 const AFTER_TYPING_MS = 250;
 const AFTER_COMPOSITION_MS = 100;
 const UNSURE = ["unsure", "default"]; // sources of a language that was not told by the text
+const MOST_SHOWN = 240; // characters of what is over the limit
 const AT_ONCE = 2; // requests of all meters: there may be one for each of 43 languages
 let running = 0;
 /** @type {(() => void)[]} */
@@ -123,9 +124,28 @@ export class Meter {
     } else setText(this.#says, "");
     this.#place.classList.toggle("is-over", over.length > 0);
     this.#over.lang = found?.language ?? "";
-    setText(this.#over, this.#trouble || (over.length ? t("meter.over", { words: over.join(" ") }) : ""));
+    setText(this.#over, this.#trouble || (over.length ? t("meter.over", { words: shortened(tail(this.#field.value, over)) }) : ""));
   }
 }
+
+/**
+ * The end of a text that these pieces of it are, as it was typed. Pieces say nothing of spaces between them.
+ * @param {string} text
+ * @param {string[]} pieces
+ * @returns {string} the pieces, where the text doesn't end with them: it has marks that aren't read
+ */
+export function tail(text, pieces) {
+  const plain = (part) => part.normalize("NFKC").toLowerCase().replace(/\s/gu, "");
+  const wanted = plain(pieces.join(""));
+  const characters = [...text];
+  let found = "";
+  let from = characters.length;
+  while (from > 0 && found.length < wanted.length) found = plain(characters[--from]) + found;
+  return found === wanted ? characters.slice(from).join("").trim() : pieces.join(" ");
+}
+
+/** @param {string} text */
+const shortened = (text) => (text.length > MOST_SHOWN ? `${text.slice(0, MOST_SHOWN / 2)} … ${text.slice(-MOST_SHOWN / 2)}` : text);
 
 /** Wait until fewer than AT_ONCE counts run. */
 async function turn() {
