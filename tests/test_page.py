@@ -1,5 +1,5 @@
-"""The page of `kotoe serve`, in a real browser against the real server: what a visitor does, and that nothing goes wrong
-in the console meanwhile."""
+"""The page of `kotoe serve`, in a real browser against the real server: what a visitor does, and that nothing goes
+wrong in the console meanwhile."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Window, browser, picture
 
+from browser import Window, browser, picture
 from serving import serving
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.allow_hosts(["127.0.0.1"])]
@@ -117,7 +117,9 @@ def test_an_answer_to_older_words_is_dropped(opened: Open) -> None:
     assert len(held) == 1
     page.fill("#prompt", "青い犬")
     page.wait_for_selector("#meter :text('kotoe-emoji/ja')")
-    held[0].fulfill(json={"language": "en", "language_source": "asked", "conditioner": "old", "tokens": 1, "limit": 2, "over": []})
+    held[0].fulfill(
+        json={"language": "en", "language_source": "asked", "conditioner": "old", "tokens": 1, "limit": 2, "over": []}
+    )
     page.wait_for_timeout(200)
     assert "old" not in page.inner_text("#meter")
 
@@ -142,7 +144,9 @@ def test_previews_cancelling_finishing_and_a_reload(opened: Open) -> None:
     page.click("#reset")
     done = window.draw("a strawberry on a white background", n=2, seed=5)
     card = window.state(done, "done")
-    page.wait_for_function("id => document.querySelectorAll(`[data-id='${id}'] button.tile img`).length === 2", arg=done)
+    page.wait_for_function(
+        "id => document.querySelectorAll(`[data-id='${id}'] button.tile img`).length === 2", arg=done
+    )
     assert card.locator("img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 128
     assert "seeds from 5" in card.inner_text()
     page.reload()
@@ -429,8 +433,8 @@ def test_news_is_told_to_screen_readers_and_not_too_often(opened: Open) -> None:
     window = opened()
     page = window.page
     page.evaluate(
-        """() => { window.told = []; new MutationObserver(() => window.told.push(document.querySelector("#live").textContent))
-            .observe(document.querySelector("#live"), { childList: true }); }"""
+        """() => { const live = document.querySelector("#live"); window.told = [];
+            new MutationObserver(() => window.told.push(live.textContent)).observe(live, { childList: true }); }"""
     )
     window.state(window.draw("a cat", steps=100), "done")
     page.wait_for_function("() => window.told.at(-1)?.includes('done')")

@@ -1,4 +1,4 @@
-"""The page's files: its words in four languages, what it loads, what may not stand in it, and that all of it is shipped."""
+"""The page's files: words in four languages, what it loads, what may not stand in it, and that all of it is shipped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def _keys() -> set[str]:
         r'\bkey: "([^"]+)"', r'button\("([^"]+)"', r'mark\("[^"]+", "([^"]+)"', r'\["([a-z]+(?:\.\w+)?)", [a-zS]',
     )  # fmt: skip
     found = {key for text in sources for pattern in patterns for key in re.findall(pattern, text)}
-    either = {key for text in sources for pair in re.findall(r'\? "([a-z]+\.\w+)" : "([a-z]+\.\w+)"', text) for key in pair}
+    either = {
+        key for text in sources for pair in re.findall(r'\? "([a-z]+\.\w+)" : "([a-z]+\.\w+)"', text) for key in pair
+    }
     return found | either
 
 
@@ -69,7 +71,11 @@ def test_every_string_is_translated(tag: str) -> None:
 
 def test_strings_stay_in_their_script() -> None:
     """No kana in Korean or Chinese, no hangul in the others: a text in the wrong file."""
-    for tag, strange in {"ja": r"[\uac00-\ud7a3]", "ko": r"[\u3040-\u30ff]", "zh": r"[\u3040-\u30ff\uac00-\ud7a3]"}.items():
+    for tag, strange in {
+        "ja": r"[\uac00-\ud7a3]",
+        "ko": r"[\u3040-\u30ff]",
+        "zh": r"[\u3040-\u30ff\uac00-\ud7a3]",
+    }.items():
         assert {k: v for k, v in WORDS[tag].items() if re.search(strange, json.dumps(v, ensure_ascii=False))} == {}
 
 
