@@ -231,8 +231,9 @@ def test_deleting_can_be_undone_and_is_for_good(opened: Open) -> None:
     page.get_by_role("button", name="Undo").click()
     assert card.is_visible()
     card.get_by_role("button", name="Delete").click()
-    page.locator(".notice").get_by_role("button", name="Close").click()
-    page.wait_for_function("() => document.querySelectorAll('.card').length === 0")
+    with page.expect_response(lambda answer: answer.request.method == "DELETE"):
+        page.locator(".notice").get_by_role("button", name="Close").click()
+    assert page.locator(".card").count() == 0
     assert page.evaluate("id => fetch(`kotoe/v1/jobs/${id}`).then((answer) => answer.status)", job) == 404
     page.reload()
     window.ready()
@@ -345,6 +346,49 @@ def test_a_mask_goes_when_the_picture_gets_another_shape(opened: Open, tmp_path:
     window.state(window.draw("a cat", steps=2), "done")
     assert "mask" not in window.sent[0]
     assert picture(window.sent[0]["init_image"]).getpixel((10, 10))[:3] == (255, 255, 255)
+
+
+def test_pictures_are_dropped_and_pasted(opened: Open) -> None:
+    """Each way with a file that the page makes itself, as the browser hands them over."""
+    window = opened()
+    page = window.page
+    window.state(window.draw("a rocket", steps=3, seed=11), "done")
+    page.click("#reset")
+    page.fill("#prompt", "")
+    give = """async ([type, target, kept]) => {
+        const address = `kotoe/v1/pictures/${document.querySelector("button.tile").dataset.picture}.png`;
+        const file = kept
+            ? new File([await (await fetch(address)).blob()], "picture.png", { type: "image/png" })
+            : new File([await new Promise((done) => Object.assign(document.createElement("canvas"),
+                { width: 64, height: 64 }).toBlob(done))], "picture.png", { type: "image/png" });
+        const transfer = new DataTransfer();
+        transfer.items.add(file);
+        const element = document.querySelector(target);
+        const how = { bubbles: true, cancelable: true };
+        if (type === "paste") {
+            element.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, ...how }));
+            return;
+        }
+        for (const step of ["dragenter", "dragover", "drop"]) {
+            const on = step === "dragenter" ? document.body : element;
+            on.dispatchEvent(new DragEvent(step, { dataTransfer: transfer, ...how }));
+            if (step === "dragover" && !element.checkVisibility()) throw new Error("no zone is shown");
+        }
+    }"""
+    page.evaluate(give, ["drop", "#drop-settings", True])
+    page.wait_for_function("() => document.querySelector('#prompt').value === 'a rocket'")
+    assert page.input_value("#seed") == "11"
+    assert not page.is_visible("#drop")
+    page.evaluate(give, ["drop", "#drop-start", False])
+    page.wait_for_selector("#source-canvas")
+    page.click("#source-remove")
+    page.evaluate(give, ["paste", "#prompt", False])
+    page.wait_for_selector("#ask[open] img")
+    page.click("#ask button.primary")
+    page.wait_for_selector("#source-canvas")
+    page.evaluate(give, ["paste", "#prompt", True])
+    page.click("#ask button[value=settings]")
+    page.wait_for_function("() => document.querySelectorAll('.notice').length === 2")
 
 
 # --- Languages

@@ -2,7 +2,7 @@
 
 import { h, setText, show } from "./dom.js";
 import { isRunning } from "./jobs.js";
-import { duration, languageName, t, translate } from "./strings.js";
+import { duration, languageName, sentences, t, translate } from "./strings.js";
 
 /** @typedef {import("./store.js").Entry} Entry */
 
@@ -170,9 +170,9 @@ export class Card {
     const left = entry.seconds === null || entry.seconds === undefined ? "" : t("state.left", { time: duration(entry.seconds) });
     switch (entry.state) {
       case "waiting":
-        return `${t("state.waiting", { n: entry.place })} ${left}`.trim();
+        return sentences([t("state.waiting", { n: entry.place }), left]);
       case "drawing":
-        return `${t("state.drawing", { done: entry.steps.done, total: entry.steps.total })} ${left}`.trim();
+        return sentences([t("state.drawing", { done: entry.steps.done, total: entry.steps.total }), left]);
       case "failed":
         return entry.error ?? t("state.failed");
       case "done":

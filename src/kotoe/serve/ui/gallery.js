@@ -187,8 +187,6 @@ export class Gallery {
   /** Gone from sight at once, for good when the notice with "Undo" is. */
   #remove(entries) {
     const card = this.#card(entries[0]);
-    const whole = !entries[0].group || entries.length === card.entries.length;
-    if (!whole) return;
     const next = card.element.nextElementSibling ?? card.element.previousElementSibling;
     card.element.hidden = true;
     (next && !next.hidden ? (next.querySelector("button:not([hidden])") ?? next) : byId("board-title")).focus();

@@ -203,6 +203,7 @@ export class Jobs extends EventTarget {
     const known = new Set(entry.pictures.map((picture) => picture.id));
     await Promise.all(told.pictures.filter((picture) => !known.has(picture.id)).map((picture) => this.picture(picture)));
     if (this.#removed.has(entry.id)) return;
+    if (!isRunning(entry) && RUNNING.includes(told.state)) return; // asked for before it ended, and come late
     if (told.state === "cancelled" && told.pictures.length < entry.pictures.length) told.pictures = entry.pictures;
     Object.assign(entry, told);
     if (one) one.failed = false;

@@ -12,7 +12,7 @@ import { Invalid, Settings } from "./settings.js";
 import { SideBySide } from "./sidebyside.js";
 import { Source } from "./source.js";
 import { allEntries, getBlob, kept } from "./store.js";
-import { locale, LOCALES, onLocale, ownName, preferred, setLocale, t } from "./strings.js";
+import { locale, LOCALES, onLocale, ownName, preferred, sentences, setLocale, t } from "./strings.js";
 import { setTheme, theme } from "./theme.js";
 
 const RETRY_MS = 3000; // while the server doesn't answer the first question
@@ -206,7 +206,7 @@ function chooseLanguageAndTheme() {
 function describe(about) {
   const { name, version, licence, keep_hours: hours } = about;
   const facts = [t("about.version", { version }), licence && t("about.licence", { model: name, licence }), hours && t("about.keep", { n: hours })];
-  setText(byId("about"), facts.filter(Boolean).join(" "));
+  setText(byId("about"), sentences(facts));
 }
 
 /** The model's name; where there are several, a choice, which loads the page anew. */

@@ -193,7 +193,6 @@ export class Settings {
     byId("n").max = limits.max_n;
     byId("steps").max = limits.max_steps;
     byId("steps-range").max = Math.min(limits.max_steps, Math.max(50, 3 * defaults.steps));
-    for (const field of [byId("prompt"), byId("negative_prompt")]) field.maxLength = limits.max_prompt_chars;
     for (const name of NUMBERS) byId(name).placeholder = defaults[name] ?? "";
     byId("fast-row").hidden = !this.#model.fast;
     translate(byId("form"));

@@ -77,7 +77,7 @@ export class SideBySide {
 
   #add(tag, text) {
     const id = `text-${tag}`;
-    const field = h("textarea", { class: "words", id, rows: 2, dir: "auto", lang: tag, "aria-describedby": `meter-${tag}`, maxlength: byId("prompt").maxLength });
+    const field = h("textarea", { class: "words", id, rows: 2, dir: "auto", lang: tag, "aria-describedby": `meter-${tag}` });
     field.value = text;
     const place = h("div", { class: "meter", id: `meter-${tag}` });
     const label = h("label", { for: id });

@@ -73,6 +73,15 @@ export function t(key, values = {}) {
 }
 
 /**
+ * Sentences one after the other; what is empty is left out.
+ * @param {(string|false|null|undefined|0)[]} parts
+ * @returns {string}
+ */
+export function sentences(parts) {
+  return parts.filter(Boolean).join(["ja", "zh"].includes(current) ? "" : " ");
+}
+
+/**
  * A number as the page's language writes it.
  * @param {number} value
  * @returns {string}
