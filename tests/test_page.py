@@ -185,6 +185,20 @@ def test_a_seed_is_random_told_and_used_again(opened: Open) -> None:
     assert page.input_value("#seed") == ""
 
 
+def test_fast_leaves_its_settings_to_the_model(opened: Open) -> None:
+    window = opened()
+    page = window.page
+    page.check("#fast")
+    window.state(window.draw("a rocket", guidance_scale="1"), "done")
+    sent = window.sent[0]
+    assert (sent["fast"], sent["guidance_scale"]) == (True, 1)
+    assert not {"steps", "sampler"} & set(sent)
+    page.uncheck("#fast")
+    assert (page.input_value("#steps"), page.input_value("#sampler")) == ("10", "ddim")
+    window.state(window.draw("a rocket"), "done")
+    assert (window.sent[1]["steps"], "fast" in window.sent[1]) == (10, False)
+
+
 def test_a_large_picture_its_settings_and_its_file(opened: Open, tmp_path: Path) -> None:
     window = opened()
     page = window.page

@@ -203,6 +203,8 @@ export class Settings {
     const own = new Map(this.#model.languages.map(({ tag, name }) => [tag, name]));
     for (const option of byId("language").options)
       if (option.value) option.textContent = languageName(option.value, own.get(option.value));
+    const fast = byId("fast").checked;
+    for (const name of ["steps", "guidance_scale"]) byId(name).placeholder = fast ? t("choice.fast") : this.#model.defaults[name];
   }
 
   /** A slider beside a number: the number is the field, the slider a handle for a hand. */
@@ -267,10 +269,8 @@ export class Settings {
     for (const name of SET_BY_FAST) this.#put(name, on ? "" : (this.#before[name] ?? ""));
     if (!on && byId("sampler").options[0].dataset.t) byId("sampler").options[0].remove();
     if (!on) byId("sampler").value = this.#before.sampler || this.#model.defaults.sampler;
-    for (const name of ["steps", "guidance_scale"]) {
-      byId(name).placeholder = on ? t("choice.fast") : this.#model.defaults[name];
-      byId(`${name}-range`).hidden = on;
-    }
+    for (const name of ["steps", "guidance_scale"]) byId(`${name}-range`).hidden = on;
+    this.#names();
     show(byId("fast-hint"), on);
   }
 
