@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import browser
 from hub_server import Hub
 
 HOME = Path(tempfile.mkdtemp(prefix="kotoe-tests-"))
@@ -51,8 +52,13 @@ def _protobuf() -> bool:
     return find_spec("google") is not None and find_spec("google.protobuf") is not None
 
 
+def _browser() -> bool:
+    return find_spec("playwright") is not None and browser.chromium() is not None
+
+
 # name -> (is it here, what to install). Tests say `@pytest.mark.needs("cldr")`; nothing else may skip.
 NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
+    "chromium": (_browser, "chromium"),
     "emoji-font": (_emoji_font, "fonts-noto-color-emoji"),
     "cldr": (lambda: (UNICODE / "cldr/common/annotations/ja.xml").is_file(), "unicode-cldr-core"),
     "protobuf": (_protobuf, "protobuf, which the extra kotoe[translate] brings"),

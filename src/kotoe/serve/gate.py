@@ -67,6 +67,8 @@ class Gate:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+                if scope["path"].startswith("/ui/"):
+                    headers["Cache-Control"] = "no-cache"  # another release's files have the same names
                 headers["X-Process-Time"] = f"{time.perf_counter() - began:.4f}"
             await send(message)
 

@@ -7,6 +7,8 @@ const KEY = "kotoe.key";
 
 /** @type {(() => Promise<string|null>)|null} */
 let askForKey = null;
+/** @type {RequestCredentials|null} null: not known yet, see `reached` */
+let credentials = null;
 /** @type {Promise<string|null>|null} one question for all calls that wait for it */
 let asking = null;
 
@@ -35,11 +37,14 @@ export function onKeyNeeded(ask) {
   askForKey = ask;
 }
 
-/** @returns {Promise<any>} what the server can draw, its defaults and limits */
-export const getModel = () => json("model");
+/**
+ * @param {string|null} name of one of the server's models; null: its first
+ * @returns {Promise<any>} what it can draw, its defaults and limits
+ */
+export const getModel = (name) => json(name === null ? "model" : `model?${new URLSearchParams({ name })}`);
 
 /**
- * @param {{prompt: string, negative_prompt?: string, language: string|null}} body
+ * @param {{prompt: string, negative_prompt?: string, language: string|null, model: string}} body
  * @param {AbortSignal} signal
  * @returns {Promise<any>}
  */
@@ -73,10 +78,10 @@ export const readSettings = (file) =>
   json("settings", { method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" } });
 
 /**
- * @param {string} id of a picture
- * @returns {Promise<Blob>} the PNG, with its record
+ * @param {string} name of a picture's file
+ * @returns {Promise<Blob>} with its record
  */
-export const getPicture = async (id) => (await call(`pictures/${id}.png`)).blob();
+export const getPicture = async (name) => (await call(`pictures/${name}`)).blob();
 
 /**
  * A job's events, until the last one. Not EventSource: that can't send a key.
@@ -138,7 +143,7 @@ async function call(path, init = {}) {
   const headers = { "Accept-Language": locale(), ...init.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   let answer;
   try {
-    answer = await fetch(new URL(path, BASE), { ...init, headers, cache: "no-store" });
+    answer = await reached(new URL(path, BASE), { ...init, headers, cache: "no-store" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError("", { status: 0 });
@@ -146,6 +151,26 @@ async function call(path, init = {}) {
   if (answer.ok) return answer;
   if (answer.status === 401 && askForKey && (await newKey(key))) return call(path, init);
   throw await errorOf(answer);
+}
+
+/**
+ * A fetch without the browser's own credentials: with them a 401 makes some browsers ask for a name and a password. A
+ * proxy in front of the server may want them, though: what comes back then isn't the server's, and they are sent.
+ * @param {URL} address
+ * @param {RequestInit} init
+ */
+async function reached(address, init) {
+  if (credentials) return fetch(address, { ...init, credentials });
+  const plain = await fetch(address, { ...init, credentials: "omit" }).catch((error) => error);
+  const ours = plain instanceof Response && !plain.redirected && /json/.test(plain.headers.get("Content-Type") ?? "");
+  if (!ours && plain.name !== "AbortError") {
+    const answer = await fetch(address, { ...init, credentials: "same-origin" });
+    if (answer.ok) credentials = "same-origin";
+    return answer;
+  }
+  if (!ours) throw plain;
+  credentials = "omit";
+  return plain;
 }
 
 /** Whether there is another key now than the one that was refused. @param {string|null} refused */

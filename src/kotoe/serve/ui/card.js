@@ -2,7 +2,7 @@
 
 import { h, setText, show } from "./dom.js";
 import { isRunning } from "./jobs.js";
-import { duration, languageName, t, translate } from "./strings.js";
+import { duration, languageName, sentences, t, translate } from "./strings.js";
 
 /** @typedef {import("./store.js").Entry} Entry */
 
@@ -14,7 +14,7 @@ import { duration, languageName, t, translate } from "./strings.js";
  * @property {(entry: Entry) => void} reuse its settings
  * @property {(seed: number) => void} seed to draw with again
  * @property {(entry: Entry) => void} remove
- * @property {(id: string) => Promise<Blob|null>} picture
+ * @property {(picture: import("./store.js").Picture) => Promise<Blob|null>} picture
  * @property {(entry: Entry) => boolean} isCut whether the server can't be reached
  * @property {(tag: string) => string} languageOf a tag's own name
  */
@@ -28,7 +28,7 @@ export class Card {
   #addresses = new Map();
   #progress = h("progress", { max: 1, value: 0, "data-t-label": "card.progress" });
   #status = h("p", { class: "status" });
-  #blocked = h("ul", { class: "blocked" });
+  #remarks = h("ul", { class: "remarks" });
   #grid = h("div", { class: "tiles" });
   #words = h("p", { class: "words", dir: "auto" });
   #facts = h("p", { class: "facts" });
@@ -55,10 +55,10 @@ export class Card {
       h("button", { type: "button", class: "quiet", t: "card.seed", on: { click: () => deeds.seed(entry.seeds[0]) } }),
       h("button", { type: "button", class: "quiet", t: "card.delete", on: { click: () => deeds.remove(entry) } }),
     );
-    this.element = h(column ? "section" : "article", { class: "card", tabindex: -1, data: { id: entry.id } },
+    this.element = h(column ? "div" : "article", { class: "card", role: column && "group", tabindex: -1, data: { id: entry.id } },
       column ? this.#heading : null,
       this.#grid,
-      h("div", { class: "card-body" }, this.#words, this.#facts, this.#progress, this.#status, this.#blocked, this.cancelButton, column ? null : this.actions),
+      h("div", { class: "card-body" }, this.#words, this.#facts, this.#progress, this.#status, this.#remarks, this.cancelButton, column ? null : this.actions),
     );
     this.update();
   }
@@ -68,20 +68,22 @@ export class Card {
     const { entry } = this;
     const running = isRunning(entry);
     this.element.dataset.state = entry.state;
-    this.element.setAttribute("aria-label", t("card.label", { prompt: entry.request.prompt, state: t(`state.name.${entry.state}`) }));
+    const language = entry.language ? languageName(entry.language, this.#deeds.languageOf(entry.language)) : "";
+    const label = t("card.label", { prompt: entry.request.prompt, state: t(`state.name.${entry.state}`) });
+    this.element.setAttribute("aria-label", this.column ? `${language} · ${label}` : label);
     translate(this.element);
-    if (entry.language) {
-      this.#words.lang = entry.language;
-      setText(this.#heading, languageName(entry.language, this.#deeds.languageOf(entry.language)));
-    }
+    setText(this.#heading, language);
+    this.#words.lang = entry.language ?? "";
     this.#fill();
     show(this.#progress, running);
     Object.assign(this.#progress, { max: Math.max(1, entry.steps.total), value: entry.steps.done });
     setText(this.#status, this.#says());
     this.#status.classList.toggle("wrong", entry.state === "failed");
     show(this.#status, this.#status.textContent !== "");
-    this.#blocked.replaceChildren(...entry.blocked.map(({ seed, reason }) => h("li", { text: t("card.blocked", { seed: String(seed), reason }) })));
-    show(this.#blocked, entry.blocked.length > 0);
+    const blocked = entry.blocked.map(({ seed, reason }) => t("card.blocked", { seed: String(seed), reason }));
+    const remarks = [...blocked, ...entry.notes];
+    this.#remarks.replaceChildren(...remarks.map((text) => h("li", { text })));
+    show(this.#remarks, remarks.length > 0);
     setText(this.#facts, this.#described());
     show(this.#facts, this.#facts.textContent !== "");
     show(this.cancelButton, running, this.element);
@@ -149,7 +151,7 @@ export class Card {
 
   async #load(tile, picture) {
     if (!this.#addresses.has(picture.id)) {
-      const blob = await this.#deeds.picture(picture.id);
+      const blob = await this.#deeds.picture(picture);
       if (this.#dead || !tile.isConnected) return;
       if (blob === null) {
         tile.replaceChildren(h("span", { class: "gone", t: "card.gone", text: t("card.gone") }));
@@ -168,9 +170,9 @@ export class Card {
     const left = entry.seconds === null || entry.seconds === undefined ? "" : t("state.left", { time: duration(entry.seconds) });
     switch (entry.state) {
       case "waiting":
-        return `${t("state.waiting", { n: entry.place })} ${left}`.trim();
+        return sentences([t("state.waiting", { n: entry.place }), left]);
       case "drawing":
-        return `${t("state.drawing", { done: entry.steps.done, total: entry.steps.total })} ${left}`.trim();
+        return sentences([t("state.drawing", { done: entry.steps.done, total: entry.steps.total }), left]);
       case "failed":
         return entry.error ?? t("state.failed");
       case "done":

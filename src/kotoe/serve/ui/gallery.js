@@ -37,7 +37,7 @@ export class Gallery {
     this.#form = form;
     this.#viewer = new Viewer({
       ...form,
-      picture: (id) => jobs.picture(id),
+      picture: (picture) => jobs.picture(picture),
       remove: (entry, id) => this.#removePicture(entry, id),
       all: () => this.#visible().flatMap((entry) => entry.pictures.map((picture) => ({ entry, picture }))),
     });
@@ -47,7 +47,7 @@ export class Gallery {
       reuse: (entry) => form.reuse([entry]),
       seed: form.seed,
       remove: (entry) => this.#remove([entry]),
-      picture: (id) => jobs.picture(id),
+      picture: (picture) => jobs.picture(picture),
       isCut: (entry) => jobs.isCut(entry),
       languageOf: form.languageOf,
     };
@@ -187,8 +187,6 @@ export class Gallery {
   /** Gone from sight at once, for good when the notice with "Undo" is. */
   #remove(entries) {
     const card = this.#card(entries[0]);
-    const whole = !entries[0].group || entries.length === card.entries.length;
-    if (!whole) return;
     const next = card.element.nextElementSibling ?? card.element.previousElementSibling;
     card.element.hidden = true;
     (next && !next.hidden ? (next.querySelector("button:not([hidden])") ?? next) : byId("board-title")).focus();

@@ -44,19 +44,18 @@ export class Jobs extends EventTarget {
   /**
    * Send a request.
    * @param {Record<string, any>} request fields of POST jobs, without pictures
-   * @param {object} about
-   * @param {string} about.model name
+   * @param {object} [about]
    * @param {Blob|null} [about.init] the picture to start from
    * @param {Blob|null} [about.mask]
    * @param {Entry["group"]} [about.group]
    * @returns {Promise<Entry>} which is watched. Throws ApiError where the server takes no such job
    */
-  async send(request, { model, init = null, mask = null, group = null }) {
+  async send(request, { init = null, mask = null, group = null } = {}) {
     const body = { ...request };
     if (init) body.init_image = await dataUrl(init);
     if (mask) body.mask = await dataUrl(mask);
     const answer = group ? await patient(() => postJob(body)) : await postJob(body);
-    const { previews, ...kept } = request;
+    const { previews, model, ...kept } = request;
     const entry = {
       id: answer.id, created: Date.now(), model, request: kept, init: init !== null, mask: mask !== null, group,
       removed: [], ...facts(answer),
@@ -121,14 +120,14 @@ export class Jobs extends EventTarget {
 
   /**
    * A picture's file: kept here, else the server's.
-   * @param {string} id
+   * @param {import("./store.js").Picture} picture
    * @returns {Promise<Blob|null>} null: neither has it any more
    */
-  async picture(id) {
+  async picture({ id, file }) {
     const here = await getBlob(id);
     if (here) return here;
     try {
-      const blob = await getPicture(id);
+      const blob = await getPicture(file);
       if (!(await putBlob(id, blob))) this.#fire("full", {});
       return blob;
     } catch (error) {
@@ -202,8 +201,9 @@ export class Jobs extends EventTarget {
     const told = facts(answer);
     told.pictures = told.pictures.filter((picture) => !entry.removed.includes(picture.id));
     const known = new Set(entry.pictures.map((picture) => picture.id));
-    await Promise.all(told.pictures.filter((picture) => !known.has(picture.id)).map((picture) => this.picture(picture.id)));
+    await Promise.all(told.pictures.filter((picture) => !known.has(picture.id)).map((picture) => this.picture(picture)));
     if (this.#removed.has(entry.id)) return;
+    if (!isRunning(entry) && RUNNING.includes(told.state)) return; // asked for before it ended, and come late
     if (told.state === "cancelled" && told.pictures.length < entry.pictures.length) told.pictures = entry.pictures;
     Object.assign(entry, told);
     if (one) one.failed = false;
@@ -232,8 +232,9 @@ function facts(answer) {
     steps: answer.steps ?? { done: 0, total: 0 },
     language: answer.language ?? null,
     seeds: answer.seeds ?? [],
-    pictures: (answer.pictures ?? []).map(({ id, seed, width, height }) => ({ id, seed, width, height })),
+    pictures: (answer.pictures ?? []).map(({ id, url, file, seed, width, height }) => ({ id, file: file ?? url.split("/").at(-1), seed, width, height })),
     blocked: answer.blocked ?? [],
+    notes: answer.notes ?? [],
     error: answer.error?.message ?? answer.error ?? null,
   };
 }

@@ -12,7 +12,7 @@ import { Invalid, Settings } from "./settings.js";
 import { SideBySide } from "./sidebyside.js";
 import { Source } from "./source.js";
 import { allEntries, getBlob, kept } from "./store.js";
-import { locale, LOCALES, onLocale, preferred, setLocale, t } from "./strings.js";
+import { locale, LOCALES, onLocale, ownName, preferred, sentences, setLocale, t } from "./strings.js";
 import { setTheme, theme } from "./theme.js";
 
 const RETRY_MS = 3000; // while the server doesn't answer the first question
@@ -122,9 +122,9 @@ class Form {
   async #sendOne() {
     const prompt = byId("prompt").value;
     if (!prompt.trim()) throw new Invalid("prompt", t("wrong.empty"));
-    const request = { prompt, ...this.settings.read({ image: this.source.given }) };
+    const request = { model: this.#model.name, prompt, ...this.settings.read({ image: this.source.given }) };
     const files = await this.source.files();
-    this.gallery.add(await this.#jobs.send(request, { model: this.#model.name, ...files }));
+    this.gallery.add(await this.#jobs.send(request, files));
     announce(t("said.sent"), { soon: true });
   }
 
@@ -142,8 +142,8 @@ class Form {
     const faults = [];
     for (const [order, text] of texts.entries()) {
       try {
-        const send = { model: this.#model.name, group: { id, order }, ...files };
-        this.gallery.add(await this.#jobs.send({ ...common, ...text }, send));
+        const request = { model: this.#model.name, ...common, ...text };
+        this.gallery.add(await this.#jobs.send(request, { group: { id, order }, ...files }));
       } catch (error) {
         if (!(error instanceof ApiError)) throw error;
         faults.push(`${this.languageOf(text.language)}: ${wordsOf(error)}`);
@@ -174,14 +174,20 @@ class Form {
 
 /** The description of the model; while the server doesn't answer, the page says so and asks again. */
 async function model() {
+  let asked = new URLSearchParams(location.search).get("model");
   for (;;) {
     try {
-      const found = await getModel();
+      const found = await getModel(asked);
+      for (const one of found.languages) if (one.name === one.tag) one.name = ownName(one.tag);
       show(byId("form-error"), false);
       return found;
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      setText(byId("form-error"), wordsOf(error));
+      if (asked !== null && error.status === 400) {
+        asked = null; // an address from when the server had other models
+        continue;
+      }
+      setText(byId("form-error"), error.status === 0 ? wordsOf(error) : error.message);
       show(byId("form-error"), true);
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
     }
@@ -199,9 +205,20 @@ function chooseLanguageAndTheme() {
 /** What the page says of the model, in its language. */
 function describe(about) {
   const { name, version, licence, keep_hours: hours } = about;
-  setText(byId("model"), name);
   const facts = [t("about.version", { version }), licence && t("about.licence", { model: name, licence }), hours && t("about.keep", { n: hours })];
-  setText(byId("about"), facts.filter(Boolean).join(" "));
+  setText(byId("about"), sentences(facts));
+}
+
+/** The model's name; where there are several, a choice, which loads the page anew. */
+function chooseModel({ name, models = [name] }) {
+  const one = models.length < 2;
+  show(byId("model"), one);
+  show(byId("models-row"), !one);
+  setText(byId("model"), name);
+  byId("models").append(...models.map((other) => h("option", { value: other, text: other, selected: other === name })));
+  byId("models").addEventListener("change", (event) => {
+    location.search = new URLSearchParams({ model: event.target.value });
+  });
 }
 
 function offerExamples(about, form) {
@@ -229,6 +246,7 @@ const deeds = {
   languageOf: (tag) => form.languageOf(tag),
 };
 form.gallery = new Gallery(jobs, deeds);
+chooseModel(about);
 describe(about);
 onLocale(() => describe(about));
 offerExamples(about, form);

@@ -1,7 +1,7 @@
 // Short messages at the foot of the window, and questions in a dialog.
 
 import { byId, h } from "./dom.js";
-import { t, translate } from "./strings.js";
+import { sentences, t, translate } from "./strings.js";
 
 const SHOWN_MS = 10_000;
 
@@ -90,6 +90,6 @@ export function ask({ title, text = "", picture = null, field = null, answers })
  */
 export function wordsOf(error) {
   if (error.status === 0) return t("error.unreachable");
-  if (error.retryAfter !== null) return `${error.message} ${t("error.retry", { n: Math.ceil(error.retryAfter) })}`;
+  if (error.retryAfter !== null) return sentences([error.message, t("error.retry", { n: Math.ceil(error.retryAfter) })]);
   return error.message;
 }

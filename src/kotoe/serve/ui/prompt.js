@@ -6,6 +6,8 @@ import { languageName, offLocale, onLocale, t } from "./strings.js";
 
 const AFTER_TYPING_MS = 250;
 const AFTER_COMPOSITION_MS = 100;
+const UNSURE = ["unsure", "default"]; // sources of a language that was not told by the text
+const MOST_SHOWN = 240; // characters of what is over the limit
 const AT_ONCE = 2; // requests of all meters: there may be one for each of 43 languages
 let running = 0;
 /** @type {(() => void)[]} */
@@ -54,7 +56,7 @@ export class Meter {
    * @param {HTMLTextAreaElement} about.field
    * @param {HTMLElement} about.place where it is shown
    * @param {{tag: string, name: string}[]} about.languages the model's
-   * @param {() => {language: string|null, negative: string}} about.asked what else counts
+   * @param {() => {language: string|null, negative: string, model: string}} about.asked what else counts
    */
   constructor({ field, place, languages, asked }) {
     this.#field = field;
@@ -88,8 +90,8 @@ export class Meter {
       return this.#update();
     }
     const mine = (this.#running = new AbortController());
-    const { language, negative } = this.#asked();
-    const body = { prompt: this.#field.value, language, ...(negative && { negative_prompt: negative }) };
+    const { language, negative, model } = this.#asked();
+    const body = { model, prompt: this.#field.value, language, ...(negative && { negative_prompt: negative }) };
     await turn();
     try {
       if (mine.signal.aborted) return;
@@ -116,15 +118,34 @@ export class Meter {
       this.#bar.max = Math.max(1, found.limit);
       this.#bar.value = Math.min(found.tokens, found.limit);
       const name = languageName(found.language, this.#languages.get(found.language) ?? found.language);
-      setText(this.#says, t(`meter.${found.language_source === "default" ? "default" : "says"}`, {
+      setText(this.#says, t(UNSURE.includes(found.language_source) ? "meter.unsure" : "meter.says", {
         language: name, conditioner: found.conditioner, tokens: found.tokens, limit: found.limit,
       }));
     } else setText(this.#says, "");
     this.#place.classList.toggle("is-over", over.length > 0);
     this.#over.lang = found?.language ?? "";
-    setText(this.#over, this.#trouble || (over.length ? t("meter.over", { words: over.join(" ") }) : ""));
+    setText(this.#over, this.#trouble || (over.length ? t("meter.over", { words: shortened(tail(this.#field.value, over)) }) : ""));
   }
 }
+
+/**
+ * The end of a text that these pieces of it are, as it was typed. Pieces say nothing of spaces between them.
+ * @param {string} text
+ * @param {string[]} pieces
+ * @returns {string} the pieces, where the text doesn't end with them: it has marks that aren't read
+ */
+export function tail(text, pieces) {
+  const plain = (part) => part.normalize("NFKC").toLowerCase().replace(/\s/gu, "");
+  const wanted = plain(pieces.join(""));
+  const characters = [...text];
+  let found = "";
+  let from = characters.length;
+  while (from > 0 && found.length < wanted.length) found = plain(characters[--from]) + found;
+  return found === wanted ? characters.slice(from).join("").trim() : pieces.join(" ");
+}
+
+/** @param {string} text */
+const shortened = (text) => (text.length > MOST_SHOWN ? `${text.slice(0, MOST_SHOWN / 2)} … ${text.slice(-MOST_SHOWN / 2)}` : text);
 
 /** Wait until fewer than AT_ONCE counts run. */
 async function turn() {

@@ -1,7 +1,7 @@
 // The controls of a request. A field left empty isn't sent: the model's own value is taken.
 
 import { byId, debounced, h, setText, show } from "./dom.js";
-import { keep, languageName, number, onLocale, remembered, t } from "./strings.js";
+import { keep, languageName, number, onLocale, remembered, t, translate } from "./strings.js";
 
 const MAX_SEED = 2 ** 32 - 1;
 const DRAFT = "kotoe.draft";
@@ -72,10 +72,10 @@ export class Settings {
     return { width: of("width"), height: of("height") };
   }
 
-  /** @returns {{language: string|null, negative: string}} */
+  /** @returns {{language: string|null, negative: string, model: string}} what tells how a prompt is read */
   get words() {
     const negative = byId("negative_prompt").value;
-    return { language: byId("language").value || null, negative: negative.trim() ? negative : "" };
+    return { model: this.#model.name, language: byId("language").value || null, negative: negative.trim() ? negative : "" };
   }
 
   /**
@@ -193,15 +193,18 @@ export class Settings {
     byId("n").max = limits.max_n;
     byId("steps").max = limits.max_steps;
     byId("steps-range").max = Math.min(limits.max_steps, Math.max(50, 3 * defaults.steps));
-    for (const field of [byId("prompt"), byId("negative_prompt")]) field.maxLength = limits.max_prompt_chars;
     for (const name of NUMBERS) byId(name).placeholder = defaults[name] ?? "";
     byId("fast-row").hidden = !this.#model.fast;
+    translate(byId("form"));
+    this.#names();
   }
 
   #names() {
     const own = new Map(this.#model.languages.map(({ tag, name }) => [tag, name]));
     for (const option of byId("language").options)
       if (option.value) option.textContent = languageName(option.value, own.get(option.value));
+    const fast = byId("fast").checked;
+    for (const name of ["steps", "guidance_scale"]) byId(name).placeholder = fast ? t("choice.fast") : this.#model.defaults[name];
   }
 
   /** A slider beside a number: the number is the field, the slider a handle for a hand. */
@@ -261,14 +264,13 @@ export class Settings {
   #fasten() {
     const on = byId("fast").checked;
     if (on) this.#before = Object.fromEntries(SET_BY_FAST.map((name) => [name, byId(name).value]));
-    if (on && !byId("sampler").options[0].dataset.t) byId("sampler").prepend(h("option", { value: "", t: "choice.fast", text: t("choice.fast") }));
+    if (on && !byId("sampler").options[0].dataset.t) byId("sampler").prepend(h("option", { value: "", t: "choice.fast", }));
+    translate(byId("sampler"));
     for (const name of SET_BY_FAST) this.#put(name, on ? "" : (this.#before[name] ?? ""));
     if (!on && byId("sampler").options[0].dataset.t) byId("sampler").options[0].remove();
     if (!on) byId("sampler").value = this.#before.sampler || this.#model.defaults.sampler;
-    for (const name of ["steps", "guidance_scale"]) {
-      byId(name).placeholder = on ? t("choice.fast") : this.#model.defaults[name];
-      byId(`${name}-range`).hidden = on;
-    }
+    for (const name of ["steps", "guidance_scale"]) byId(`${name}-range`).hidden = on;
+    this.#names();
     show(byId("fast-hint"), on);
   }
 
@@ -287,7 +289,7 @@ export class Settings {
     if (integer && !Number.isInteger(value)) throw new Invalid(name, t("wrong.whole"));
     if (value < least || value > most)
       throw new Invalid(name, most === Infinity ? t("wrong.least", { least }) : t("wrong.range", { least: number(least), most: number(most) }));
-    if (value % multiple) throw new Invalid(name, t("wrong.multiple", { multiple }));
+    if (multiple > 1 && value % multiple) throw new Invalid(name, t("wrong.multiple", { multiple }));
     return value;
   }
 

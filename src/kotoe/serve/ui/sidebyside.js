@@ -77,7 +77,7 @@ export class SideBySide {
 
   #add(tag, text) {
     const id = `text-${tag}`;
-    const field = h("textarea", { class: "words", id, rows: 2, dir: "auto", lang: tag, "aria-describedby": `meter-${tag}`, maxlength: byId("prompt").maxLength });
+    const field = h("textarea", { class: "words", id, rows: 2, dir: "auto", lang: tag, "aria-describedby": `meter-${tag}` });
     field.value = text;
     const place = h("div", { class: "meter", id: `meter-${tag}` });
     const label = h("label", { for: id });
@@ -87,7 +87,7 @@ export class SideBySide {
     row.element = h("div", { class: "language" }, h("div", { class: "language-head" }, label, remove), field, place);
     byId("languages").append(row.element);
     row.meter = new Meter({
-      field, place, languages: this.#languages, asked: () => ({ language: tag, negative: this.#settings.words.negative }),
+      field, place, languages: this.#languages, asked: () => ({ ...this.#settings.words, language: tag }),
     });
     submitOnEnter(field, this.#submit);
     field.addEventListener("input", this.#save);

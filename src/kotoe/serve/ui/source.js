@@ -2,7 +2,7 @@
 
 import { byId, h, setText, show } from "./dom.js";
 import { paintMask, tinted } from "./mask.js";
-import { onLocale, t } from "./strings.js";
+import { onLocale, sentences, t } from "./strings.js";
 
 const PICTURES = ["image/png", "image/jpeg", "image/webp"];
 const SAME_SHAPE = 0.005; // of the ratio of the edges: less is rounding
@@ -160,7 +160,7 @@ export class Source {
       this.#mask && t("mask.given"),
       this.#dropped && t("mask.dropped"),
     ];
-    setText(byId("source-note"), notes.filter(Boolean).join(" "));
+    setText(byId("source-note"), sentences(notes));
   }
 }
 

@@ -6,6 +6,7 @@ const NAME = `kotoe${new URL("..", import.meta.url).pathname}`;
 /**
  * @typedef {object} Picture
  * @property {string} id
+ * @property {string} file its name on the server
  * @property {number} seed
  * @property {number} width pixels
  * @property {number} height pixels
@@ -27,6 +28,7 @@ const NAME = `kotoe${new URL("..", import.meta.url).pathname}`;
  * @property {Picture[]} pictures
  * @property {string[]} removed ids of pictures that the visitor deleted here
  * @property {{seed: number, reason: string}[]} blocked
+ * @property {string[]} notes the server's, of what was done otherwise than one may think
  * @property {string|null} error the server's words
  */
 

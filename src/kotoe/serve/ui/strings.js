@@ -73,6 +73,15 @@ export function t(key, values = {}) {
 }
 
 /**
+ * Sentences one after the other; what is empty is left out.
+ * @param {(string|false|null|undefined|0)[]} parts
+ * @returns {string}
+ */
+export function sentences(parts) {
+  return parts.filter(Boolean).join(["ja", "zh"].includes(current) ? "" : " ");
+}
+
+/**
  * A number as the page's language writes it.
  * @param {number} value
  * @returns {string}
@@ -110,6 +119,15 @@ export function moment(ms) {
 export function languageName(tag, own) {
   const here = new Intl.DisplayNames(HTML_LANG[current], { type: "language", fallback: "none" }).of(tag);
   return !here || here.toLowerCase() === own.toLowerCase() ? own : `${own} · ${here}`;
+}
+
+/**
+ * What a language calls itself.
+ * @param {string} tag
+ * @returns {string} the tag where the browser doesn't know it
+ */
+export function ownName(tag) {
+  return new Intl.DisplayNames(tag, { type: "language" }).of(tag);
 }
 
 /**

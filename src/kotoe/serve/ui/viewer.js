@@ -18,7 +18,7 @@ export class Viewer {
   /**
    * @param {object} deeds
    * @param {() => {entry: any, picture: any}[]} deeds.all pictures of the board, in its order
-   * @param {(id: string) => Promise<Blob|null>} deeds.picture
+   * @param {(picture: any) => Promise<Blob|null>} deeds.picture
    * @param {(entries: any[]) => void} deeds.reuse
    * @param {(seed: number) => void} deeds.seed
    * @param {(blob: Blob) => void} deeds.start
@@ -72,7 +72,7 @@ export class Viewer {
   async #show(one) {
     this.#now = one;
     this.#tell();
-    const blob = await this.#deeds.picture(one.picture.id);
+    const blob = await this.#deeds.picture(one.picture);
     if (this.#now !== one || !this.#dialog.open) return;
     URL.revokeObjectURL(this.#address);
     this.#blob = blob;
