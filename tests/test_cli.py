@@ -167,8 +167,8 @@ def test_unknown_verb(kotoe: Kotoe) -> None:
     assert done.code == 2
     assert (
         "unknown verb 'genrate'. Allowed: bench, certificate, check, conditioner add, conditioner remove, convert, "
-        "data pairs, evaluate, generate, inspect, localize, study localization, tokenizer report, tokenizer train, "
-        "train, verify. Did you mean 'generate'?" in done.err
+        "data pairs, evaluate, generate, inspect, localize, serve, study localization, tokenizer report, "
+        "tokenizer train, train, verify. Did you mean 'generate'?" in done.err
     )
 
 

@@ -20,6 +20,7 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
+from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 
 from kotoe import __version__
@@ -182,6 +183,10 @@ def _errors(app: FastAPI) -> None:
         response = error_response(request.url.path, refusal)
         for name, value in (error.headers or {}).items():
             response.headers[name] = value
+        if error.status_code == 405:  # routes of one path each know their own methods alone
+            found = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
+            methods = {method for route in found for method in getattr(route, "methods", None) or ()}
+            response.headers["Allow"] = ", ".join(sorted(methods))
         return response
 
     @app.exception_handler(Exception)
