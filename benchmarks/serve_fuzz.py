@@ -48,11 +48,10 @@ def errors(log: Path) -> list[str]:
 
 def round_of(url: str, seed: int, examples: int) -> tuple[int, str]:
     """One round of schemathesis: how many cases, and what it says where it found something."""
-    command = [
-        str(Path(sys.executable).parent / "schemathesis"), "run", f"{url}/openapi.json",
-        "--phases", "examples,coverage,fuzzing", "--checks", ",".join(CHECKS), "--max-examples", str(examples), "--seed", str(seed), "--no-color",
-        "--generation-database", "none", "--request-timeout", "30",
-    ]  # fmt: skip
+    program = str(Path(sys.executable).parent / "schemathesis")
+    phases = ("--phases", "examples,coverage,fuzzing", "--checks", ",".join(CHECKS))
+    how = ("--max-examples", str(examples), "--seed", str(seed), "--request-timeout", "30")
+    command = [program, "run", f"{url}/openapi.json", *phases, *how, "--no-color", "--generation-database", "none"]
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     counted = re.search(r"(\d+) generated", done.stdout)
