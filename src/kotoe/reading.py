@@ -95,10 +95,11 @@ def read_prompts(
     """Every distinct (language, prompt or translation), encoded once, with the negative prompt in the same language.
 
     With long_prompt "chunk" a prompt and its negative get as many windows as the longer of the two needs: the prompts
-    beside it don't change it. Each text is encoded alone, so that none hangs on the others, where its length doesn't.
+    beside it don't change it. Each text is encoded alone, so that none hangs on the others, where its length doesn't:
+    where both fit into one window, for one.
     memory: what is looked up there first, and put there.
     """
-    guided, together = is_guided(request), request.long_prompt == "chunk" or request.padding == "longest"
+    guided = is_guided(request)
     asked: dict[Reading, list[tuple[str, tuple[Prompt, ...]]]] = {}  # what to encode for each, in one call or in two
     whose: dict[tuple[str, tuple[Prompt, ...]], str] = {}  # of each call a prompt that needs it, for errors
     for language, given in dict.fromkeys(job.reading for job in jobs):
@@ -108,6 +109,7 @@ def read_prompts(
         else:
             prompt, negative = given, request.negative_prompt
         texts = tuple(said(request, t, translated=translated) for t in ((prompt, negative) if guided else (prompt,)))
+        together = request.padding == "longest" or (request.long_prompt == "chunk" and _long(bundle, language, texts))
         asked[language, given] = [(language, texts)] if together else [(language, (text,)) for text in texts]
         for call in asked[language, given]:
             whose.setdefault(call, prompt)
@@ -133,6 +135,12 @@ def read_prompts(
             dropped_negative=dropped[1] if guided else (),
         )
     return reads
+
+
+def _long(bundle: Bundle, language: str, texts: Sequence[Prompt]) -> bool:
+    """Whether any of the texts needs more than one window."""
+    tokenizer = bundle.tokenizer(language)
+    return len(tokenizer.encode(texts, long_prompt="chunk").ids[0]) > tokenizer.max_tokens
 
 
 @torch.inference_mode()

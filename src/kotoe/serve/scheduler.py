@@ -42,6 +42,7 @@ MOST = 64  # pictures that a lane has begun
 PAYS = 0.95  # twice as many together must take less than this share of the time for each
 SAMPLES = 3  # calls that tell how long a size takes
 RECENT = 9  # calls that are remembered of each size
+BETWEEN = 4  # calls that are no steps between two that are, at the most
 AGAIN = 64  # calls after which twice the size is tried again
 
 
@@ -87,6 +88,7 @@ class Sizes:
         self.most = most
         self.times: dict[Hashable, dict[int, deque[float]]] = {}
         self.turns: dict[Hashable, int] = {}
+        self.known: dict[Hashable, float] = {}  # what `each` gives
         self.calls: Counter[int] = Counter()  # of all UNets, by size: a histogram
         self.lock = threading.Lock()
 
@@ -105,6 +107,7 @@ class Sizes:
         with self.lock:
             self.times.setdefault(key, {}).setdefault(size, deque(maxlen=RECENT)).append(seconds)
             self.turns[key] = self.turns.get(key, 0) + 1
+            self.known.pop(key, None)
             self.calls[size] += 1
 
     def _best(self, key: Hashable) -> int:
@@ -118,8 +121,9 @@ class Sizes:
     def each(self, key: Hashable) -> float | None:
         """Seconds of a lane that one picture's step takes, in calls of the best size; None: not seen yet."""
         with self.lock:
-            times = self.times.get(key)
-            return None if not times else min(min(t) / size for size, t in times.items())
+            if key not in self.known and key in self.times:  # asked for many times between two calls
+                self.known[key] = min(min(t) / size for size, t in self.times[key].items())
+            return self.known.get(key)
 
     def alone(self, key: Hashable) -> float | None:
         """Seconds of a call of the smallest size seen: a picture's step when nobody else is there."""
@@ -231,6 +235,7 @@ class Lane(threading.Thread):
         self.ready: list[Call] = []
         self.inbox: list[Callable[[], Any]] = []
         self.news, self.rung = threading.Condition(), False
+        self.since = 0  # calls since the last one of steps
         self.hub: greenlet | None = None
         self.merged: tuple[tuple[int, ...], list[KV], KV] = ((), [], [])
 
@@ -326,10 +331,14 @@ class Lane(threading.Thread):
 
     def _tick(self) -> None:
         """One call of a network for the pictures whose turn it is."""
-        self.ready.sort(key=lambda call: call.deadline)
-        first, sizes = self.ready[0], self.owner.sizes
-        same = [call for call in self.ready if first.key is not None and call.key == first.key]
-        taken = same[: sizes.limit(first.key, len(same))] if same else [first]
+        steps, others = ([c for c in self.ready if c.aside is aside] for aside in (False, True))
+        # what isn't a step comes first, since it lets another picture into the steps or out; but only so many in a row
+        steps, others = ([c for c in self.ready if c.aside is aside] for aside in (False, True))
+        stepping = bool(steps) and (not others or self.since >= BETWEEN)
+        self.since = 0 if stepping else self.since + 1
+        first, sizes = min(steps if stepping else others, key=lambda call: call.deadline), self.owner.sizes
+        same = sorted((c for c in self.ready if c.key == first.key), key=lambda call: call.deadline)
+        taken = [first] if first.key is None else same[: sizes.limit(first.key, len(same))]
         self.ready = [call for call in self.ready if call not in taken]
         began = perf_counter()
         results = _results(taken)

@@ -331,7 +331,7 @@ class Service:
 
     async def _save(self, job: Job) -> None:
         try:
-            await asyncio.to_thread(self.store.put, job.id, job.wish.owner, job.created, self.document(job))
+            await asyncio.to_thread(self.store.put, job.id, job.wish.owner, job.created, self._lasting(job))
         except StoreError as error:
             job.kept = False
             self.metrics.not_kept(error)
@@ -340,13 +340,17 @@ class Service:
 
     def document(self, job: Job) -> dict[str, Any]:
         """What a caller sees of a job."""
-        state = "drawing" if job.state == "waiting" and job.begun else job.state
+        found = self._lasting(job)
+        return found | {"place": self.place(job), "seconds": self.seconds_left(job)}
+
+    def _lasting(self, job: Job) -> dict[str, Any]:
+        """The same without what hangs on the others, which takes longer to tell."""
         done, total = job.steps
         return {
             "id": job.id,
-            "state": state,
-            "place": self.place(job) if state == "waiting" else 0,
-            "seconds": self.seconds_left(job),
+            "state": "drawing" if job.state == "waiting" and job.begun else job.state,
+            "place": 0,
+            "seconds": None,
             "steps": {"done": done, "total": total},
             "created": round(job.created, 3),
             "model": job.bundle.name,
