@@ -23,7 +23,7 @@ from cold_start import processor
 from PIL import Image
 
 import kotoe
-from kotoe import engine
+from kotoe import memory
 from kotoe.checkpoints import Bundle
 from kotoe.checkpoints.adapters import with_adapters
 from kotoe.checkpoints.fast import fast
@@ -86,7 +86,7 @@ def taking_turns(ways: dict[str, Any], rounds: int) -> dict[str, list[float]]:
 def panel(languages: list[str], n: int, rounds: int, picture: Path | None) -> dict[str, Any]:
     bundle = kotoe.load("kotoe-emoji")
     bundles = {name: prepared(bundle, way) for name, way in WAYS.items()}
-    engine.keep_memory()
+    memory.keep_memory()
     prompts = [item.prompt for item in items("en", n=64)][:64]
     calls = {name: (lambda b=b, asked=asked: seconds(b, prompts, asked)) for name, (b, asked) in bundles.items()}
     times = taking_turns(calls, rounds)
@@ -120,7 +120,7 @@ def panel(languages: list[str], n: int, rounds: int, picture: Path | None) -> di
 
 def elsewhere(folder: str, rounds: int) -> dict[str, Any]:
     bundle = kotoe.load(folder)
-    engine.keep_memory()
+    memory.keep_memory()
     whole = {
         name: (lambda way=WAYS[name]: seconds(bundle, ["a cat"], {"steps": 10, "batch_size": 1, **way}))
         for name in ("exact", *ELSEWHERE)

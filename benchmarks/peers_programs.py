@@ -48,8 +48,8 @@ x, context, z = (torch.from_numpy(arrays[k]) for k in ("x", "context", "z"))
 """
 KOTOE = """\
 import kotoe
-from kotoe import engine
-engine.large_pages()
+from kotoe import engine, memory
+memory.large_pages()
 bundle = kotoe.load(folder, dtype=kind)
 few = asked["request"].pop("fast", False)
 if few:  # as --fast does
@@ -65,7 +65,7 @@ else:
     alone = "numerics" not in asked["request"]  # another arithmetic makes networks of the same weights
     decoder = bundle.small_decoder if bundle.defaults.decoder == "small" else bundle.vae
     unet, decode = (engine.of(net, release=alone) for net in (bundle.unet, decoder))
-    engine.keep_memory()
+    memory.keep_memory()
 x, context, z = (t.to(dtype).contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t.to(dtype)
                  for t in (x, context, z))
 conditioner = bundle.conditioner("en")

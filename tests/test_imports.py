@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "spec", "config", "record", "runs", "prompts"},
     {"rng", "schedule", "denoise", "samplers", "images", "labels", "language"},
     {"shortcuts", "unet", "vae", "tiny_vae", "text", "bert", "vision", "tokenizers", "tokens"},
-    {"checkpoints", "builtin", "compiled", "engine", "int8", "hub", "licences", "numerics", "translate"},
+    {"checkpoints", "builtin", "compiled", "engine", "int8", "memory", "hub", "licences", "numerics", "translate"},
     {"drawing", "reading", "recording", "workers"},
     {"localize", "data", "evaluate", "safety", "provenance", "bench"},
     {"serve", "study", "study_picture", "study_report"},

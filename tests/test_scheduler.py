@@ -133,8 +133,13 @@ def test_a_fault_in_what_is_put_together_would_show(
     """Each picture reads its own text: with another's, pictures are others."""
     from kotoe.serve import scheduler as module
 
-    right = module._texts
-    monkeypatch.setattr(module, "_texts", lambda lane, each, halves: right(lane, each[::-1], halves))
+    right = module.Texts.arranged
+
+    def turned(texts: module.Texts, wanted: list[Any]) -> Any:
+        order, merged = right(texts, wanted)
+        return order[::-1], merged
+
+    monkeypatch.setattr(module.Texts, "arranged", turned)
     scheduler, drawn = held(), Drawn()
     request = Request(prompt="a cat", seed=1, guidance_scale=6.0)
     both = [request, replace(request, prompt=("on a red background",))]

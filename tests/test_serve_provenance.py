@@ -75,6 +75,14 @@ def test_settings_come_back_from_a_picture(served: Served) -> None:
     assert found["record"]["watermark"] == 4711
 
 
+def test_what_jobs_do_not_have_is_noted_and_not_taken_over(served: Served) -> None:
+    """All that comes back can be asked for as it is."""
+    body = {"prompt": "a cat", "num_inference_steps": 2, "sampler": "euler_ancestral", "size": "128x160"}
+    found = json.loads(ask(served, "/kotoe/v1/settings", drawn(served, **body)))
+    assert any(note.startswith("emphasis none") for note in found["notes"])
+    assert json.loads(ask(served, "/kotoe/v1/jobs", found["request"]))["state"] == "waiting"
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(100)])
 def test_what_holds_no_settings_says_so(served: Served, content: bytes) -> None:
     with pytest.raises(urllib.error.HTTPError) as raised:

@@ -32,6 +32,7 @@ from kotoe.checkpoints.files import skeleton
 from kotoe.config import MAX_THREADS, Request, Resolved
 from kotoe.drawing import decoder_of, generate, resolve, unet_of
 from kotoe.errors import UserError
+from kotoe.memory import keep_memory
 from kotoe.rng import generator
 from kotoe.spec import UNetSpec, VAESpec
 from kotoe.unet import UNet
@@ -159,7 +160,7 @@ def settle(bundle: Bundle, engine_name: str) -> None:
         if {"unet", "vae"} <= set(bundle.hashes):  # else a record's are taken of the weights as they are
             engine.of(bundle.unet, release=True, int8=engine_name == "int8")
             engine.of(bundle.vae, release=True)
-        engine.keep_memory()
+        keep_memory()
 
 
 def asked(

@@ -441,7 +441,7 @@ def bundle_of(model: str, dtype: Any, loading: Loading, device: str | None = Non
     """The Bundle of a model. dtype: as `load` takes it, "auto" for its own choice."""
     from kotoe import compiled
     from kotoe.checkpoints import load
-    from kotoe.engine import large_pages
+    from kotoe.memory import large_pages
 
     large_pages()
     compiled.keep(cache_folder() / "compiled")

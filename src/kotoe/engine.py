@@ -17,9 +17,6 @@ Legend: B pictures, C channels, h w rows and columns, N positions (h * w), M key
 
 from __future__ import annotations
 
-import ctypes
-import os
-import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,7 +43,6 @@ WHOLE = 2**20  # scores of a head that are computed at once
 LARGE_TEXT = 2**25  # parameters
 FEW, SMALL = 1024, 2**14  # positions of a map, and numbers in it, where torch's GroupNorm is not the quickest
 READ = ("time_emb_proj", "attn2.to_k", "attn2.to_v")  # layers of the plain networks, used once for each picture
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's mallopt
 DTYPES = (torch.float32, torch.bfloat16)
 
 # By network, and by whether it is in int8: its state, and the engine, which doesn't refer to it.
@@ -113,26 +109,6 @@ def _let_go(block: nn.Module) -> None:
     for name, layer in block.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and not name.endswith(READ):
             layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
-
-
-def large_pages() -> None:
-    """Have torch ask Linux for pages of 2 MiB where a tensor fills one: weights are read a third faster, and steps take
-    a few percent less. To be called before the first such tensor. Of a whole process, as `keep_memory` is; what the
-    environment already says stays."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-
-def keep_memory() -> None:
-    """Have this process keep the memory that it frees, as far as its C library is glibc.
-
-    Otherwise each layer's result of some megabytes is given back to the system, and the next one's is had from it page
-    by page, cleared. To be called once the weights are laid out. Of a whole process, so a library's user is asked: the
-    command line does it.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for parameter, value in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
-            libc.mallopt(parameter, value)
 
 
 # --- Layers ---------------------------------------------------------------------------------------
@@ -274,6 +250,23 @@ def normed(norm: nn.Module, x: Tensor, *, silu: bool = True) -> Tensor:
 def twice(x: Tensor) -> Tensor:
     """A batch after itself."""
     return torch.cat([x, x])
+
+
+def paired(x: Tensor) -> Tensor:
+    """Each of a batch after itself."""
+    like = torch.channels_last if x.ndim == 4 else torch.contiguous_format
+    return x.repeat_interleave(2, 0).contiguous(memory_format=like)
+
+
+def _once(x: Tensor, row: Tensor) -> tuple[slice | None, Callable[[Tensor], Tensor]]:
+    """Which latents x (B, C, h, w) and time projections row (B or 1, C0) to compute, and how all come of them; None:
+    they are all different."""
+    half = len(x) // 2
+    halves, neighbours = (slice(half), slice(half, None)), (slice(0, None, 2), slice(1, None, 2))
+    for (one, other), both in ((halves, twice), (neighbours, paired)) if len(x) % 2 == 0 else ():
+        if torch.equal(x[one], x[other]) and (len(row) == 1 or torch.equal(row[one], row[other])):
+            return one, both
+    return None, twice
 
 
 def flat(x: Tensor) -> Tensor:
@@ -457,19 +450,20 @@ class FastUNet:
     def _begin(
         self, x: Tensor, time: Iterator[Tensor], texts: Iterator[tuple[Tensor, Tensor]], merge: float
     ) -> tuple[Tensor, Tensor]:
-        """The first two skips, (B, C0, h, w) each. With guidance both halves of a batch are the same latents: until the
-        text comes in, one is computed."""
-        half, first, row = len(x) // 2, self.down[0], next(time)
-        if len(x) % 2 or not torch.equal(x[:half], x[half:]) or (len(row) > 1 and not torch.equal(*row.chunk(2))):
+        """The first two skips, (B, C0, h, w) each. With guidance the same latents are there twice, as halves of a batch
+        or as neighbours: until the text comes in, one is computed."""
+        first, row = self.down[0], next(time)
+        once, both = _once(x, row)
+        if once is None:
             x = self.conv_in(x)
             y = first.resnets[0](x, row)
             return x, first.transformers[0](y, next(texts), merge) if first.transformers else y
-        x = self.conv_in(x[:half])
-        y = first.resnets[0](x, row[:half])
+        x = self.conv_in(x[once])
+        y = first.resnets[0](x, row[once] if len(row) > 1 else row)
         if not first.transformers:
-            return twice(x), twice(y)
+            return both(x), both(y)
         transformer = first.transformers[0]
-        return twice(x), transformer.with_text(twice(y), twice(transformer.alone(y, merge)), next(texts))
+        return both(x), transformer.with_text(both(y), both(transformer.alone(y, merge)), next(texts))
 
 
 # --- The autoencoder's decoder --------------------------------------------------------------------

@@ -148,12 +148,13 @@ def _only_draw(bundle: Bundle, engine_name: str, numerics: str) -> None:
     """Have this process do nothing but draw from now on: it keeps its memory, and no weight twice."""
     from kotoe import engine
     from kotoe.drawing import has_engine
+    from kotoe.memory import keep_memory
 
     if engine_name in ("fast", "int8") and has_engine(bundle):
         if numerics == "exact" and {"unet", "vae"} <= set(bundle.hashes):  # else they are hashed as they are
             engine.of(bundle.unet, release=True, int8=engine_name == "int8")
             engine.of(bundle.vae, release=True)
-        engine.keep_memory()  # from here on: what the weights were before they were laid out is given back
+        keep_memory()  # from here on: what the weights were before they were laid out is given back
 
 
 def _notes(bundle: Bundle, request: Resolved, jobs: Sequence[Job]) -> None:

@@ -37,7 +37,7 @@ def serve(common: Common, values: Values) -> int:
         raise UserError(
             f"kotoe serve needs {error.name}, which is not installed", allowed="pip install 'kotoe[serve]'"
         ) from error
-    from kotoe import engine
+    from kotoe.memory import keep_memory
 
     sources: dict[str, str] = {}  # by the models' names
     one = partial(_model, wanted, loading, sources)
@@ -49,7 +49,7 @@ def serve(common: Common, values: Values) -> int:
             if bundle.name in found:
                 raise UserError(f"two models are called {bundle.name}", allowed="models of different names")
             found[bundle.name], sources[bundle.name] = bundle, model
-        engine.keep_memory()
+        keep_memory()
         return found
 
     def listening(address: str) -> None:

@@ -310,4 +310,7 @@ async def settings(request: HTTPRequest) -> dict[str, Any]:
     """What a picture's file says of how it was drawn, by Kotoe or by another program. The body is the file."""
     found = await asyncio.to_thread(read_settings, await request.body())
     record = None if found.record is None else to_json(found.record)
-    return {"tool": found.tool, "request": dict(found.request), "notes": list(found.notes), "record": record}
+    taken = {name: value for name, value in found.request.items() if name in NewJob.model_fields}
+    others = {name: value for name, value in found.request.items() if name not in NewJob.model_fields}
+    notes = [*found.notes, *(f"{name} {value} is not taken over: jobs don't have it" for name, value in others.items())]
+    return {"tool": found.tool, "request": taken, "notes": notes, "record": record}

@@ -68,9 +68,9 @@ class Replica:
     """A process of Ray Serve's that draws. load: a model by its name."""
 
     def __init__(self, settings: Serving, load: Load) -> None:
-        from kotoe import engine
+        from kotoe.memory import keep_memory
 
-        engine.keep_memory()
+        keep_memory()
         self.settings, self.load = settings, load
         self.bundles: dict[tuple[str, bool], Bundle] = {}
         self.local: Local | None = None

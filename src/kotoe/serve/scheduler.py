@@ -42,6 +42,7 @@ MOST = 64  # pictures that a lane has begun
 PAYS = 0.95  # twice as many together must take less than this share of the time for each
 SAMPLES = 3  # calls that tell how long a size takes
 RECENT = 9  # calls that are remembered of each size
+KINDS = 8  # shapes of texts that a lane keeps room for
 BETWEEN = 4  # calls that are no steps between two that are, at the most
 AGAIN = 64  # calls after which twice the size is tried again
 
@@ -237,7 +238,16 @@ class Lane(threading.Thread):
         self.news, self.rung = threading.Condition(), False
         self.since = 0  # calls since the last one of steps
         self.hub: greenlet | None = None
-        self.merged: tuple[tuple[int, ...], list[KV], KV] = ((), [], [])
+        self.kept: dict[Hashable, Texts] = {}
+
+    def texts(self, each: Sequence[KV]) -> tuple[list[int], KV]:
+        """The order in which texts stand in memory, and all of them (see Texts)."""
+        key = tuple(part.shape for part in each[0][0]), each[0][0][0].dtype
+        if key not in self.kept:
+            if len(self.kept) >= KINDS:
+                self.kept.clear()
+            self.kept[key] = Texts(each[0], self.owner.sizes.most)
+        return self.kept[key].arranged(each)
 
     def post(self, what: Callable[[], Any] | None = None) -> None:
         """Wake the lane, and have it do this first."""
@@ -441,31 +451,53 @@ def _decoded(decode: Callable[[Tensor], Tensor], several: Sequence[Tensor]) -> l
 
 
 def _stepped(net: Any, several: Sequence[Any]) -> list[Tensor]:
-    """UNet calls of several pictures in one. Guidance asks twice of the same latents: all first halves come first, so
-    that what both have in common is still computed once."""
+    """UNet calls of several pictures in one. Guidance asks twice of the same latents: these stay neighbours, so that
+    what both have in common is still computed once."""
     if len(several) == 1:
         x, time, kv, _, _ = several[0]
         return [net(x, time, kv)]
-    n, lane = len(several), several[0][4]
+    n, lane, b = len(several), several[0][4], len(several[0][0])
     for *_, ticket, _ in several:
         ticket.together = max(ticket.together, n)
-    halves = len(several[0][0])  # 1, or 2 with guidance
-    x = torch.cat([one[0][i : i + 1] for i in range(halves) for one in several])  # (B n, C, h, w)
-    time = [torch.cat([*rows] * halves) for rows in zip(*(one[1] for one in several), strict=True)]
-    y = net(x, time, _texts(lane, [one[2] for one in several], halves))
-    return [y[i::n] for i in range(n)]
+    order, texts = lane.texts([one[2] for one in several])
+    ordered = [several[i] for i in order]
+    x = torch.cat([one[0] for one in ordered])  # (n B, C, h, w)
+    time = [torch.cat(rows).repeat_interleave(b, 0) for rows in zip(*(one[1] for one in ordered), strict=True)]
+    answers = dict(zip(order, net(x, time, texts).split(b), strict=True))
+    return [answers[i] for i in range(n)]
 
 
-def _texts(lane: Lane, each: list[KV], halves: int) -> KV:
-    """Keys and values of several pictures in one batch, kept while the same pictures are together."""
-    names = tuple(id(kv) for kv in each)
-    if lane.merged[0] != names:
-        layers = [
-            tuple(
-                torch.cat([part[i : i + 1] for i in range(halves) for part in parts])
-                for parts in zip(*layer, strict=True)
-            )
-            for layer in zip(*each, strict=True)
-        ]
-        lane.merged = (names, each, layers)  # type: ignore[assignment]
-    return lane.merged[2]
+class Texts:
+    """Keys and values of the pictures that a lane computes together, one after the other in memory: a picture's are
+    copied when it comes, and perhaps when another leaves, but not for every step."""
+
+    def __init__(self, kv: KV, most: int) -> None:
+        self.each = len(kv[0][0])  # B
+        self.layers = [tuple(part.new_empty(most * self.each, *part.shape[1:]) for part in layer) for layer in kv]
+        self.held: list[KV] = []
+
+    def arranged(self, wanted: Sequence[KV]) -> tuple[list[int], KV]:
+        """In which order they stand, as indices into wanted, and all of them."""
+        index = {id(kv): i for i, kv in enumerate(wanted)}
+        place = 0
+        while place < len(self.held):
+            if id(self.held[place]) in index:
+                place += 1
+                continue
+            last = self.held.pop()
+            if place < len(self.held) and id(last) in index:
+                self._put(place, last)
+        there = {id(kv) for kv in self.held}
+        for kv in wanted:
+            if id(kv) not in there:
+                self.held.append(kv)
+                self._put(len(self.held) - 1, kv)
+        end = len(wanted) * self.each
+        return [index[id(kv)] for kv in self.held], [(keys[:end], values[:end]) for keys, values in self.layers]
+
+    def _put(self, place: int, kv: KV) -> None:
+        self.held[place] = kv
+        rows = slice(place * self.each, (place + 1) * self.each)
+        for there, layer in zip(self.layers, kv, strict=True):
+            for whole, part in zip(there, layer, strict=True):
+                whole[rows] = part
