@@ -39,7 +39,7 @@ from kotoe.workers import Stopped
 log = logging.getLogger("kotoe.serve")
 Policy = Literal["step", "request", "serial"]
 MOST = 64  # pictures that a lane has begun
-PAYS = 0.95  # twice as many together must take less than this share of the time for each
+PAYS = 0.9  # twice as many together must take less than this share of the time for each
 SAMPLES = 3  # calls that tell how long a size takes
 RECENT = 9  # calls that are remembered of each size
 KINDS = 8  # shapes of texts that a lane keeps room for

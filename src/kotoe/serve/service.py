@@ -230,12 +230,12 @@ class Service:
         return self.quick[name]
 
     def _deadlines(self, job: Job) -> list[float]:
-        """One after the other for each caller, each by what it costs: so callers share the server, whoever asks for
-        more. In `perf_counter`'s seconds."""
+        """When each should begin: now, or when its caller's pictures before it should be done. So callers share the
+        server, whoever asks for more. In `perf_counter`'s seconds."""
         now, cost = perf_counter(), self.drawer.cost(job) or UNKNOWN_SECONDS
         start = max(now, self.due.get(job.wish.caller, 0.0))
-        found = [start + cost * (i + 1) for i in range(len(job.plan))]
-        self.due[job.wish.caller] = found[-1]
+        found = [start + cost * i for i in range(len(job.plan))]
+        self.due[job.wish.caller] = start + cost * len(job.plan)
         self.due = {caller: due for caller, due in self.due.items() if due > now}
         return found
 
