@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -45,13 +46,13 @@ class Local:
         self.scheduler = Scheduler(
             lanes=self.parts,
             threads=max(1, cores // self.parts),
-            aside=1 if each_alone else 0,
             most=settings.together,
             policy=settings.schedule,
             deterministic=settings.deterministic,
         )
         self.drawn, self.hand_over = drawn, hand_over
         self.previews, self.memory = Previews(), Memory()
+        self.files = ThreadPoolExecutor(1, "kotoe-files")
         self.tickets: dict[Job, list[Ticket]] = {}
         self.keys: dict[Any, Any] = {}  # of scheduler.Sizes, by model, size and guidance
 
@@ -65,7 +66,16 @@ class Local:
         self, work: Callable[[], Any], answer: Callable[[Any, BaseException | None], None], at: float
     ) -> None:
         """Have something else done; see Scheduler.elsewhere."""
-        self.scheduler.elsewhere(work, answer, at)
+
+        def run() -> None:
+            try:
+                found = work()
+            except Exception as error:  # noqa: BLE001 - it is handed to who asked
+                answer(None, error)
+            else:
+                answer(found, None)
+
+        self.files.submit(run)
 
     def cancel(self, job: Job, index: int | None = None) -> None:
         """Stop a job, or one of its pictures, before the next step."""
@@ -105,6 +115,7 @@ class Local:
     def close(self) -> None:
         """End; what isn't done ends with Stopped."""
         self.scheduler.close()
+        self.files.shutdown()
 
     def _read(self, job: Job) -> tuple[Mapping[Reading, Read], Networks]:
         reads = read_prompts(job.bundle, job.request, job.plan, self.memory)

@@ -3,9 +3,8 @@
 A picture is drawn by the same code as everywhere (drawing.draw_batch). Here it runs as a greenlet: where it asks the
 UNet, it is put aside until a lane has an answer. A lane is a thread. In each tick it takes the call whose deadline is
 the earliest, and with it others of the same shape, whichever their steps, samplers, languages and guidance, into one
-call of the network. So pictures join and leave at any step. What isn't a step (texts, decoding, files) is done aside,
-on threads of its own where a model is small, so that it doesn't hold a lane up; where one network's call has all
-threads of the machine there is nothing to gain from that, and it takes its turn between steps.
+call of the network. So pictures join and leave at any step. What isn't a step (texts, decoding) comes between two
+ticks, BETWEEN calls at the most: on a processor threads of their own for it were no quicker (docs/log.md).
 
 How many go together is learned as it goes: a lane tries twice as many as long as that has paid (`Sizes`).
 
@@ -137,7 +136,6 @@ class Scheduler:
     """Lanes, and threads aside. Made once for a server; `close` ends its threads.
 
     lanes:         networks computed at a time, each on `threads` threads of torch's.
-    aside:         threads for what isn't a step, one of torch's each; 0: lanes do it, between steps.
     most:          pictures in one call, at the most.
     policy:        "step": pictures join and leave at any step; "request": a lane takes several together and no others
                    until all of them are done; "serial": it takes one. The last two are there to be compared with.
@@ -149,7 +147,6 @@ class Scheduler:
         *,
         lanes: int = 1,
         threads: int = 1,
-        aside: int = 0,
         most: int = 16,
         policy: Policy = "step",
         deterministic: bool = False,
@@ -157,15 +154,9 @@ class Scheduler:
         self.policy, self.sizes = policy, Sizes(1 if deterministic or policy == "serial" else most)
         self.waiting: list[tuple[float, int, Ticket]] = []
         self.lock, self.turns, self.closing = threading.Lock(), count(), False
-        self.helpers = Aside(self.sizes.most) if aside else None
         self.lanes = [Lane(self, threads) for _ in range(lanes)]
-        self.threads: list[threading.Thread] = [*self.lanes]
-        if self.helpers is not None:
-            self.threads += [
-                threading.Thread(target=self.helpers.work, name=f"kotoe-aside-{i}", daemon=True) for i in range(aside)
-            ]
-        for thread in self.threads:
-            thread.start()
+        for lane in self.lanes:
+            lane.start()
 
     def submit(self, ticket: Ticket) -> None:
         """Have a picture drawn. Its `ended` will be called, whatever becomes of it."""
@@ -176,13 +167,10 @@ class Scheduler:
     def elsewhere(
         self, work: Callable[[], Any], answer: Callable[[Any, BaseException | None], None], at: float
     ) -> None:
-        """Have something done that is no picture: a text read, a file written. at: its deadline."""
+        """Have something computed that is no picture: a text, a preview. at: its deadline."""
         call = Call(key=None, run=_alone, args=work, deadline=at, answer=answer, aside=True)
-        if self.helpers is not None:
-            self.helpers.add(call)
-        else:
-            lane = min(self.lanes, key=lambda lane: len(lane.begun))
-            lane.post(lambda: lane.ready.append(call))
+        lane = min(self.lanes, key=lambda lane: len(lane.begun))
+        lane.post(lambda: lane.ready.append(call))
 
     def cancel(self, ticket: Ticket) -> None:
         """Have a picture dropped before its next step; `ended` then gets Stopped. One that is done stays so."""
@@ -219,11 +207,9 @@ class Scheduler:
             left, self.waiting = [ticket for _, _, ticket in self.waiting], []
         for ticket in left:
             ticket.ended(None, Stopped())
-        if self.helpers is not None:
-            self.helpers.close()
         self.wake()
-        for thread in self.threads:
-            thread.join()
+        for lane in self.lanes:
+            lane.join()
 
 
 class Lane(threading.Thread):
@@ -308,12 +294,7 @@ class Lane(threading.Thread):
             self._end(ticket, asked, None)
             return
         asked.answer = lambda value, error: self._resume(ticket, runner, value, error)
-        if asked.aside and self.owner.helpers is not None:
-            here = asked.answer
-            asked.answer = lambda value, error: self.post(lambda: here(value, error))
-            self.owner.helpers.add(asked)
-        else:
-            self.ready.append(asked)
+        self.ready.append(asked)
 
     def _end(self, ticket: Ticket, value: Any, error: BaseException | None) -> None:
         with self.owner.lock:
@@ -356,44 +337,6 @@ class Lane(threading.Thread):
             sizes.note(first.key, len(taken), perf_counter() - began)
         for call, (value, error) in zip(taken, results, strict=True):
             call.answer(value, error)
-
-
-class Aside:
-    """What isn't a step, on threads of its own: in the order of deadlines, calls of one key a few at a time."""
-
-    def __init__(self, most: int) -> None:
-        self.calls: list[Call] = []
-        self.news, self.closing, self.most = threading.Condition(), False, min(4, most)
-
-    def add(self, call: Call) -> None:
-        """Have it done."""
-        with self.news:
-            self.calls.append(call)
-            self.news.notify()
-
-    def close(self) -> None:
-        """End the threads once they are done with what they do."""
-        with self.news:
-            self.closing = True
-            self.news.notify_all()
-
-    @torch.inference_mode()
-    def work(self) -> None:
-        """On each of the threads."""
-        torch.set_num_threads(1)
-        while True:
-            with self.news:
-                while not (self.calls or self.closing):
-                    self.news.wait()
-                if self.closing:
-                    return
-                self.calls.sort(key=lambda call: call.deadline)
-                first = self.calls[0]
-                same = [call for call in self.calls if first.key is not None and call.key == first.key]
-                taken = same[: self.most] or [first]
-                self.calls = [call for call in self.calls if call not in taken]
-            for call, (value, error) in zip(taken, _results(taken), strict=True):
-                call.answer(value, error)
 
 
 def _results(calls: Sequence[Call]) -> list[tuple[Any, BaseException | None]]:
