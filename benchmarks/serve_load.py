@@ -230,13 +230,14 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         print("capacity", {name: round(value, 1) for name, value in capacities.items()}, flush=True)
         points = {}
         for share in options.shares:
-            for schedule, server in servers.items():
-                seconds = options.count / (share * capacities["step"])
-                count = max(
-                    options.count, int(options.count * options.seconds / seconds) if seconds < options.seconds else 0
-                )
-                found = await stream(server, share * capacities["step"], count, seed=int(100 * share))
-                points[schedule, share] = found
+            rate = share * capacities["step"]
+            parts: dict[str, list[Point]] = {schedule: [] for schedule in SCHEDULES}
+            for turn in range(WINDOWS):
+                for schedule, server in servers.items():
+                    seed = WINDOWS * int(100 * share) + turn
+                    parts[schedule].append(await stream(server, rate, options.count // WINDOWS, seed))
+            for schedule in SCHEDULES:
+                found = points[schedule, share] = together(parts[schedule])
                 print(
                     f"{share:g} {schedule}: p50 {found.quantile(0.5):.2f} p95 {found.quantile(0.95):.2f} "
                     f"refused {found.refused} lost {found.lost} of {found.sent}; {spread(found.calls)}",

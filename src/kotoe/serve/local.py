@@ -93,6 +93,12 @@ class Local:
         step = None if key is None else self.scheduler.sizes.each(key)
         return None if step is None else step * job.each / self.parts
 
+    def lasts(self, job: Job) -> float:
+        """Seconds from a picture's first step to its last when as many are drawn with it as pays; 0.0: not known."""
+        key = self.keys.get(_kind(job))
+        step = None if key is None else self.scheduler.sizes.each(key)
+        return 0.0 if step is None else step * self.scheduler.sizes.best(key) * job.each
+
     def alone(self, job: Job) -> float:
         """Seconds that a step takes when nobody else is there; 0.0: not known."""
         key = self.keys.get(_kind(job))

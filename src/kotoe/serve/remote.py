@@ -216,6 +216,10 @@ class Remote:
         step = self.costs.get(_kind(job))
         return None if step is None else step * job.each / self.settings.min_replicas
 
+    def lasts(self, job: Job) -> float:
+        """Not known here."""
+        return 0.0
+
     def alone(self, job: Job) -> float:
         """Not known here."""
         return 0.0

@@ -110,6 +110,11 @@ class Sizes:
             self.known.pop(key, None)
             self.calls[size] += 1
 
+    def best(self, key: Hashable) -> int:
+        """How many pay together, as far as it is known."""
+        with self.lock:
+            return self._best(key)
+
     def _best(self, key: Hashable) -> int:
         known, size = self.times.get(key, {}), 1
         while 2 * size <= self.most and len(known.get(2 * size, ())) >= SAMPLES:

@@ -230,11 +230,12 @@ class Service:
         return self.quick[name]
 
     def _deadlines(self, job: Job) -> list[float]:
-        """When each should begin: now, or when its caller's pictures before it should be done. So callers share the
-        server, whoever asks for more. In `perf_counter`'s seconds."""
+        """When each should begin: now, or when its caller's pictures before it should be done, less the time that it
+        takes in company. So callers share the server, whoever asks for more, and what takes longer begins earlier than
+        what has come with it. In `perf_counter`'s seconds."""
         now, cost = perf_counter(), self.drawer.cost(job) or UNKNOWN_SECONDS
         start = max(now, self.due.get(job.wish.caller, 0.0))
-        found = [start + cost * i for i in range(len(job.plan))]
+        found = [start + cost * i - self.drawer.lasts(job) for i in range(len(job.plan))]
         self.due[job.wish.caller] = start + cost * len(job.plan)
         self.due = {caller: due for caller, due in self.due.items() if due > now}
         return found
