@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -153,9 +153,9 @@ def latents_decoded() -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
     decode = drawing._decode
 
-    def watched(bundle: Bundle, request: Resolved, z: Tensor) -> list[Tensor]:
+    def watched(bundle: Bundle, request: Resolved, net: Callable[[Tensor], Tensor], z: Tensor) -> list[Tensor]:
         seen.extend(z.split(1))
-        return decode(bundle, request, z)
+        return decode(bundle, request, net, z)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "_decode", watched)
