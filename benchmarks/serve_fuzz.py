@@ -28,7 +28,8 @@ CHECKS = (
     "negative_data_rejection",
     "unsupported_method",
 )
-LIMITS = ("--max-steps", "3", "--max-n", "2", "--max-pixels", "16384", "--max-body-mb", "2", "--body-seconds", "5")
+# bodies as large as any that is made: the tool takes 413 for no refusal
+LIMITS = ("--max-steps", "3", "--max-n", "2", "--max-pixels", "16384", "--max-body-mb", "32", "--body-seconds", "5")
 
 
 def served(log: Path) -> tuple[subprocess.Popen[str], str]:
