@@ -48,7 +48,7 @@ def serve(common: Common, values: Values) -> int:
             bundle = bundle_of(model, wanted.dtype, loading, wanted.device)
             if bundle.name in found:
                 raise UserError(f"two models are called {bundle.name}", allowed="models of different names")
-            found[bundle.name], sources[bundle.name] = bundle, model
+            found[bundle.name], sources[bundle.name] = _settled(bundle), model
         keep_memory()
         return found
 
@@ -63,4 +63,14 @@ def serve(common: Common, values: Values) -> int:
 
 def _model(wanted: Serving, loading: Loading, sources: Mapping[str, str], name: str) -> Any:
     """The Bundle that is called so, of those that are served."""
-    return bundle_of(sources[name], wanted.dtype, loading, wanted.device)
+    return _settled(bundle_of(sources[name], wanted.dtype, loading, wanted.device))
+
+
+def _settled(bundle: Any) -> Any:
+    """The bundle, with no weight in memory twice: of one whose few-step way is made from its weights, all stay."""
+    from kotoe.bench import settle
+    from kotoe.drawing import has_engine
+
+    if bundle.fast is None and has_engine(bundle):
+        settle(bundle, "fast")
+    return bundle
