@@ -172,8 +172,8 @@ class _Body:
 def error_response(path: str, refusal: Refusal) -> Response:
     """A refusal in the shape of the dialect that was asked in."""
     if path.startswith(("/sdapi/", "/internal/")):
-        content: Any = {"error": refusal.code or refusal.kind, "detail": refusal.message, "body": "", "errors": ""}
-        content["errors"] = refusal.message
+        said = refusal.message
+        content: Any = {"error": refusal.code or refusal.kind, "detail": said, "body": "", "errors": said}
     else:
         content = {"error": refusal.document}
     return JSONResponse(content, status_code=refusal.status, headers=refusal.headers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -21,7 +20,6 @@ from kotoe.serve.settings import Serving
 from kotoe.workers import SMALL, Stopped, size
 
 PREVIEW_SECONDS = 0.3  # between two previews of a picture
-Answer = Callable[[Any, "BaseException | None"], None]
 Drawn = Callable[[Job, int, "Picture | None", "BaseException | None"], None]
 
 
@@ -52,7 +50,6 @@ class Local:
         )
         self.drawn, self.hand_over = drawn, hand_over
         self.previews, self.memory = Previews(), Memory()
-        self.files = ThreadPoolExecutor(1, "kotoe-files")
         self.tickets: dict[Job, list[Ticket]] = {}
         self.keys: dict[Any, Any] = {}  # of scheduler.Sizes, by model, size and guidance
 
@@ -61,21 +58,6 @@ class Local:
         self.scheduler.elsewhere(
             lambda: self._read(job), partial(self.hand_over, self._reads_done, job), job.deadlines[0]
         )
-
-    def elsewhere(
-        self, work: Callable[[], Any], answer: Callable[[Any, BaseException | None], None], at: float
-    ) -> None:
-        """Have something else done; see Scheduler.elsewhere."""
-
-        def run() -> None:
-            try:
-                found = work()
-            except Exception as error:  # noqa: BLE001 - it is handed to who asked
-                answer(None, error)
-            else:
-                answer(found, None)
-
-        self.files.submit(run)
 
     def cancel(self, job: Job, index: int | None = None) -> None:
         """Stop a job, or one of its pictures, before the next step."""
@@ -121,7 +103,6 @@ class Local:
     def close(self) -> None:
         """End; what isn't done ends with Stopped."""
         self.scheduler.close()
-        self.files.shutdown()
 
     def _read(self, job: Job) -> tuple[Mapping[Reading, Read], Networks]:
         reads = read_prompts(job.bundle, job.request, job.plan, self.memory)
@@ -191,3 +172,12 @@ def _small(bundle: Bundle) -> bool:
     """Whether a model's pictures, at its own size, have one thread each (workers.py)."""
     spec = bundle.unet.spec
     return bundle.device.type == "cpu" and not bundle.low_memory and size(spec, spec.sample_size**2) < SMALL
+
+
+def in_few_steps(bundle: Bundle) -> Bundle:
+    """A model's few-step way. Raises UserError where it has none."""
+    from kotoe.checkpoints.adapters import with_adapters
+    from kotoe.checkpoints.fast import fast
+
+    quick, loras = fast(bundle)
+    return with_adapters(quick, loras) if loras else quick

@@ -14,8 +14,8 @@ import os
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,7 +27,7 @@ from kotoe.numerics import with_numerics
 from kotoe.reading import Job as Planned
 from kotoe.reading import is_guided
 from kotoe.serve.jobs import Job, Wish
-from kotoe.serve.local import Answer, Drawn, Local
+from kotoe.serve.local import Drawn, Local, in_few_steps
 from kotoe.serve.metrics import tell
 from kotoe.serve.settings import Serving
 from kotoe.workers import Stopped
@@ -119,7 +119,8 @@ class Replica:
 
     async def _bundle(self, model: str, fast: bool) -> Bundle:
         if (model, fast) not in self.bundles:
-            self.bundles[model, fast] = await asyncio.to_thread(_loaded, self.load, model, fast)
+            make = partial(in_few_steps, await self._bundle(model, False)) if fast else partial(self.load, model)
+            self.bundles[model, fast] = await asyncio.to_thread(make)
         if self.local is None:
             loop = asyncio.get_running_loop()
             only = {model: self.bundles[model, fast]}
@@ -141,17 +142,6 @@ class Replica:
                 found.set_result(picture)
 
         self.loop.call_soon_threadsafe(tell_it)
-
-
-def _loaded(load: Load, model: str, fast: bool) -> Bundle:
-    bundle = load(model)
-    if not fast:
-        return bundle
-    from kotoe.checkpoints.adapters import with_adapters
-    from kotoe.checkpoints.fast import fast as few
-
-    quick, loras = few(bundle)
-    return with_adapters(quick, loras) if loras else quick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,25 +171,11 @@ class Remote:
         self.costs: dict[Any, float] = {}
         self.begun = 0
         self.calls: dict[int, int] = {}  # replicas have their own
-        self.helpers = ThreadPoolExecutor(2, "kotoe-aside")
         self.deployed = deployed
 
     def begin(self, job: Job) -> None:
         """Have a job drawn. On the event loop."""
         self.tasks[job] = [asyncio.ensure_future(self._one(job, index)) for index in range(len(job.plan))]
-
-    def elsewhere(self, work: Callable[[], Any], answer: Answer, at: float) -> None:
-        """Have something else done, on a thread."""
-
-        def run() -> None:
-            try:
-                found = work()
-            except Exception as error:  # noqa: BLE001 - it is handed to who asked
-                answer(None, error)
-            else:
-                answer(found, None)
-
-        self.helpers.submit(run)
 
     def cancel(self, job: Job, index: int | None = None) -> None:
         """Stop a job, or one of its pictures."""
@@ -238,7 +214,6 @@ class Remote:
         if self.deployed.ours:
             serve.shutdown()
             ray.shutdown()
-        self.helpers.shutdown(cancel_futures=True)
 
     async def _one(self, job: Job, index: int) -> None:
         from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError

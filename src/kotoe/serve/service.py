@@ -34,7 +34,7 @@ from kotoe.safety.checks import Checks, checker_of, judged
 from kotoe.safety.prompts import CHECKER
 from kotoe.serve import refusals
 from kotoe.serve.jobs import Job, Kept, Wish
-from kotoe.serve.local import Local
+from kotoe.serve.local import Local, in_few_steps
 from kotoe.serve.metrics import Metrics, tell
 from kotoe.serve.refusals import Refusal
 from kotoe.serve.settings import Serving
@@ -79,6 +79,7 @@ class Service:
         }
         self.marking = Marking() if marking is None else marking
         self.signer = signer(self.marking, lambda note: tell(logging.WARNING, note))
+        self.files = ThreadPoolExecutor(1, "kotoe-files")
         self.front = ThreadPoolExecutor(4, "kotoe-front")
         self.drawer = drawer(settings, self.bundles, drawn=self._drawn, hand_over=self._hand_over)
         self.metrics = Metrics(self)
@@ -222,11 +223,7 @@ class Service:
         if not fast:
             return self.bundles[name]
         if name not in self.quick:
-            from kotoe.checkpoints.adapters import with_adapters
-            from kotoe.checkpoints.fast import fast as few
-
-            quick, loras = few(self.bundles[name])
-            self.quick[name] = with_adapters(quick, loras) if loras else quick
+            self.quick[name] = in_few_steps(self.bundles[name])
         return self.quick[name]
 
     def _deadlines(self, job: Job) -> list[float]:
@@ -252,11 +249,17 @@ class Service:
         if picture is None:
             self._hand_over(self._picture_done, job, index, None, error)
             return
-        self.drawer.elsewhere(
-            lambda: self._finish(job, index, picture),
-            partial(self._hand_over, self._picture_done, job, index),
-            job.deadlines[index],
-        )
+        self.files.submit(self._finished, job, index, picture)
+
+    def _finished(self, job: Job, index: int, picture: Picture) -> None:
+        """On a thread: see _finish."""
+        found: Kept | Verdict | None = None
+        failed: BaseException | None = None
+        try:
+            found = self._finish(job, index, picture)
+        except Exception as error:  # noqa: BLE001 - it ends the job, and is told there
+            failed = error
+        self._hand_over(self._picture_done, job, index, found, failed)
 
     def _finish(self, job: Job, index: int, picture: Picture) -> Kept | Verdict:
         """On a thread: a picture's checks and its file; or the verdict that keeps it back."""
@@ -419,9 +422,9 @@ class Service:
         job.dropped.add(index)
         self.drawer.cancel(job, index)
 
-    def keep(self, content: bytes, suffix: str = ".png") -> str:
+    def keep(self, content: bytes) -> str:
         """A picture that came with a request, as a file until its job has ended."""
-        path = Path(self.folder.name) / (secrets.token_hex(8) + suffix)
+        path = Path(self.folder.name) / f"{secrets.token_hex(8)}.png"
         path.write_bytes(content)
         return str(path)
 
@@ -463,6 +466,7 @@ class Service:
         if waiting:
             await asyncio.wait(waiting, timeout=seconds)
         self.drawer.close()
+        self.files.shutdown()
         await asyncio.sleep(0)  # what the lanes have handed over
         self.front.shutdown(cancel_futures=True)
         self.store.close()
