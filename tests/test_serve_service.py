@@ -238,6 +238,7 @@ def test_a_draining_server_takes_nothing(serve: Callable[..., None]) -> None:
         with pytest.raises(Refusal) as raised:
             await service.submit(wish())
         assert raised.value.status == 503
+        assert raised.value.headers == {"Retry-After": "5"}
 
     serve(body)
 

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import torch
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter
 from pydantic import BaseModel, RootModel
 from starlette.requests import Request as HTTPRequest
 
@@ -16,10 +16,10 @@ from kotoe.errors import UserError
 from kotoe.provenance.infotext import KEY, infotext, parsed, read_settings
 from kotoe.provenance.names import SAMPLERS
 from kotoe.schedule import KARRAS_RHO
-from kotoe.serve import a1111, pictures, refusals
+from kotoe.serve import pictures, refusals
 from kotoe.serve.a1111 import PROBLEMS, Everyone, Sitting
 from kotoe.serve.a1111_fields import Body, plain
-from kotoe.serve.a1111_state import CHECKPOINT, CHECKPOINT_HASH, FIXED, HONOURED, Seats, checked
+from kotoe.serve.a1111_state import CHECKPOINT, CHECKPOINT_HASH, FIXED, HONOURED, checked
 from kotoe.serve.api import Served
 from kotoe.serve.gate import LOCAL
 from kotoe.serve.refusals import Refusal
@@ -42,13 +42,6 @@ SCHEDULERS = {
     "simple": "Simple", "normal": "Normal", "ddim": "DDIM",
 }  # fmt: skip
 NOTHING_TO_DO = "Nothing was done: the models are those that the server was started with, and stay loaded."
-
-
-def include(app: FastAPI) -> None:
-    """Have an application answer in this API too."""
-    app.state.a1111 = Seats()
-    for each in (router, a1111.router, a1111.internal):
-        app.include_router(each)
 
 
 class Sampler(BaseModel):

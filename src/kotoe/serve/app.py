@@ -28,8 +28,8 @@ from kotoe.checkpoints import Bundle
 from kotoe.errors import UserError
 from kotoe.provenance.marking import Marking
 from kotoe.safety.checks import Checks
-from kotoe.serve import api, openai, refusals
-from kotoe.serve.a1111_lists import include
+from kotoe.serve import a1111, a1111_lists, api, openai, refusals
+from kotoe.serve.a1111_state import Seats
 from kotoe.serve.gate import Gate, error_response
 from kotoe.serve.local import Local
 from kotoe.serve.metrics import Lines, tell
@@ -53,8 +53,9 @@ def application(
     app.state.settings, app.state.checks, app.state.load, app.state.service = settings, checks, load, None
     app.state.one, app.state.marking = one, marking
     app.state.failed, app.state.listen_to_signals = None, lambda: None
-    for part in (api, openai):
-        app.include_router(part.router)
+    app.state.a1111 = Seats()
+    for router in (api.router, openai.router, a1111_lists.router, a1111.router, a1111.internal):
+        app.include_router(router)
     _plain_routes(app)
     _errors(app)
     described = app.openapi
@@ -70,7 +71,6 @@ def application(
         if app.state.service is not None:
             app.state.service.metrics.requests.labels(route, str(status)).inc()
 
-    include(app)
     app.add_middleware(Gate, settings=settings, keys=keys, metrics=count)
     if settings.cors:
         app.add_middleware(

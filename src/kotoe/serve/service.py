@@ -42,6 +42,7 @@ from kotoe.serve.store import Store, StoreError
 from kotoe.workers import Stopped
 
 FIELDS = tuple(Request.__dataclass_fields__)
+RESTART_SECONDS = 5.0  # after which another server may be there
 UNKNOWN_SECONDS = 1.0  # what a picture is taken to need before any has been drawn
 
 
@@ -83,7 +84,6 @@ class Service:
         self.front = ThreadPoolExecutor(4, "kotoe-front")
         self.drawer = drawer(settings, self.bundles, drawn=self._drawn, hand_over=self._hand_over)
         self.metrics = Metrics(self)
-        self.ready = False
 
     # --- Taking a job
 
@@ -101,13 +101,12 @@ class Service:
         self.due.clear()
         self.begun.clear()
         self.drawer.forget()
-        self.ready = True
 
     async def submit(self, wish: Wish, *, keep: bool = True) -> Job:
         """Take a request. Raises Refusal for what can't be drawn, for a full queue, and while the server ends."""
         if self.draining:
             raise Refusal(
-                503, "The server is ending.", kind="server_error", code="draining", retry_after=self.settings.keep_hours
+                503, "The server is ending.", kind="server_error", code="draining", retry_after=RESTART_SECONDS
             )
         wanted = len(wish.request.prompt) * wish.request.n
         self._admit(wish.caller, wanted)
