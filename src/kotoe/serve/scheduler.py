@@ -108,7 +108,6 @@ class Sizes:
             self.times.setdefault(key, {}).setdefault(size, deque(maxlen=RECENT)).append(seconds)
             self.turns[key] = self.turns.get(key, 0) + 1
             self.known.pop(key, None)
-            self.calls[size] += 1
 
     def best(self, key: Hashable) -> int:
         """How many pay together, as far as it is known."""
@@ -329,7 +328,6 @@ class Lane(threading.Thread):
         """One call of a network for the pictures whose turn it is."""
         steps, others = ([c for c in self.ready if c.aside is aside] for aside in (False, True))
         # what isn't a step comes first, since it lets another picture into the steps or out; but only so many in a row
-        steps, others = ([c for c in self.ready if c.aside is aside] for aside in (False, True))
         stepping = bool(steps) and (not others or self.since >= BETWEEN)
         self.since = 0 if stepping else self.since + 1
         first, sizes = min(steps if stepping else others, key=lambda call: call.deadline), self.owner.sizes
@@ -340,6 +338,8 @@ class Lane(threading.Thread):
         results = _results(taken)
         if first.key is not None:
             sizes.note(first.key, len(taken), perf_counter() - began)
+        if stepping:
+            sizes.calls[len(taken)] += 1
         for call, (value, error) in zip(taken, results, strict=True):
             call.answer(value, error)
 
