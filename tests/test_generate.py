@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -14,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kotoe import images
+from kotoe import drawing, images
 from kotoe.checkpoints import Bundle
 from kotoe.config import Request, dumps, from_json
-from kotoe.drawing import Picture, draw, generate, pixel_multiple, plan, replay, resolve
+from kotoe.drawing import Picture, Progress, draw, generate, pixel_multiple, plan, replay, resolve
 from kotoe.engine import FastUNet
 from kotoe.errors import UserError
 from kotoe.reading import read_prompts
@@ -25,6 +26,7 @@ from kotoe.record import Record
 from kotoe.recording import check_same
 from kotoe.samplers import SAMPLERS
 from kotoe.unet import UNet
+from kotoe.workers import side_by_side
 from tiny import seeded, tiny_bundle
 
 PROMPTS = ("a red cat", "青い背景に猫", "蓝色背景上的猫", "파란 배경의 고양이")
@@ -174,16 +176,24 @@ def test_the_table_of_times_says_what_the_times_say(bundle: Bundle) -> None:
     assert not torch.allclose(wrong, plain, rtol=1e-2, atol=1e-2)
 
 
-def test_pictures_come_as_they_are_done(bundle: Bundle) -> None:
+def test_pictures_come_as_they_are_done(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second picture waits, in its first step, until the first has been handed over."""
+    monkeypatch.setattr(drawing, "side_by_side", lambda tasks, **how: side_by_side(tasks, **how | {"workers": 1}))
     seen: list[tuple[int, int]] = []
+    taken = Event()
+
+    def on_step(p: Progress) -> None:
+        seen.append((p.done, p.total))
+        assert p.done <= 4 or taken.wait(30), "the first picture is kept back until the others are done"
+
     pictures: Iterator[Picture] = draw(
-        bundle, Request(prompt="a cat", n=3, batch_size=1, steps=4), on_step=lambda p: seen.append((p.done, p.total))
+        bundle, Request(prompt="a cat", n=3, batch_size=1, steps=4, sampler="euler"), on_step=on_step
     )
     next(pictures)
-    assert seen == [(1, 12), (2, 12), (3, 12), (4, 12)]
     assert not torch.is_inference_mode_enabled(), "the mode leaks out between two pictures"
+    taken.set()
     assert len(list(pictures)) == 2
-    assert seen[-1] == (12, 12)
+    assert seen == [(k + 1, 12) for k in range(12)]
 
 
 # --- What a request becomes

@@ -246,7 +246,7 @@ def test_what_is_counted_is_steps(bundle: Bundle, held: Callable[..., Scheduler]
     """Not the decoding, which lanes do too."""
     scheduler, drawn = held(most=1), Drawn()
     for k in range(3):
-        scheduler.submit(ticket(bundle, Request(prompt="a", seed=k, steps=7), k, drawn))
+        scheduler.submit(ticket(bundle, Request(prompt="a", seed=k, steps=7, sampler="euler"), k, drawn))
     drawn.wait(3)
     assert scheduler.sizes.calls == {1: 21}
 
