@@ -13,8 +13,8 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 FROZEN = {
     "generate": "prompt negative_prompt language translate_to width height steps sampler grid ending guidance_scale "
-    "guidance_rescale seed n eta init_image mask strength long_prompt emphasis full_width padding punctuation dtype "
-    "numerics engine decoder "
+    "guidance_rescale seed n eta init_image mask strength padding_mask_crop long_prompt emphasis full_width padding "
+    "punctuation dtype numerics engine decoder "
     "guidance_start guidance_stop cache_interval token_merging_ratio batch_size "
     "model out translator detector replay grid_image device low_memory "
     "fast lora embedding adapter_language lora_text taesd "

@@ -17,7 +17,7 @@ LAYERS = [
     {"rng", "schedule", "denoise", "samplers", "images", "labels", "language"},
     {"shortcuts", "unet", "vae", "tiny_vae", "text", "bert", "vision", "tokenizers", "tokens"},
     {"checkpoints", "builtin", "compiled", "engine", "int8", "memory", "hub", "licences", "numerics", "translate"},
-    {"drawing", "reading", "recording", "workers"},
+    {"drawing", "reading", "recording", "starting", "workers"},
     {"localize", "data", "evaluate", "safety", "provenance", "bench"},
     {"serve", "study", "study_picture", "study_report"},
     {

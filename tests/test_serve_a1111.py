@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -139,11 +140,46 @@ def test_what_a_mask_keeps_stays(client: webuiapi.WebUIApi, invert: int) -> None
         assert images.differences(done.crop(anew), PICTURE.crop(anew))[1] > 20
 
 
-def test_whole_pictures_only(client: webuiapi.WebUIApi) -> None:
-    """The client asks for "only masked" by default: that is said, not done otherwise."""
-    with pytest.raises(RuntimeError, match="inpaint_full_res True. Allowed: false") as refused:
-        client.img2img(images=[PICTURE], mask_image=Image.new("L", (128, 128), 255), width=128, height=128)
-    assert refused.value.args[0] == 400
+def test_only_what_is_masked(client: webuiapi.WebUIApi) -> None:
+    """What the client asks for by default: a part of a larger picture is drawn at the model's size and put back."""
+    photo, mask = PICTURE.resize((600, 417)), Image.new("L", (600, 417), 0)
+    mask.paste(255, (300, 200, 340, 240))
+    answer = client.img2img(
+        images=[photo], mask_image=mask, prompt="a cat", seed=5, steps=4, width=128, height=128, mask_blur=2,
+        inpaint_full_res_padding=20, denoising_strength=0.9,
+    )  # fmt: skip
+    done = answer.image.convert("RGB")
+    assert done.size == photo.size
+    changed = ImageChops.difference(done, photo).convert("L").point(lambda v: 255 * (v > 0)).getbbox()
+    assert changed is not None
+    left, top, right, bottom = changed  # the mask with its blur, and nothing around it
+    assert 285 <= left <= 302
+    assert 185 <= top <= 202
+    assert 338 <= right <= 355
+    assert 238 <= bottom <= 255
+    text = answer.info["infotexts"][0]
+    assert "Inpaint area: Only masked, Masked area padding: 20" in text
+    assert "Size: 128x128" in text
+    assert answer.info["notes"] == []
+
+
+def test_the_part_that_is_masked_of_a_remembered_picture(client: webuiapi.WebUIApi) -> None:
+    """`infotext` says it for who doesn't, and is overruled by who does."""
+    said = "a cat\nSteps: 4, Sampler: Euler, CFG scale: 3, Seed: 1, Inpaint area: Only masked, Masked area padding: 9"
+    mask = Image.new("L", PICTURE.size, 0)
+    mask.paste(255, (10, 10, 50, 50))
+    body = {"init_images": [b64(PICTURE)], "mask": b64(mask), "infotext": said, "width": 128, "height": 128}
+    for more, expected in (
+        ({}, "Masked area padding: 9"), ({"inpaint_full_res": False}, ""),
+        ({"inpaint_full_res": True, "inpaint_full_res_padding": 7}, "Masked area padding: 7"),
+    ):  # fmt: skip
+        answer = client.session.post(url=f"{client.baseurl}/img2img", json={**body, **more}).json()
+        info = json.loads(answer["info"])
+        found = re.search("Masked area padding: [0-9]+", info["infotexts"][0])
+        assert (found[0] if found else "") == expected
+    body.pop("mask")
+    answer = client.session.post(url=f"{client.baseurl}/img2img", json=body).json()
+    assert "infotext: Masked area padding belongs to a mask" in json.loads(answer["info"])["notes"]
 
 
 def test_lists(client: webuiapi.WebUIApi) -> None:

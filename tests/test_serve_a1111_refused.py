@@ -77,7 +77,7 @@ def test_what_cannot_be_done_is_refused(ann: Someone, name: str, value: Any, why
     [
         ("resize_mode", 2, "1 crops"), ("resize_mode", 3, "1 crops"), ("inpainting_fill", 2, "keeps what is there"),
         ("initial_noise_multiplier", 0.9, "noise"), ("latent_mask", "AAAA", "pixels"),
-        ("inpaint_full_res", True, "whole"),
+        ("inpaint_full_res_padding", -1, "0 to 8192"),
         ("mask_blur", -1, "0 to 256"), ("mask_blur", 1e9, "0 to 256"), ("inpainting_mask_invert", 2, "0 or 1"),
         ("denoising_strength", 0, "above 0.0"), ("denoising_strength", 1.5, "to 1.0"),
         ("init_images", [b64(PICTURE)] * 2, "one"),

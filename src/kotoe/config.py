@@ -224,6 +224,9 @@ class Request:
     mask:            with init_image: white is redrawn, black is kept (inpainting).
     strength:        with init_image: the share of the steps to run, above 0.0 to 1.0; 0.8 when not given, and 1.0 with
                      a model made for inpainting.
+    padding_mask_crop: with mask: draws only the part of init_image that the mask's white is in, with so many pixels
+                     around it, enlarged to width x height, the model's own when not given; then that part is put back,
+                     and the picture has init_image's size, whatever that is. None: all of init_image is drawn.
     long_prompt:     "error" refuses prompts over the encoder's token limit, "chunk" reads them piecewise, "cut" drops
                      their ends and says which words those are.
     emphasis:        what (word:1.3), [word] and BREAK do. "original": weights multiply a word's states, and each
@@ -271,6 +274,7 @@ class Request:
     init_image: str | None = None
     mask: str | None = None
     strength: float | None = None
+    padding_mask_crop: int | None = None
     long_prompt: Literal["error", "chunk", "cut"] = "error"
     emphasis: Emphasis = "original"
     full_width: Literal["folded", "kept"] = "folded"
@@ -347,6 +351,11 @@ class Request:
                         allowed=f"init_image together with {name}, or neither",
                         hint="Give the picture to start from as well (--init-image picture.png)",
                     )
+        if self.padding_mask_crop is not None:
+            if self.mask is None:
+                raise UserError("padding_mask_crop without mask", allowed="a mask, or all of the picture is drawn")
+            if not 0 <= self.padding_mask_crop <= MAX_EDGE_PX:
+                raise UserError(f"padding_mask_crop {self.padding_mask_crop}", allowed=f"0 to {MAX_EDGE_PX} pixels")
         if self.padding == "longest" and self.long_prompt == "chunk":
             raise UserError(
                 "padding longest with long_prompt chunk", allowed="one of them: windows are all of the encoder's length"

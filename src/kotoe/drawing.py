@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from kotoe import __version__, compiled, engine, images
+from kotoe import __version__, compiled, engine, images, starting
 from kotoe.checkpoints import Bundle
 from kotoe.config import (
     DEFAULT_STRENGTH,
@@ -238,6 +238,7 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
         chosen["strength"] = 1.0 if bundle.unet.spec.inpaints else DEFAULT_STRENGTH
     found = Resolved(**{**given, **chosen})
     images.check_size(width, height, pixel_multiple(bundle))
+    starting.opened(found)  # what is wrong with it, or its mask, is said now
     steps = len(_walk(bundle, found).sigmas) - 1  # too few steps, or none left
     if is_guided(found) and _guided_steps(found, steps) == (0, 0):
         raise UserError(
@@ -321,7 +322,8 @@ def plan(bundle: Bundle, request: Request) -> list[Job]:
 
 
 def _size(bundle: Bundle, request: Request) -> tuple[int, int]:
-    if request.init_image is not None and request.width is None and request.height is None:
+    said = (request.width, request.height, request.padding_mask_crop)
+    if request.init_image is not None and said == (None, None, None):
         return images.open_picture(request.init_image, "init_image").size
     edge = bundle.unet.spec.sample_size * bundle.vae.spec.downscale
     width = edge if request.width is None else request.width
@@ -396,7 +398,8 @@ def draw_batch(
     device, scale = bundle.device, bundle.vae.spec.downscale
     shape = (bundle.vae.spec.latent_channels, request.height // scale, request.width // scale)  # (C, h, w)
     noise = ImageNoise([job.seed for job in jobs], shape, device=device)
-    init, mask = _starting_picture(request)
+    start = starting.start(request)
+    init, mask = (None, None) if start is None else (start.picture, start.mask)
     with bundle.at_work(bundle.vae):
         known = None if init is None else _encode(bundle, init)  # (1, C, h, w)
         given = _given(bundle, init, mask)
@@ -424,12 +427,11 @@ def draw_batch(
     with bundle.at_work(_decoder(bundle, request)):
         decoded = _decode(bundle, request, nets.decode, latents)  # all, since what is decoded together rounds together
         pixels = [decoded[i] for i in wanted]  # (3, H, W) each
-    if mask is not None and init is not None:  # what the mask keeps is kept to the bit, not through the autoencoder
-        pixels = [torch.lerp(init[0], p, mask[0]) for p in pixels]
+    finish = images.to_pil if start is None else start.finished
     seconds = (time.perf_counter() - began) / len(jobs)
     return [
         Picture(
-            image=images.to_pil(p, truncate=NUMERICS[request.numerics].truncated),
+            image=finish(p, truncate=NUMERICS[request.numerics].truncated),
             record=_record(bundle, request, jobs[i], reads[i], (i, len(jobs)), str(device), seconds),
         )
         for i, p in zip(wanted, pixels, strict=True)
@@ -492,21 +494,6 @@ def _model(
     return model
 
 
-def _starting_picture(request: Resolved) -> tuple[Tensor | None, Tensor | None]:
-    """The picture (1, 3, H, W) in [-1, 1] and the mask (1, 1, H, W) in [0, 1], 1 = paint anew, where there are any."""
-    if request.init_image is None:
-        return None, None
-    init = images.open_picture(request.init_image, "init_image")
-    mask = None if request.mask is None else images.open_picture(request.mask, "mask")
-    if mask is not None and mask.size != init.size:
-        raise UserError(
-            f"mask is {mask.width}x{mask.height}, init_image {init.width}x{init.height}", allowed="the same size"
-        )
-    size = (request.width, request.height)
-    picture = images.to_tensor(images.resized(init, *size, "init_image"))
-    return picture, None if mask is None else images.mask_tensor(images.resized(mask, *size, "mask"))
-
-
 def _given(bundle: Bundle, init: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
     """What an inpainting UNet reads beside the noise: mask (1, 1, h, w) and masked picture (1, C, h, w). Or None.
 
@@ -546,7 +533,8 @@ def _record(
         name: getattr(request, name)
         for name in (
             *("negative_prompt", "width", "height", "steps", "sampler", "grid", "ending", "guidance_scale"),
-            *("guidance_rescale", "eta", "init_image", "mask", "strength", "long_prompt", "padding", "punctuation"),
+            *("guidance_rescale", "eta", "init_image", "mask", "strength", "padding_mask_crop"),
+            *("long_prompt", "padding", "punctuation"),
             *("emphasis", "full_width", "numerics", "engine", "decoder", "guidance_start", "guidance_stop"),
             *("cache_interval", "token_merging_ratio"),
         )

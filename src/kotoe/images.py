@@ -138,6 +138,12 @@ def resized(image: Image.Image, width: int, height: int, what: str = "picture") 
     """The picture at width x height. Another shape than its own would distort it: a UserError."""
     if image.size == (width, height):
         return image
+    check_shape(image, width, height, what)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def check_shape(image: Image.Image, width: int, height: int, what: str = "picture") -> None:
+    """Raise a UserError where a picture isn't about the shape of width x height."""
     ratio = (image.width * height) / (image.height * width)
     if not 1 - SAME_SHAPE <= ratio <= 1 + SAME_SHAPE:
         raise UserError(
@@ -145,7 +151,6 @@ def resized(image: Image.Image, width: int, height: int, what: str = "picture") 
             allowed="the same proportions",
             hint="Crop it first, or ask for another width and height",
         )
-    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def file_sha256(path: str | Path) -> str:

@@ -154,6 +154,7 @@ class Record:
     The hashes of `model` and `conditioner` are those of the base where there are `adapters` beside them.
     prompt and negative_prompt are as given; `translation` has what was read instead, where the model lacks their
     language. detection: what a language detector said, where it was asked.
+    width and height are those that were drawn; with padding_mask_crop the picture has those of init_image.
     dtype is the UNet's. tokens: the prompt's, without start, end and padding; dropped, dropped_negative: pieces of it
     and of the negative prompt that were not read (long_prompt "cut"). batch: (index, size), and threads: arithmetic
     may round differently for other numbers of pictures at once or of threads, so a replay uses the same.
@@ -186,6 +187,7 @@ class Record:
     mask: str | None = None
     mask_sha256: str | None = None
     strength: float | None = None
+    padding_mask_crop: int | None = None
     long_prompt: Literal["error", "chunk", "cut"]
     emphasis: Emphasis = "none"  # as pictures were drawn whose records don't say
     full_width: Literal["folded", "kept"] = "kept"  # the same

@@ -78,13 +78,14 @@ def generate(common: Common, values: Values) -> int:
     from kotoe.drawing import draw, plan, resolve
     from kotoe.provenance.encode import marked
     from kotoe.reading import read_prompts
+    from kotoe.starting import picture_size
     from kotoe.translate import with_translator
 
     if drawing.translator is not None:
         bundle = with_translator(bundle, drawing.translator, detector=drawing.detector)
 
     resolved = resolve(bundle, request)
-    check_size(marking, resolved.width, resolved.height)
+    check_size(marking, *picture_size(resolved))
     jobs = plan(bundle, resolved)
     translations: list[dict[str, Any]] = []
     for job in {job.prompt: job for job in jobs}.values():

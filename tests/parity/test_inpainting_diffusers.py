@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
@@ -17,12 +18,15 @@ from PIL import Image
 from torch import Tensor
 
 from kotoe import drawing as g
+from kotoe import starting
 from kotoe.checkpoints import Bundle, load, save
 from kotoe.checkpoints.inspect import describe
 from kotoe.config import Request
 from kotoe.denoise import beside, inpainted
 from kotoe.errors import CheckpointError, UserError
+from kotoe.images import differences
 from kotoe.rng import ImageNoise, generator
+from kotoe.starting import box_around, put_back
 from tiny import apart, latents_decoded, tiny_bundle
 from tiny import pictures as written
 
@@ -175,6 +179,64 @@ def test_four_channels(
         with monkeypatch.context() as patch:
             patch.setattr(g, "inpainted", wrong)
             assert apart(ours(bundle, pictures, "even", (1, 2), strength=strength), expected) > 10 * TOLERANCE
+
+
+def unpadded(mask: Image.Image, width: int, height: int, padding: int) -> Any:
+    return box_around(mask, width, height, 0)
+
+
+def stretched(mask: Image.Image, width: int, height: int, padding: int) -> Any:
+    """The white with its padding, in whatever shape that has."""
+    left, top, right, bottom = mask.getbbox() or (0, 0, 1, 1)
+    return left - padding, top - padding, right + padding, bottom + padding
+
+
+def unmoved(part: Image.Image, image: Image.Image, mask: Image.Image, box: Any) -> Image.Image:
+    return put_back(part, image, mask, (0, 0, box[2] - box[0], box[3] - box[1]))
+
+
+CROP_FAULTS: Faults = {
+    "no padding": ("box_around", unpadded),
+    "another shape": ("box_around", stretched),
+    "put elsewhere": ("put_back", unmoved),
+}
+
+
+@pytest.mark.parametrize("inpaints", [True, False])
+def test_padding_mask_crop(inpaints: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part around a mask's white, drawn and put back into a photo of another size: the picture, pixel by pixel."""
+    folder = folder_of(tmp_path / "m", "sd1", "ddim", inpaints=inpaints)
+    bundle = load(folder, dtype="float32")
+    # a part of 16 x 16 pixels, so that an ordinary UNet's mask has whole latent pixels
+    levels = np.random.default_rng(1).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    Image.fromarray(levels).save(tmp_path / "photo.png")
+    mask = Image.new("L", (53, 37))
+    mask.paste(255, (22, 12, 30, 16))
+    mask.save(tmp_path / "mask.png")
+    files = {"init_image": str(tmp_path / "photo.png"), "mask": str(tmp_path / "mask.png")}
+    pipe = StableDiffusionInpaintPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(
+        prompt=PROMPT, image=Image.open(files["init_image"]), mask_image=mask, height=16, width=16, strength=1.0,
+        generator=[generator(SEED)], num_inference_steps=STEPS, guidance_scale=SCALE, padding_mask_crop=4,
+    ).images[0]  # fmt: skip
+
+    def found() -> tuple[int, int]:
+        late = (0, 1) if inpaints else (1, 2)  # an ordinary UNet is told the picture as well
+        with pytest.MonkeyPatch.context() as patch:
+            real = ImageNoise._draw
+            patch.setattr(ImageNoise, "_draw", lambda self, number: real(self, number + late[number > 0]))
+            request = Request(
+                prompt=PROMPT, language="en", seed=SEED, steps=STEPS, guidance_scale=SCALE, strength=1.0,
+                padding_mask_crop=4, **files,
+            )  # fmt: skip
+            return differences(g.generate(bundle, request)[0].image, expected)
+
+    assert found()[1] <= 1
+    for fault, (name, wrong) in CROP_FAULTS.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(starting, name, wrong)
+            assert found()[1] > 10, fault
 
 
 def test_a_folder_of_either_class_and_back(tmp_path: Path, pictures: dict[str, str]) -> None:

@@ -29,11 +29,13 @@ EMPHASIS = {"original": "Original", "no-norm": "No norm", "ignore": "Ignore", "n
 # what says nothing of its own about the next picture, or is looked at elsewhere
 SILENT = {"Model", "Model hash", "VAE", "VAE hash", "Version", "RNG", "App", "Language", "Created Date"}
 NEGATIVE = "Negative prompt:"
+AREA, ONLY_MASKED, MARGIN = "Inpaint area", "Only masked", "Masked area padding"
 # what a record gives to a request, where it isn't what a request has anyway: the rest are files, and how to compute
 OWN = (
     "negative_prompt", "language", "width", "height", "steps", "sampler", "grid", "ending", "guidance_scale",
-    "guidance_rescale", "seed", "eta", "strength", "long_prompt", "emphasis", "full_width", "padding", "punctuation",
-    "numerics", "decoder", "guidance_start", "guidance_stop", "cache_interval", "token_merging_ratio",
+    "guidance_rescale", "seed", "eta", "strength", "padding_mask_crop", "long_prompt", "emphasis", "full_width",
+    "padding", "punctuation", "numerics", "decoder", "guidance_start", "guidance_stop", "cache_interval",
+    "token_merging_ratio",
 )  # fmt: skip
 # A key has two characters or more, up to 64: no longer, so that a long line of words takes no quadratic time.
 _PAIR = re.compile(r'(\w[\w /-]{1,63}):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
@@ -55,6 +57,8 @@ def infotext(record: Record) -> str:
     pairs["Model"] = record.model.name
     if record.strength is not None:
         pairs["Denoising strength"] = f"{record.strength:g}"
+    if record.padding_mask_crop is not None:
+        pairs |= {AREA: ONLY_MASKED, MARGIN: record.padding_mask_crop}
     if record.eta:
         pairs["Eta"] = f"{record.eta:g}"
     pairs["RNG"] = "CPU"
@@ -148,11 +152,16 @@ def from_infotext(text: str) -> Settings | None:
         ("CFG scale", "guidance_scale", False),
         ("Seed", "seed", True),
         ("Denoising strength", "strength", False),
+        (MARGIN, "padding_mask_crop", True),
     ):
         if key in rest:
             taking.number(name, rest.pop(key), key, whole=whole)
     if "strength" in taking.request and any(key.startswith("Hires") for key in rest):
         taking.left("Denoising strength", taking.request.pop("strength"), "belongs to the second pass (Hires)")
+    if rest.get(AREA) == ONLY_MASKED:
+        del rest[AREA]
+    elif "padding_mask_crop" in taking.request:
+        taking.left(MARGIN, taking.request.pop("padding_mask_crop"), f"goes with {AREA}: {ONLY_MASKED}")
     if "Sampler" in rest:
         taking.sampling(rest.pop("Sampler"), rest.pop("Schedule type", ""))
     if size := re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", rest.get("Size", "")):

@@ -22,7 +22,7 @@ class Settings:
 
     tool:    the program that drew it: Kotoe, AUTOMATIC1111, ComfyUI, InvokeAI, NovelAI, stable-diffusion.cpp, ...
     request: keys and values of a Request that can be taken over, each one valid; `prompt` is one text. `strength` goes
-             with the picture that was started from, which has to be given.
+             with the picture that was started from, `padding_mask_crop` with that and its mask: both have to be given.
     notes:   what could not be taken over, or will be different, a sentence each.
     record:  Kotoe's own record, where there is one.
     text:    the text as it stands in the file: `parameters`, or a JSON document.
@@ -53,7 +53,7 @@ class Taking:
 
     def take(self, name: str, value: Any, said: str = "") -> None:
         """Take a value over if a Request may have it. said: what the file calls it."""
-        beside = {"init_image": "-"} if name == "strength" else {}
+        beside = {"strength": {"init_image": "-"}, "padding_mask_crop": {"init_image": "-", "mask": "-"}}.get(name, {})
         prompt = {} if name == "prompt" else {"prompt": "-"}
         try:
             Request(**{**prompt, **beside, name: value})

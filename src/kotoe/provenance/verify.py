@@ -92,7 +92,8 @@ def verify(content: bytes, name: str = "the picture", *, anchors: str = "") -> V
         changed.append("the record is not the one that the file was written with")
     if found.pixels is False:
         changed.append("the pixels are not those that the file was written with")
-    if record is not None and found.pixels is None and image.size != (record.width, record.height):
+    sized = record is not None and record.padding_mask_crop is None  # else the picture has the size of another one
+    if record is not None and sized and found.pixels is None and image.size != (record.width, record.height):
         changed.append(f"the record is of {record.width}x{record.height} pixels, the picture has {_size(image)}")
     if parameters == "differs":
         changed.append("the text `parameters` says other than the record")

@@ -40,7 +40,8 @@ FILLS = (256, 64, 16, 4)  # radii, in pixels, over which the surroundings of a h
 # Kotoe's words for fields to that program's
 WORDS = {
     "guidance_scale": "cfg_scale", "init_image": "init_images", "strength": "denoising_strength",
-    "n": "batch_size x n_iter", "sampler": "sampler_name", "grid": "scheduler", "model": "sd_model_checkpoint",
+    "padding_mask_crop": "inpaint_full_res_padding", "n": "batch_size x n_iter", "sampler": "sampler_name",
+    "grid": "scheduler", "model": "sd_model_checkpoint",
 }  # fmt: skip
 SAME = {
     "prompt": "prompt", "negative_prompt": "negative_prompt", "steps": "steps", "guidance_scale": "cfg_scale",
@@ -155,7 +156,7 @@ class Img2Img(Drawing):
     mask_blur_y: float | None = BLUR
     mask_round: bool | None = True
     inpainting_fill: Whole | None = 0
-    inpaint_full_res: bool | None = None
+    inpaint_full_res: bool | None = True
     inpaint_full_res_padding: Whole | None = 0
     inpainting_mask_invert: Whole | None = 0
     initial_noise_multiplier: float | None = None
@@ -213,8 +214,13 @@ def read(body: Drawing, options: Mapping[str, Any], bundle: Bundle, service: Ser
             raise refused("width x height", f"{size[0]} x {size[1]}", f"{service.settings.max_pixels} pixels at most")
         strength = body.denoising_strength if "denoising_strength" in body.model_fields_set else None
         values["strength"] = values.get("strength", STRENGTH) if strength is None else strength
-        Request(**values, init_image="-")  # what is wrong with it is said before pictures of that size are made
-        init, mask = _pictures(body, size, notes, service)
+        files: dict[str, Any] = {"init_image": "-"}
+        if body.mask is not None:
+            files["mask"] = "-"
+            if "padding_mask_crop" not in values or "inpaint_full_res" in body.model_fields_set:
+                values["padding_mask_crop"] = (body.inpaint_full_res_padding or 0) if body.inpaint_full_res else None
+        Request(**values, **files)  # what is wrong with it is said before pictures of that size are made
+        init, mask = _pictures(body, None if values.get("padding_mask_crop") is not None else size, notes, service)
         values["init_image"] = service.keep(pictures.png(init))
         if mask is not None:
             values["mask"] = service.keep(pictures.png(mask))
@@ -278,8 +284,6 @@ def _refuse(body: Drawing) -> None:
         if (getattr(body, name) or 0) > 0:
             raise refused(name, getattr(body, name), "0 or -1", "noise is drawn at the picture's own size")
     if isinstance(body, Img2Img) and body.mask is not None:
-        if body.inpaint_full_res:
-            raise refused("inpaint_full_res", True, "false", "Kotoe paints within the whole picture")
         if body.inpainting_mask_invert not in (None, 0, 1):
             raise refused("inpainting_mask_invert", body.inpainting_mask_invert, "0 or 1")
         for name in ("mask_blur", "mask_blur_x", "mask_blur_y"):
@@ -298,6 +302,8 @@ def _remembered(body: Drawing, notes: list[str]) -> dict[str, Any]:
     found = dict(settings.request)
     if not isinstance(body, Img2Img) and found.pop("strength", None) is not None:
         notes.append("infotext: Denoising strength belongs to img2img")
+    if getattr(body, "mask", None) is None and found.pop("padding_mask_crop", None) is not None:
+        notes.append("infotext: Masked area padding belongs to a mask")
     return found
 
 
@@ -323,9 +329,12 @@ def _seed(body: Drawing, values: Mapping[str, Any], n: int) -> int:
 
 
 def _pictures(
-    body: Img2Img, size: tuple[int, int], notes: list[str], service: Service
+    body: Img2Img, size: tuple[int, int] | None, notes: list[str], service: Service
 ) -> tuple[Image.Image, Image.Image | None]:
-    """The picture to begin with and the mask, white where it is painted anew, at the size that is drawn."""
+    """The picture to begin with and the mask, white where it is painted anew.
+
+    size: what is drawn, and they get; None: part of the picture is drawn, and they keep the picture's own.
+    """
     given = [one for one in body.init_images or () if one]
     if not given:
         raise Refusal(404, "Init image not found", param="init_images", code="Init image not found")
@@ -334,14 +343,16 @@ def _pictures(
     init, clear = images.picture_of(_content(given[0], "init_images", service), "init_images")
     if clear:
         notes.append("init_images: partly transparent; it was put on white")
-    if body.resize_mode != 1 and init.width * size[1] != init.height * size[0]:
+    if size is None:
+        size, most = init.size, service.settings.max_pixels
+        if init.width * init.height > most:
+            raise refused("init_images", f"{init.width}x{init.height}", f"{most} pixels at most", "It keeps its size")
+    elif body.resize_mode != 1 and init.width * size[1] != init.height * size[0]:
         was, now = f"{init.width}x{init.height}", f"{size[0]}x{size[1]}"
         notes.append(f"init_images: {was} was stretched to {now}; resize_mode 1 crops")
     init = _fitted(init, size, body.resize_mode)
     if body.mask is None:
         return init, None
-    if body.inpaint_full_res is None:
-        notes.append("inpaint_full_res: false here where it isn't said")
     colours, through = pictures.with_alpha(_content(body.mask, "mask", service), "mask")
     mask = images.picture_of(colours, "mask")[0].convert("L")
     if through is not None:  # then what isn't see-through is meant

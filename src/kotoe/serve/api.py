@@ -112,6 +112,7 @@ class NewJob(Body):
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     n: int = Field(default=1, ge=1, le=1000)
     strength: float | None = None
+    padding_mask_crop: int | None = None
     long_prompt: Literal["error", "chunk", "cut"] = "error"
     init_image: str | None = None
     mask: str | None = None

@@ -39,6 +39,7 @@ from kotoe.serve.metrics import Metrics, tell
 from kotoe.serve.refusals import Refusal
 from kotoe.serve.settings import Serving
 from kotoe.serve.store import Store, StoreError
+from kotoe.starting import picture_size
 from kotoe.workers import Stopped
 
 FIELDS = tuple(Request.__dataclass_fields__)
@@ -171,12 +172,16 @@ class Service:
         if count > limits.max_n:
             raise UserError(f"n {count}, pictures of one request", allowed=f"1 to {limits.max_n}")
         resolved = resolve(bundle, request)
-        if resolved.width * resolved.height > limits.max_pixels:
-            raise UserError(
-                f"width {resolved.width} x height {resolved.height}",
-                allowed=f"{limits.max_pixels} pixels at most, as this server is set",
-            )
-        check_size(self.marking, resolved.width, resolved.height)
+        for name, (width, height) in {
+            "": (resolved.width, resolved.height),
+            "init_image: ": picture_size(resolved),  # with padding_mask_crop it isn't what is drawn
+        }.items():
+            if width * height > limits.max_pixels:
+                raise UserError(
+                    f"{name}width {width} x height {height}",
+                    allowed=f"{limits.max_pixels} pixels at most, as this server is set",
+                )
+        check_size(self.marking, width, height)
         if resolved.steps > limits.max_steps:
             raise UserError(f"steps {resolved.steps}", allowed=f"1 to {limits.max_steps}, as this server is set")
         jobs = plan(bundle, resolved)
