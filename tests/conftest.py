@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -145,3 +146,38 @@ def server(running_hub: Hub) -> Hub:
     """The hub without faults."""
     running_hub.told()
     return running_hub
+
+
+# --- The page of a server of our own, in a browser
+
+
+@pytest.fixture(scope="module")
+def page_server() -> Iterator[str]:
+    """The address of a server with the built-in model."""
+    from serving import serving
+
+    with serving() as found:
+        yield found.url
+
+
+@pytest.fixture(scope="module")
+def running_browser() -> Iterator[Any]:
+    with browser.browser() as found:
+        yield found
+
+
+@pytest.fixture
+def opened(running_browser: Any, page_server: str) -> Iterator[browser.Open]:
+    """Opens the page; afterwards nothing may have gone wrong in any window."""
+    windows: list[browser.Window] = []
+
+    def new(address: str = page_server, **options: Any) -> browser.Window:
+        windows.append(browser.Window(running_browser, address, **options))
+        if address == page_server:
+            windows[-1].ready()
+        return windows[-1]
+
+    yield new
+    for window in windows:
+        window.context.close()
+    assert [wrong for window in windows for wrong in window.wrong] == []

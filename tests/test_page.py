@@ -5,49 +5,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from browser import Window, browser, picture
+from browser import Open
 from serving import serving
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.allow_hosts(["127.0.0.1"])]
-Open = Callable[..., Window]
 LONG = {"steps": 150, "n": 10}  # of pictures of 512 x 512: minutes, if nobody cancels them
 TOO_LONG = {**LONG, "width": 512, "height": 512}
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[str]:
-    """The address of a server with the built-in model."""
-    with serving() as server:
-        yield server.url
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Any]:
-    with browser() as found:
-        yield found
-
-
-@pytest.fixture
-def opened(running: Any, served: str) -> Iterator[Open]:
-    """Opens the page; afterwards nothing may have gone wrong in any window."""
-    windows: list[Window] = []
-
-    def new(address: str = served, **options: Any) -> Window:
-        windows.append(Window(running, address, **options))
-        if address == served:
-            windows[-1].ready()
-        return windows[-1]
-
-    yield new
-    for window in windows:
-        window.context.close()
-    assert [wrong for window in windows for wrong in window.wrong] == []
 
 
 # --- Words
@@ -274,137 +242,6 @@ def test_wrong_values_are_told_at_their_fields(opened: Open) -> None:
     assert page.locator(".card").count() == 0
 
 
-# --- From a picture
-
-
-def test_the_mask_painter_paints(opened: Open, tmp_path: Path) -> None:
-    from PIL import Image
-
-    Image.new("RGB", (300, 150), "teal").save(tmp_path / "start.png")
-    window = opened()
-    page = window.page
-    page.click("#source-fold summary")
-    page.set_input_files("#source-file", tmp_path / "start.png")
-    page.wait_for_selector("#mask-open:not([hidden])")
-    size = int(page.input_value("#width")), int(page.input_value("#height"))
-    assert size == (192, 96)  # as the picture's shape, in multiples of 32, about as many pixels as 128 x 128
-    page.click("#mask-open")
-    box = page.locator(".painter-view").bounding_box()
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        return box["x"] + box["width"] * x, box["y"] + box["height"] * y
-
-    page.mouse.move(*at(0.2, 0.5))
-    page.mouse.down()
-    page.mouse.move(*at(0.4, 0.5), steps=5)
-    page.mouse.up()
-    page.mouse.move(*at(0.8, 0.5))  # a stroke that is taken back
-    page.mouse.down()
-    page.mouse.up()
-    page.click("#painter [data-t='painter.undo']")
-    page.click("#painter button.primary")
-    page.fill("#strength", "0.5")
-    job = window.draw("a cat", steps=4)
-    window.state(job, "done")
-    body = window.sent[0]
-    mask, init = picture(body["mask"]).convert("L"), picture(body["init_image"]).convert("RGB")
-    assert mask.size == init.size == size
-    assert [mask.getpixel((int(192 * x), 48)) for x in (0.2, 0.3, 0.4)] == [255, 255, 255]
-    assert [mask.getpixel(p) for p in ((153, 48), (58, 5), (58, 90), (2, 48))] == [0, 0, 0, 0]
-    assert init.getpixel((80, 48)) == (0, 128, 128)
-    assert body["strength"] == 0.5
-    page.click("#source-remove")
-    window.state(window.draw("a cat"), "done")
-    assert not {"init_image", "mask", "strength"} & set(window.sent[1])
-
-
-def test_a_mask_painted_with_a_finger_and_with_the_keyboard(opened: Open, tmp_path: Path) -> None:
-    from PIL import Image
-
-    Image.new("RGB", (128, 128), "teal").save(tmp_path / "start.png")
-    window = opened(has_touch=True)
-    page = window.page
-    page.click("#source-fold summary")
-    page.set_input_files("#source-file", tmp_path / "start.png")
-    page.click("#mask-open")
-    box = page.locator(".painter-view").bounding_box()
-    page.touchscreen.tap(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.25)
-    page.keyboard.press("ArrowRight")  # from where the finger was: 32, 32
-    page.keyboard.press("Space")
-    for _ in range(4):
-        page.keyboard.press("Shift+ArrowDown")
-    page.keyboard.press("Space")
-    page.wait_for_function("() => /painted/.test(document.querySelector('#painter-told').textContent)")
-    page.click("#painter [data-t='painter.invert']")
-    page.click("#painter button.primary")
-    window.state(window.draw("a cat", steps=2), "done")
-    mask = picture(window.sent[0]["mask"]).convert("L")
-    assert [mask.getpixel(p) for p in ((32, 32), (37, 116), (100, 32), (37, 75))] == [0, 0, 255, 255]
-
-
-def test_a_mask_goes_when_the_picture_gets_another_shape(opened: Open, tmp_path: Path) -> None:
-    from PIL import Image
-
-    Image.new("RGBA", (128, 128), (0, 0, 0, 0)).save(tmp_path / "start.png")
-    window = opened()
-    page = window.page
-    page.click("#source-fold summary")
-    page.set_input_files("#source-file", tmp_path / "start.png")
-    page.click("#mask-open")
-    page.focus(".painter-view")
-    page.keyboard.press("Space")
-    page.click("#painter button.primary")
-    assert "white" in page.inner_text("#source-note")  # see-through parts
-    page.fill("#width", "256")
-    assert "removed" in page.inner_text("#source-note")
-    window.state(window.draw("a cat", steps=2), "done")
-    assert "mask" not in window.sent[0]
-    assert picture(window.sent[0]["init_image"]).getpixel((10, 10))[:3] == (255, 255, 255)
-
-
-def test_pictures_are_dropped_and_pasted(opened: Open) -> None:
-    """Each way with a file that the page makes itself, as the browser hands them over."""
-    window = opened()
-    page = window.page
-    window.state(window.draw("a rocket", steps=3, seed=11), "done")
-    page.click("#reset")
-    page.fill("#prompt", "")
-    give = """async ([type, target, kept]) => {
-        const address = `kotoe/v1/pictures/${document.querySelector("button.tile").dataset.picture}.png`;
-        const file = kept
-            ? new File([await (await fetch(address)).blob()], "picture.png", { type: "image/png" })
-            : new File([await new Promise((done) => Object.assign(document.createElement("canvas"),
-                { width: 64, height: 64 }).toBlob(done))], "picture.png", { type: "image/png" });
-        const transfer = new DataTransfer();
-        transfer.items.add(file);
-        const element = document.querySelector(target);
-        const how = { bubbles: true, cancelable: true };
-        if (type === "paste") {
-            element.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, ...how }));
-            return;
-        }
-        for (const step of ["dragenter", "dragover", "drop"]) {
-            const on = step === "dragenter" ? document.body : element;
-            on.dispatchEvent(new DragEvent(step, { dataTransfer: transfer, ...how }));
-            if (step === "dragover" && !element.checkVisibility()) throw new Error("no zone is shown");
-        }
-    }"""
-    page.evaluate(give, ["drop", "#drop-settings", True])
-    page.wait_for_function("() => document.querySelector('#prompt').value === 'a rocket'")
-    assert page.input_value("#seed") == "11"
-    assert not page.is_visible("#drop")
-    page.evaluate(give, ["drop", "#drop-start", False])
-    page.wait_for_selector("#source-canvas")
-    page.click("#source-remove")
-    page.evaluate(give, ["paste", "#prompt", False])
-    page.wait_for_selector("#ask[open] img")
-    page.click("#ask button.primary")
-    page.wait_for_selector("#source-canvas")
-    page.evaluate(give, ["paste", "#prompt", True])
-    page.click("#ask button[value=settings]")
-    page.wait_for_function("() => document.querySelectorAll('.notice').length === 2")
-
-
 # --- Languages
 
 
@@ -483,8 +320,7 @@ def test_by_the_keyboard_alone(opened: Open) -> None:
     window.tab_to("[data-t='card.reuse']")
     page.keyboard.press("Enter")
     page.wait_for_function("() => document.activeElement.id === 'prompt'")
-    heard = page.inner_text("#live")
-    assert heard == "Its settings are in the form."
+    page.wait_for_function("() => document.querySelector('#live').innerText === 'Its settings are in the form.'")
 
 
 def test_news_is_told_to_screen_readers_and_not_too_often(opened: Open) -> None:

@@ -84,6 +84,7 @@ below draws another picture, faster, is off unless asked for, and is measured in
     kotoe generate "青い背景に猫" "蓝色背景上的猫" "파란 배경의 고양이" --n 2 --out out
     kotoe generate "a cat" --init-image photo.png --strength 0.6
     kotoe generate "a cat" --init-image photo.png --mask mask.png
+    kotoe generate "a cat" --init-image large.png --mask mask.png --padding-mask-crop 32
     kotoe generate "a <toy> cat" --model FOLDER --lora style.safetensors:0.8 --embedding toy.safetensors
     kotoe generate "a cat" --fast
     kotoe generate "a cat" --watermark 7 --c2pa FOLDER

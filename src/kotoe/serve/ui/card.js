@@ -160,6 +160,7 @@ export class Card {
       }
       this.#addresses.set(picture.id, URL.createObjectURL(blob));
     }
+    this.#grid.style.setProperty("--ratio", `${picture.width} / ${picture.height}`); // may not be what was drawn (closeup)
     tile.replaceChildren(h("img", { src: this.#addresses.get(picture.id), alt: "", width: picture.width, height: picture.height }));
     tile.dataset.seen = "picture";
   }

@@ -82,7 +82,8 @@ class Form {
     this.choose(several);
     if (this.source.given) this.source.remove();
     const blob = init && (await getBlob(`${id}/init`));
-    if (blob) await this.source.take(blob, { mask: mask ? await getBlob(`${id}/mask`) : null, resize: false });
+    const closeup = request.padding_mask_crop !== undefined;
+    if (blob) await this.source.take(blob, { mask: mask ? await getBlob(`${id}/mask`) : null, resize: false, closeup });
     if (unused.length) notice(t("intake.unused", { names: unused.join(", ") }));
     announce(t("said.reused"), { soon: true });
     if (several) this.many.focus();
@@ -122,8 +123,9 @@ class Form {
   async #sendOne() {
     const prompt = byId("prompt").value;
     if (!prompt.trim()) throw new Invalid("prompt", t("wrong.empty"));
-    const request = { model: this.#model.name, prompt, ...this.settings.read({ image: this.source.given }) };
-    const files = await this.source.files();
+    const settings = this.settings.read({ image: this.source.given });
+    const { fields, ...files } = await this.source.files();
+    const request = { model: this.#model.name, prompt, ...settings, ...fields };
     this.gallery.add(await this.#jobs.send(request, files));
     announce(t("said.sent"), { soon: true });
   }
@@ -137,12 +139,12 @@ class Form {
     }
     const common = this.settings.read({ image: this.source.given });
     common.seed ??= crypto.getRandomValues(new Uint32Array(1))[0] & 0x7fffffff;
-    const files = await this.source.files();
+    const { fields, ...files } = await this.source.files();
     const id = crypto.randomUUID?.() ?? String(crypto.getRandomValues(new BigUint64Array(1))[0]);
     const faults = [];
     for (const [order, text] of texts.entries()) {
       try {
-        const request = { model: this.#model.name, ...common, ...text };
+        const request = { model: this.#model.name, ...common, ...fields, ...text };
         this.gallery.add(await this.#jobs.send(request, { group: { id, order }, ...files }));
       } catch (error) {
         if (!(error instanceof ApiError)) throw error;

@@ -9,6 +9,7 @@ const NUMBERS = ["width", "height", "n", "steps", "guidance_scale", "strength"];
 const CHOICES = ["language", "sampler", "grid", "long_prompt"];
 const PAIRS = ["steps", "guidance_scale", "strength"];
 const SET_BY_FAST = ["steps", "guidance_scale", "sampler"];
+const WITH_FILES = ["prompt", "fast", "previews", "init_image", "mask", "padding_mask_crop"]; // stand elsewhere in the form
 const SHAPES = [[1, 1], [4, 3], [3, 2], [16, 9], [3, 4], [2, 3], [9, 16]];
 
 /** A value that can't be sent, and the field it stands in. */
@@ -72,6 +73,11 @@ export class Settings {
     return { width: of("width"), height: of("height") };
   }
 
+  /** @returns {number} pixels that the server takes in a picture */
+  get mostPixels() {
+    return this.#model.limits.max_pixels;
+  }
+
   /** @returns {{language: string|null, negative: string, model: string}} what tells how a prompt is read */
   get words() {
     const negative = byId("negative_prompt").value;
@@ -117,7 +123,7 @@ export class Settings {
     if (request.fast && this.#model.fast) this.#toggle(true);
     const unused = request.fast && !this.#model.fast ? ["fast"] : [];
     for (const [name, value] of Object.entries(request)) {
-      if (value === null || ["prompt", "fast", "previews", "init_image", "mask"].includes(name)) continue;
+      if (value === null || WITH_FILES.includes(name)) continue;
       if (CHOICES.includes(name)) {
         if ([...byId(name).options].some((option) => option.value === value)) byId(name).value = value;
         else unused.push(`${name} ${value}`);

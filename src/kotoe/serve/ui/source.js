@@ -1,11 +1,17 @@
-// A picture to start from (img2img), cut to the size that is asked for, and its mask. What is shown is what is sent.
+// A picture to start from (img2img) and its mask. What is shown is what is sent: the picture cut to the size that is asked
+// for, or, where only what is masked is drawn, all of it, with what that size asks for in a part of it.
 
 import { byId, h, setText, show } from "./dom.js";
 import { paintMask, tinted } from "./mask.js";
+import { Invalid } from "./settings.js";
 import { onLocale, sentences, t } from "./strings.js";
 
 const PICTURES = ["image/png", "image/jpeg", "image/webp"];
 const SAME_SHAPE = 0.005; // of the ratio of the edges: less is rounding
+const MARGIN = 0.25; // of what is masked: what lies around it is drawn with it, to fit in
+const LEAST_MARGIN = 8; // pixels
+
+/** Which part of the picture is shown, and how large. @typedef {{left: number, top: number, across: number, down: number, width: number, height: number}} Frame */
 
 /** The picture to start from, if there is one. */
 export class Source {
@@ -30,6 +36,7 @@ export class Source {
     });
     byId("source-remove").addEventListener("click", () => this.remove());
     byId("mask-open").addEventListener("click", () => this.#paint());
+    byId("closeup").addEventListener("input", () => this.#toggle());
     byId("mask-remove").addEventListener("click", () => {
       this.#mask = null;
       this.#update();
@@ -42,13 +49,19 @@ export class Source {
     return this.#bitmap !== null;
   }
 
+  /** @returns {boolean} whether only what is masked is drawn, and put back into the picture as large as it is */
+  get #closeup() {
+    return byId("closeup").checked;
+  }
+
   /**
    * Start from a picture file.
    * @param {Blob} file
-   * @param {{mask?: Blob|null, resize?: boolean}} [how] resize: the size that is asked for follows the picture
+   * @param {{mask?: Blob|null, resize?: boolean, closeup?: boolean}} [how] resize: the size that is asked for follows the
+   *   picture. closeup: only what is masked is drawn
    * @returns {Promise<boolean>} false: it is none that can be read, and that is said
    */
-  async take(file, { mask = null, resize = true } = {}) {
+  async take(file, { mask = null, resize = true, closeup = false } = {}) {
     byId("source-fold").open = true;
     let bitmap;
     try {
@@ -61,6 +74,7 @@ export class Source {
     this.#settings.clearFaults();
     this.#bitmap?.close();
     this.#bitmap = bitmap;
+    byId("closeup").checked = closeup;
     this.#mask = mask && (await canvasOf(mask));
     this.#dropped = false;
     this.#sized = resize;
@@ -73,18 +87,21 @@ export class Source {
   remove() {
     this.#bitmap?.close();
     this.#bitmap = this.#mask = null;
-    this.#dropped = this.#sized = false;
+    this.#dropped = this.#sized = byId("closeup").checked = false;
     this.#update();
     byId("source-choose").focus();
   }
 
   /**
    * What is sent.
-   * @returns {Promise<{init: Blob|null, mask: Blob|null}>} PNGs of the size that is asked for
+   * @returns {Promise<{init: Blob|null, mask: Blob|null, fields: Record<string, any>}>} PNGs of one size, and fields of
+   *   the request that go with them. Throws Invalid where only what is masked is drawn, and nothing is
    */
   async files() {
-    if (!this.#bitmap) return { init: null, mask: null };
-    return { init: await png(this.#cut()), mask: this.#mask && (await png(blackAndWhite(this.#mask))) };
+    if (!this.#bitmap) return { init: null, mask: null, fields: {} };
+    if (this.#closeup && !this.#mask) throw new Invalid("mask", t("wrong.mask"));
+    const fields = this.#closeup ? { padding_mask_crop: margin(this.#mask) } : {};
+    return { init: await png(this.#cut()), mask: this.#mask && (await png(blackAndWhite(this.#mask))), fields };
   }
 
   /** The model's usual number of pixels, in the picture's shape; the picture's own size where that is small and fits. */
@@ -97,27 +114,37 @@ export class Source {
 
   #resize() {
     if (!this.#bitmap) return;
-    const { width, height } = this.#settings.size;
+    const { width, height } = this.#frame();
     if (this.#mask && (this.#mask.width !== width || this.#mask.height !== height)) {
       const ratio = (width * this.#mask.height) / (height * this.#mask.width);
       const same = Math.abs(ratio - 1) < SAME_SHAPE;
-      this.#mask = same ? drawn(this.#mask, width, height) : null;
+      this.#mask = same ? sized(this.#mask, width, height) : null;
       this.#dropped = !same;
     }
     this.#update();
   }
 
-  /** @returns {HTMLCanvasElement} the middle of the picture, on white, at the size that is asked for */
-  #cut() {
-    const { width, height } = this.#settings.size;
+  /** @returns {Frame} all of the picture, as large as the server takes one; or the middle of it at the size that is asked for */
+  #frame(closeup = this.#closeup) {
     const source = this.#bitmap;
+    if (closeup) {
+      const scale = Math.min(1, Math.sqrt(this.#settings.mostPixels / (source.width * source.height)));
+      const [width, height] = [source.width, source.height].map((edge) => Math.max(1, Math.floor(edge * scale)));
+      return { left: 0, top: 0, across: source.width, down: source.height, width, height };
+    }
+    const { width, height } = this.#settings.size;
+    const scale = Math.max(width / source.width, height / source.height);
+    const [across, down] = [width / scale, height / scale];
+    return { left: (source.width - across) / 2, top: (source.height - down) / 2, across, down, width, height };
+  }
+
+  /** @returns {HTMLCanvasElement} what is in the frame, on white */
+  #cut() {
+    const { left, top, across, down, width, height } = this.#frame();
     const canvas = h("canvas", { width, height });
     const context = canvas.getContext("2d");
     context.imageSmoothingQuality = "high";
-    const scale = Math.max(width / source.width, height / source.height);
-    const [across, down] = [width / scale, height / scale]; // of the source
-    const from = [(source.width - across) / 2, (source.height - down) / 2];
-    context.drawImage(source, ...from, across, down, 0, 0, width, height);
+    context.drawImage(this.#bitmap, left, top, across, down, 0, 0, width, height);
     const { data } = context.getImageData(0, 0, width, height);
     this.#clear = data.some((value, at) => at % 4 === 3 && value < 255);
     context.globalCompositeOperation = "destination-over";
@@ -126,12 +153,22 @@ export class Source {
     return canvas;
   }
 
-  async #paint() {
-    const painted = await paintMask(this.#cut(), this.#mask);
-    if (painted === undefined) return; // left without a change
-    this.#mask = painted;
-    this.#dropped = false;
+  /** Another frame: the mask stays over what it covers. */
+  #toggle() {
+    if (!this.#bitmap) return;
+    const [from, to] = [this.#frame(!this.#closeup), this.#frame()];
+    const before = this.#mask;
+    this.#mask = before && moved(before, from, to);
+    this.#dropped = before !== null && this.#mask === null;
     this.#update();
+  }
+
+  async #paint() {
+    const drawn = await paintMask(this.#cut(), this.#mask);
+    if (drawn === undefined) return; // left without a change
+    this.#mask = drawn;
+    this.#dropped = false;
+    this.#resize(); // the size may be another one by now
   }
 
   #update() {
@@ -141,6 +178,7 @@ export class Source {
     show(byId("source-remove"), given, byId("source-choose"));
     show(byId("mask-remove"), this.#mask !== null, byId("mask-open"));
     show(byId("strength-row"), given);
+    show(byId("closeup-row"), given, byId("source-choose"));
     setText(byId("source-choose"), t(given ? "source.other" : "source.choose"));
     byId("source-choose").dataset.t = given ? "source.other" : "source.choose";
     setText(byId("mask-open"), t(this.#mask ? "mask.change" : "mask.open"));
@@ -153,15 +191,51 @@ export class Source {
     context.drawImage(cut, 0, 0);
     if (this.#mask) context.drawImage(tinted(this.#mask), 0, 0);
     const ratio = (this.#bitmap.width * cut.height) / (this.#bitmap.height * cut.width);
+    const [own, asked] = [cut, this.#settings.size].map(({ width, height }) => ({ width: String(width), height: String(height) }));
     const notes = [
-      this.#sized && t("source.sized", { width: String(cut.width), height: String(cut.height) }),
-      Math.abs(ratio - 1) > SAME_SHAPE && t("source.cut"),
+      this.#sized && !this.#closeup && t("source.sized", own),
+      !this.#closeup && Math.abs(ratio - 1) > SAME_SHAPE && t("source.cut"),
       this.#clear && t("source.clear"),
       this.#mask && t("mask.given"),
+      this.#closeup && t("closeup.note", asked),
       this.#dropped && t("mask.dropped"),
     ];
     setText(byId("source-note"), sentences(notes));
   }
+}
+
+/**
+ * A mask in another frame.
+ * @param {HTMLCanvasElement} mask @param {Frame} from @param {Frame} to
+ * @returns {HTMLCanvasElement|null} null: nothing of it is in that frame
+ */
+function moved(mask, from, to) {
+  const canvas = h("canvas", { width: to.width, height: to.height });
+  const [across, down] = [to.width / to.across, to.height / to.down];
+  const place = [(from.left - to.left) * across, (from.top - to.top) * down, from.across * across, from.down * down];
+  canvas.getContext("2d", { willReadFrequently: true }).drawImage(mask, ...place);
+  return painted(canvas) ? canvas : null;
+}
+
+/** The edges of what is painted, in pixels; null: nothing is. @param {HTMLCanvasElement} mask */
+function painted(mask) {
+  const { width, height } = mask;
+  const { data } = mask.getContext("2d").getImageData(0, 0, width, height);
+  let [left, top, right, bottom] = [width, height, 0, 0];
+  for (let y = 0; y < height; y += 1) {
+    for (let x = 0; x < width; x += 1) {
+      if (data[4 * (y * width + x) + 3] === 0) continue;
+      [left, right] = [Math.min(left, x), Math.max(right, x + 1)];
+      [top, bottom] = [Math.min(top, y), y + 1];
+    }
+  }
+  return right > left ? { left, top, right, bottom } : null;
+}
+
+/** How many pixels around what is masked are drawn with it. @param {HTMLCanvasElement} mask */
+function margin(mask) {
+  const { left, top, right, bottom } = painted(mask);
+  return Math.max(LEAST_MARGIN, Math.round(MARGIN * Math.max(right - left, bottom - top)));
 }
 
 /** White on black: what the server reads. @param {HTMLCanvasElement} mask */
@@ -174,16 +248,16 @@ function blackAndWhite(mask) {
 }
 
 /** @param {HTMLCanvasElement} source @param {number} width @param {number} height */
-function drawn(source, width, height) {
+function sized(source, width, height) {
   const canvas = h("canvas", { width, height });
-  canvas.getContext("2d").drawImage(source, 0, 0, width, height);
+  canvas.getContext("2d", { willReadFrequently: true }).drawImage(source, 0, 0, width, height);
   return canvas;
 }
 
 /** A mask out of a file in black and white. @param {Blob} file */
 async function canvasOf(file) {
   const bitmap = await createImageBitmap(file);
-  const canvas = drawn(bitmap, bitmap.width, bitmap.height);
+  const canvas = sized(bitmap, bitmap.width, bitmap.height);
   const context = canvas.getContext("2d");
   const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
   for (let at = 0; at < pixels.data.length; at += 4) {
