@@ -369,7 +369,7 @@ def test_the_store_keeps_and_forgets(tmp_path: Path) -> None:
     store.put_picture("p", "old", b"png")
     assert store.picture("p") == ("ann", b"png")
     assert store.job("new") == ("", document("waiting"))
-    store.expire(150.0)
+    store.expire(150.0, ["running"])
     assert store.job("old") is None
     assert store.picture("p") is None
     assert store.job("running") is not None  # it is not ended

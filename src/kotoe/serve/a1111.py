@@ -117,11 +117,12 @@ async def _drawn(
         await asyncio.wait({leaving, ending}, return_when=asyncio.FIRST_COMPLETED)
         ending.cancel()
         if not job.ended.is_set():
-            service.cancel(job)  # nobody waits for it any more
             raise Refusal(499, "The caller has gone.", code="gone")
     finally:
         leaving.cancel()
         seat.end(running)
+        if running.job is not None:
+            service.cancel(running.job)  # nobody waits for it any more, if it hasn't ended
     return await asyncio.to_thread(_answer, body, document, job, model, notes)
 
 

@@ -226,8 +226,8 @@ async def new_job(body: NewJob, service: Served, caller: Calling, locale: Locale
     return service.document(job)
 
 
-def _found(service: Service, caller: Caller, name: str) -> Job | dict[str, Any]:
-    found = service.find(name, caller.owner)
+async def _found(service: Service, caller: Caller, name: str) -> Job | dict[str, Any]:
+    found = await service.find(name, caller.owner)
     if found is None:
         raise Refusal(404, f"There is no job {name!r} here, or not any more.", kind="not_found_error", code="not_found")
     return found
@@ -236,15 +236,18 @@ def _found(service: Service, caller: Caller, name: str) -> Job | dict[str, Any]:
 @router.get("/jobs/{name}")
 async def job(name: str, service: Served, caller: Calling) -> dict[str, Any]:
     """A job as it is now."""
-    found = _found(service, caller, name)
+    found = await _found(service, caller, name)
     return found if isinstance(found, dict) else service.document(found)
 
 
 @router.delete("/jobs/{name}")
-async def stop(name: str, service: Served, caller: Calling) -> dict[str, Any]:
-    """Stop a job; one that has ended is deleted with its pictures."""
-    found = _found(service, caller, name)
+async def stop(name: str, service: Served, caller: Calling, forget: bool = False) -> dict[str, Any]:
+    """Stop a job; one that has ended, or with `forget` any, is deleted with its pictures."""
+    found = await _found(service, caller, name)
     if isinstance(found, Job) and not found.ended.is_set():
+        if forget:
+            service.cancel_and_delete(found)
+            return {**service.document(found), "pictures": [], "deleted": True}
         service.cancel(found)
         return service.document(found)
     document = found if isinstance(found, dict) else service.document(found)
@@ -255,7 +258,7 @@ async def stop(name: str, service: Served, caller: Calling) -> dict[str, Any]:
 @router.get("/jobs/{name}/events", response_class=StreamingResponse)
 async def events(name: str, service: Served, caller: Calling) -> Response:
     """A job as it goes: server-sent events `state`, `preview` and, last, `end`."""
-    found = _found(service, caller, name)
+    found = await _found(service, caller, name)
     lines = _once(found) if isinstance(found, dict) else _told(service, found)
     return StreamingResponse(
         lines, media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

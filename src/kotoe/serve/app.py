@@ -7,11 +7,13 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI
@@ -41,6 +43,7 @@ from kotoe.serve.store import Store
 UI = Path(__file__).parent / "ui"
 DRAIN_SECONDS = 60.0  # at the end, for what has been taken
 Load = Callable[[], Mapping[str, Bundle]]
+T = TypeVar("T")
 
 
 def application(
@@ -53,6 +56,7 @@ def application(
     app.state.settings, app.state.checks, app.state.load, app.state.service = settings, checks, load, None
     app.state.one, app.state.marking = one, marking
     app.state.failed, app.state.listen_to_signals = None, lambda: None
+    app.state.ends, app.state.hurry = None, lambda: False
     app.state.a1111 = Seats()
     for router in (api.router, openai.router, a1111_lists.router, a1111.router, a1111.internal):
         app.include_router(router)
@@ -77,7 +81,8 @@ def application(
             CORSMiddleware,
             allow_origins=list(settings.cors),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # OpenAI's SDK in a browser sends a dozen of its own
+            expose_headers=["Retry-After"],
         )
     return app
 
@@ -93,7 +98,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     starting.cancel()
     service: Service | None = app.state.service
     if service is not None:
-        await service.drain(DRAIN_SECONDS)
+        ends = app.state.ends or time.monotonic() + DRAIN_SECONDS
+        await service.drain(max(0.0, ends - time.monotonic()), app.state.hurry)
         tell(logging.INFO, "ended", host=settings.host)
 
 
@@ -101,12 +107,12 @@ async def _start(app: FastAPI) -> None:
     settings: Serving = app.state.settings
     try:
         store = Store(store_path(settings))
-        bundles = await asyncio.to_thread(app.state.load)
+        bundles = await _aside(app.state.load)
         drawer: Callable[..., Any] = Local
         if settings.ray:
             from kotoe.serve.remote import Remote, deploy
 
-            drawer = partial(Remote, deployed=await asyncio.to_thread(deploy, settings, app.state.one))
+            drawer = partial(Remote, deployed=await _aside(partial(deploy, settings, app.state.one)))
             app.state.listen_to_signals()  # which Ray has taken
         service = Service(settings, app.state.checks, bundles, store, drawer, app.state.marking)
         if store.lost:
@@ -114,9 +120,35 @@ async def _start(app: FastAPI) -> None:
         await service.warm()
         app.state.service = service
         tell(logging.INFO, "ready", models=list(bundles))
-    except UserError as error:
+    except Exception as error:
         app.state.failed = error
+        if not isinstance(error, UserError):
+            logging.getLogger("kotoe.serve").error("could not start", exc_info=error)
+            what = f"{type(error).__name__}: {error}"
+            app.state.failed = UserError(f"the server could not start: {what}", hint="Its log says where")
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _aside(work: Callable[[], T]) -> T:
+    """What it gives, from a thread that the process doesn't wait for when it is told to end meanwhile."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[T] = loop.create_future()
+
+    def tell_it(set_it: Callable[[Any], None], what: Any) -> None:
+        if not found.done():
+            set_it(what)
+
+    def run() -> None:
+        set_it: Callable[[Any], None]
+        try:
+            set_it, what = found.set_result, work()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, who waits is told
+            set_it, what = found.set_exception, error  # type: ignore[assignment]
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(tell_it, set_it, what)
+
+    threading.Thread(target=run, name="kotoe-start", daemon=True).start()
+    return await found
 
 
 async def _expire(app: FastAPI) -> None:
@@ -189,14 +221,6 @@ def _errors(app: FastAPI) -> None:
             response.headers["Allow"] = ", ".join(sorted(methods))
         return response
 
-    @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        logging.getLogger("kotoe.serve").error("unforeseen", exc_info=error)
-        refusal = Refusal(
-            500, f"{type(error).__name__}; the server's log has more", kind="server_error", code="internal"
-        )
-        return error_response(request.url.path, refusal)
-
 
 def _validation(error: RequestValidationError) -> Refusal:
     """What pydantic found first: the field, what was given, what is allowed."""
@@ -222,11 +246,18 @@ class Server(uvicorn.Server):
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, self.handle_exit)
 
+    async def shutdown(self, sockets: Any = None) -> None:
+        """uvicorn's leaves the application's own end out after a second Ctrl-C; it would not end then."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         """A signal came. A second Ctrl-C doesn't wait for what was taken."""
         app: Any = self.config.app
         if app.state.service is not None:
             app.state.service.draining = True
+        app.state.ends = app.state.ends or time.monotonic() + DRAIN_SECONDS
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
@@ -246,16 +277,17 @@ def run(
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
-    log = logging.getLogger("kotoe.serve")
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
+    for name, level in (("kotoe.serve", logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
+        log = logging.getLogger(name)
+        log.handlers, log.propagate = [handler], False
+        log.setLevel(level)
     app = application(settings, checks, marking, load, one)
     config = uvicorn.Config(
         app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
         timeout_keep_alive=15, timeout_graceful_shutdown=int(DRAIN_SECONDS), h11_max_incomplete_event_size=2**16,
     )  # fmt: skip
     server = Server(config)
-    app.state.listen_to_signals = server.listen_to_signals
+    app.state.listen_to_signals, app.state.hurry = server.listen_to_signals, lambda: server.force_exit
     try:
         socket = config.bind_socket()
     except SystemExit:

@@ -6,7 +6,9 @@ import asyncio
 import base64
 import binascii
 import hmac
+import ipaddress
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from kotoe.serve.refusals import Refusal
 from kotoe.serve.settings import Serving
 
 LOCAL = {"localhost", "127.0.0.1", "::1"}
+NAMES = LOCAL | {socket.gethostname().lower(), f"{socket.gethostname().split('.')[0].lower()}.local"}
 OPEN = ("/healthz", "/readyz", "/", "/ui/", "/favicon.ico")  # what needs no key: it tells nothing of anyone
 HEADERS = {
     "Content-Security-Policy": (
@@ -49,6 +52,7 @@ class Gate:
     def __init__(self, app: ASGIApp, *, settings: Serving, keys: Mapping[str, str], metrics: Any) -> None:
         self.app, self.settings, self.keys = app, settings, keys
         self.most, self.counted = settings.max_body_mb * 2**20, metrics
+        self.hosts = NAMES | {settings.host} | {_host(origin.partition("://")[2]) for origin in settings.cors}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -77,6 +81,12 @@ class Gate:
             await self.app(scope, body.receive, answer)
         except Refusal as refusal:
             body.refused = refusal
+        except Exception as error:
+            logging.getLogger("kotoe.serve").error("unforeseen", exc_info=error)
+            if sent:
+                raise  # half an answer: the connection has to be broken off
+            message = f"{type(error).__name__}; the server's log has more"
+            body.refused = Refusal(500, message, kind="server_error", code="internal")
         finally:
             if body.refused is not None and not sent:
                 refused, body.refused = body.refused, None
@@ -96,20 +106,19 @@ class Gate:
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > self.most:
             raise self._too_large()
-        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-        if not self.keys and self.settings.host in LOCAL and host not in LOCAL | {self.settings.host}:
+        host = _host(headers.get("host", ""))
+        if not self.keys and not (host in self.hosts or _is_address(host)):
             raise Refusal(  # a page elsewhere whose name was made to mean this machine
-                403, f"Host {host!r} is not this server's.", kind="permission_error", code="wrong_host"
-            )
+                403, f"Host {host[:80]!r} is not known to this server; --cors https://NAME names one, or --keys.",
+                kind="permission_error", code="wrong_host",
+            )  # fmt: skip
         origin = headers.get("origin")
-        if origin is not None and origin != "null" and origin not in self.settings.cors:
-            if urlsplit(origin).netloc != headers.get("host"):
-                raise Refusal(
-                    403, f"Origin {origin!r} may not ask this server; --cors names those that may.",
-                    kind="permission_error", code="wrong_origin",
-                )  # fmt: skip
-        if origin == "null":
-            raise Refusal(403, "Origin null may not ask this server.", kind="permission_error", code="wrong_origin")
+        same = origin is None or origin.partition("://")[2] == headers.get("host")
+        if not same and origin not in self.settings.cors:
+            raise Refusal(
+                403, f"Origin {str(origin)[:80]!r} may not ask this server; --cors names those that may.",
+                kind="permission_error", code="wrong_origin",
+            )  # fmt: skip
         address = scope["client"][0] if scope.get("client") else "unknown"
         if not self.keys:
             return Caller(name=address, owner="")
@@ -139,6 +148,22 @@ class Gate:
             if hmac.compare_digest(given, key.encode()) and user in (None, name):
                 found = name
         return found
+
+
+def _host(netloc: str) -> str:
+    """Without the port; "" for what is none."""
+    try:
+        return urlsplit(f"//{netloc}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_address(host: str) -> bool:
+    """Whether a host is no name: no page elsewhere has an address of this machine as its own."""
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        return False
 
 
 class _Body:

@@ -71,11 +71,25 @@ class Job:
     pictures: list[Kept] = field(default_factory=list)
     blocked: list[dict[str, Any]] = field(default_factory=list)
     error: Refusal | None = None
-    previews: list[tuple[int, int, bytes]] = field(default_factory=list)  # picture, after which step, a PNG
+    shown: dict[tuple[int, int], bytes] = field(default_factory=dict)  # by picture, and after which step: a PNG
     open: int = 0  # pictures that are neither done nor given up
-    kept: bool = True  # whether the store has it
+    keeps: bool = True  # whether the store should have it
+    kept: bool = True  # whether it has
+    forgotten: bool = False  # its caller wants nothing of it any more: it is deleted once it has ended
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     dropped: set[int] = field(default_factory=set)  # pictures given up, whatever becomes of the others
+
+    def show(self, index: int, step: int, content: bytes) -> None:
+        """A picture as it is after a step. Where nobody asked for certain steps the latest of each picture will do."""
+        if self.wish.previews is True:
+            for key in [key for key in list(self.shown) if key[0] == index]:
+                self.shown.pop(key, None)
+        self.shown[index, step] = content
+
+    @property
+    def previews(self) -> list[tuple[int, int, bytes]]:
+        """Picture, after which step, and a PNG."""
+        return [(index, step, content) for (index, step), content in list(self.shown.items())]
 
     @property
     def steps(self) -> tuple[int, int]:

@@ -152,7 +152,7 @@ class Local:
 
         def done(content: bytes | None, error: BaseException | None) -> None:
             if content is not None:
-                job.previews.append((index, step.i + 1, content))
+                job.show(index, step.i + 1, content)
 
         self.scheduler.elsewhere(lambda: self.previews.png(job.bundle, x0), done, job.deadlines[index])
 

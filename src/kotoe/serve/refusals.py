@@ -3,6 +3,7 @@ in their own shapes."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -43,7 +44,7 @@ class Refusal(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """Retry-After, in whole seconds, and how to log in."""
-        found = {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
+        found = {} if self.retry_after is None else {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
         return found | ({"WWW-Authenticate": 'Basic realm="kotoe", Bearer'} if self.status == 401 else {})
 
 

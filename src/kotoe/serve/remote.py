@@ -37,6 +37,7 @@ WAITING = 16  # pictures of a replica from which on there should be another one
 AT_ONCE = 128  # pictures that a replica takes; the others wait for whichever has room
 TELLS = 0.25  # seconds between two things that a replica tells of a picture: each costs some milliseconds
 Load = Callable[[str], Bundle]
+Outcome = tuple["Picture | None", "BaseException | None"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +105,8 @@ class Replica:
             self.local.begin(job)
             while not done.done():
                 await asyncio.wait({done}, timeout=TELLS)
-                shown = tuple((step, content) for _, step, content in job.previews[told:])
-                told += len(shown)
+                shown = tuple((step, content) for _, step, content in job.previews if step > told)
+                told = max((step for step, _ in shown), default=told)
                 if not done.done():
                     yield News(steps=job.done[0], previews=shown)
             yield News(steps=job.done[0], picture=done.result(), cost=self.local.cost(job))
@@ -167,15 +168,17 @@ class Remote:
     ) -> None:
         self.settings, self.drawn, self.hand_over = settings, drawn, hand_over
         self.names = {id(bundle.unet): name for name, bundle in bundles.items()}
-        self.tasks: dict[Job, list[asyncio.Task[None]]] = {}
+        self.tasks: dict[Job, list[asyncio.Task[Outcome]]] = {}
         self.costs: dict[Any, float] = {}
         self.begun = 0
         self.calls: dict[int, int] = {}  # replicas have their own
-        self.deployed = deployed
+        self.deployed, self.loop = deployed, asyncio.get_running_loop()
 
     def begin(self, job: Job) -> None:
         """Have a job drawn. On the event loop."""
-        self.tasks[job] = [asyncio.ensure_future(self._one(job, index)) for index in range(len(job.plan))]
+        made = self.tasks[job] = [asyncio.ensure_future(self._one(job, index)) for index in range(len(job.plan))]
+        for index, task in enumerate(made):
+            task.add_done_callback(partial(self._over, job, index))
 
     def cancel(self, job: Job, index: int | None = None) -> None:
         """Stop a job, or one of its pictures."""
@@ -204,40 +207,40 @@ class Remote:
         """Replicas count for themselves."""
 
     def close(self) -> None:
-        """End the replicas; what isn't done ends with Stopped."""
+        """On any thread: end the replicas; what isn't done ends with Stopped."""
         import ray
         from ray import serve
 
-        for job in list(self.tasks):
-            self.cancel(job)
+        for task in [task for tasks in list(self.tasks.values()) for task in tasks]:
+            self.loop.call_soon_threadsafe(task.cancel)
         serve.delete(self.deployed.name)
         if self.deployed.ours:
             serve.shutdown()
             ray.shutdown()
 
-    async def _one(self, job: Job, index: int) -> None:
+    def _over(self, job: Job, index: int, task: asyncio.Task[Outcome]) -> None:
+        """A picture's task is at its end, or was cancelled before its beginning."""
+        found, error = (None, Stopped()) if task.cancelled() else task.result()
+        self.drawn(job, index, found, error)
+
+    async def _one(self, job: Job, index: int) -> Outcome:
         from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 
-        found: Picture | None = None
-        error: BaseException | None = None
+        error: BaseException = Stopped()
         for left in reversed(range(TRIES)):
             try:
-                found, error = await self._drawn_there(job, index), None
-                break
+                return await self._drawn_there(job, index), None
             except (asyncio.CancelledError, TaskCancelledError):
-                error = Stopped()
-                break
+                return None, Stopped()
             except RayActorError as died:
                 error = died
                 job.done[index] = 0
                 tell(logging.WARNING, "a replica died", job=job.id, picture=index, tries_left=left)
             except RayTaskError as raised:
-                error = raised.cause if isinstance(raised.cause, BaseException) else raised
-                break
+                return None, raised.cause if isinstance(raised.cause, BaseException) else raised
             except Exception as raised:  # noqa: BLE001 - whatever ends a picture ends that one alone
-                error = raised
-                break
-        self.drawn(job, index, found, error)
+                return None, raised
+        return None, error
 
     async def _drawn_there(self, job: Job, index: int) -> Picture:
         given = {"init_image": job.request.init_image, "mask": job.request.mask}
@@ -260,7 +263,8 @@ class Remote:
             async for news in stream:
                 job.begun = job.begun or news.steps > 0
                 job.done[index] = news.steps
-                job.previews.extend((index, step, content) for step, content in news.previews)
+                for step, content in news.previews:
+                    job.show(index, step, content)
                 if news.picture is not None:
                     if news.cost is not None:
                         self.costs[_kind(job)] = news.cost / job.each

@@ -38,11 +38,15 @@ from kotoe.serve.local import Local, in_few_steps
 from kotoe.serve.metrics import Metrics, tell
 from kotoe.serve.refusals import Refusal
 from kotoe.serve.settings import Serving
-from kotoe.serve.store import Store, StoreError
+from kotoe.serve.store import ENDED, Store, StoreError, lost
 from kotoe.starting import picture_size
 from kotoe.workers import Stopped
 
 FIELDS = tuple(Request.__dataclass_fields__)
+HELD_SECONDS = 60.0  # in memory after a job's end, for those who are about to ask for it
+UNKEPT_BYTES = 2**28  # of pictures that are in memory alone, since the store can't be written
+LOOKS = 0.05  # seconds between two looks at whether all has ended
+LAST_SECONDS = 5.0  # at the end, for what was handed over last
 RESTART_SECONDS = 5.0  # after which another server may be there
 UNKNOWN_SECONDS = 1.0  # what a picture is taken to need before any has been drawn
 
@@ -102,6 +106,7 @@ class Service:
         self.due.clear()
         self.begun.clear()
         self.drawer.forget()
+        self.metrics = Metrics(self)  # of callers' pictures alone
 
     async def submit(self, wish: Wish, *, keep: bool = True) -> Job:
         """Take a request. Raises Refusal for what can't be drawn, for a full queue, and while the server ends."""
@@ -122,19 +127,26 @@ class Service:
                 code="content_policy_violation",
             )  # fmt: skip
         self._admit(wish.caller, wanted)  # others came meanwhile
+        if self.settings.rate:
+            self.begun.setdefault(wish.caller, []).extend([time.time()] * wanted)
         job.deadlines = self._deadlines(job)
-        job.open, job.done = len(job.plan), [0] * len(job.plan)
+        job.open, job.done, job.keeps, job.kept = len(job.plan), [0] * len(job.plan), keep, keep
         self.jobs[job.id] = job
-        if keep:
-            await self._save(job)
-        else:
-            job.kept = False
-        self.begun.setdefault(wish.caller, []).extend([time.time()] * wanted)
-        self.metrics.taken(job)
-        self.drawer.begin(job)
+        try:
+            if keep:
+                await self._save(job, self.store.put, job.id, job.wish.owner, job.created)
+            self.metrics.taken(job)
+            self.drawer.begin(job)
+        except BaseException:
+            self.jobs.pop(job.id, None)  # else it would wait for ever
+            raise
         return job
 
     def _admit(self, caller: str, wanted: int) -> None:
+        rate = self.settings.rate
+        most = min(self.settings.max_waiting, rate or self.settings.max_waiting)
+        if wanted > most:
+            raise Refusal(400, f"n {wanted}, pictures of one request. Allowed: 1 to {most}.", param="n")
         waiting = sum(job.open for job in self.jobs.values())
         if waiting + wanted > self.settings.max_waiting:
             raise Refusal(
@@ -142,15 +154,15 @@ class Service:
                 f"{waiting} pictures wait already; the queue holds {self.settings.max_waiting}.",
                 kind="rate_limit_error", code="queue_full", retry_after=self._clears(waiting, wanted),
             )  # fmt: skip
-        if self.settings.rate:
+        if rate:
             now = time.time()
-            lately = self.begun[caller] = [t for t in self.begun.get(caller, []) if t > now - 60]
-            if len(lately) + wanted > self.settings.rate:
-                free = lately[min(wanted, len(lately)) - 1] + 60 - now if lately else 60
+            recent = {who: [t for t in times if t > now - 60] for who, times in self.begun.items()}
+            self.begun = {who: times for who, times in recent.items() if times}
+            lately = self.begun.get(caller, [])
+            if (over := len(lately) + wanted - rate) > 0:
                 raise Refusal(
-                    429,
-                    f"{len(lately)} pictures in the last minute, and {wanted} more; {self.settings.rate} are allowed.",
-                    kind="rate_limit_error", code="rate_limit_exceeded", retry_after=free,
+                    429, f"{len(lately)} pictures in the last minute, and {wanted} more; {rate} are allowed.",
+                    kind="rate_limit_error", code="rate_limit_exceeded", retry_after=lately[over - 1] + 60 - now,
                 )  # fmt: skip
 
     def _clears(self, waiting: int, wanted: int) -> float:
@@ -304,7 +316,10 @@ class Service:
             self.metrics.drawn(job)
         elif isinstance(found, Verdict):
             job.blocked.append({"seed": job.plan[index].seed, "reason": reason_of(found, job.wish.locale)})
-        elif error is not None and not isinstance(error, Stopped):
+        elif isinstance(error, Stopped):
+            if job.state != "cancelled" and index not in job.dropped and job.error is None:
+                job.state, job.error = "lost", refusal_of(error)
+        elif error is not None:
             self._fail(job, error)
         if index in job.dropped:
             job.done[index] = job.each  # nothing of it is left to do
@@ -319,27 +334,60 @@ class Service:
     def _check_end(self, job: Job) -> None:
         if job.open or job.ended.is_set():
             return
-        if job.error is not None:
-            job.state = "failed"
-        elif job.state != "cancelled":
-            job.state = "done"
+        if job.state not in ("cancelled", "lost"):
+            job.state = "done" if job.error is None else "failed"
         self.metrics.ended(job)
         self.drawer.ended(job)
         job.ended.set()
-        if job.kept:
-            self._later(self._save(job))
+        if job.forgotten:
+            self._later(self._delete_quietly(job))
+        elif job.kept:
+            self._later(self._save(job, self.store.update, job.id))
         given = job.wish.request
         self.forget(*(path for path in (given.init_image, given.mask) if path is not None))
-        self.loop.call_later(60.0, self.jobs.pop, job.id, None)
+        self.loop.call_later(HELD_SECONDS, self._let_go, job)
+
+    def _let_go(self, job: Job) -> None:
+        """A while after its end: from memory, unless it is there alone, and should not be."""
+        if job.keeps and not job.kept and job.id in self.jobs:
+            self._later(self._keep_again(job))
+        else:
+            self.jobs.pop(job.id, None)
+
+    async def _keep_again(self, job: Job) -> None:
+        """The store could not be written. If it still can't, a job stays in memory for as long as results are kept."""
+        await self._save(job, self._put_whole, job)
+        if job.id not in self.jobs:  # it was deleted meanwhile
+            await self._delete_quietly(job)
+            return
+        unkept = [one for one in self.jobs.values() if one.keeps and not one.kept and one.ended.is_set()]
+        room = sum(len(kept.content) for one in unkept for kept in one.pictures) < UNKEPT_BYTES
+        if job.kept or not room or time.time() - job.created > 3600 * self.settings.keep_hours:
+            self.jobs.pop(job.id, None)
+        else:
+            self.loop.call_later(HELD_SECONDS, self._let_go, job)
+
+    def _put_whole(self, job: Job, document: Mapping[str, Any]) -> None:
+        self.store.put(job.id, job.wish.owner, job.created, document)
+        for kept in job.pictures:
+            self.store.put_picture(kept.id, job.id, kept.content)
+
+    async def _delete_quietly(self, job: Job) -> None:
+        try:
+            await self.delete(job.id)
+        except Refusal as error:
+            self.metrics.not_kept(error)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(work)
         self.tasks.add(task)  # the loop itself would forget it
         task.add_done_callback(self.tasks.discard)
 
-    async def _save(self, job: Job) -> None:
+    async def _save(self, job: Job, put: Callable[..., None], *what: Any) -> None:
+        """Have the job's document written; `kept` says whether it was."""
+        job.kept = True
         try:
-            await asyncio.to_thread(self.store.put, job.id, job.wish.owner, job.created, self._lasting(job))
+            await asyncio.to_thread(put, *what, self._lasting(job))
         except StoreError as error:
             job.kept = False
             self.metrics.not_kept(error)
@@ -405,14 +453,16 @@ class Service:
             total += cost / other.each * steps
         return round(max(total, self.drawer.alone(job) * (job.each - min(job.done))), 2)
 
-    def find(self, name: str, owner: str) -> Job | dict[str, Any] | None:
+    async def find(self, name: str, owner: str) -> Job | dict[str, Any] | None:
         """A job that is at work or ended lately, or an earlier one's document; None where there is none of this
         owner's."""
         job = self.jobs.get(name)
         if job is not None:
-            return job if job.wish.owner == owner else None
-        found = self.store.job(name)
-        return found[1] if found is not None and found[0] == owner else None
+            return job if job.wish.owner == owner and not job.forgotten else None
+        found = await asyncio.to_thread(self.store.job, name)
+        if found is None or found[0] != owner:
+            return None
+        return found[1] if found[1]["state"] in ENDED else lost(found[1])  # its end could not be written
 
     def cancel(self, job: Job) -> None:
         """Stop a job before its next step. What it has finished stays."""
@@ -420,6 +470,11 @@ class Service:
             return
         job.state = "cancelled"
         self.drawer.cancel(job)
+
+    def cancel_and_delete(self, job: Job) -> None:
+        """Stop a job, and delete it with all that it has finished. Nobody finds it from now on."""
+        job.forgotten = True
+        self.cancel(job)
 
     def drop(self, job: Job, index: int) -> None:
         """Give up one picture of a job before its next step. One that is finished stays."""
@@ -442,7 +497,7 @@ class Service:
         for job in list(self.jobs.values()):
             for kept in job.pictures:
                 if kept.id == name:
-                    return kept.content if job.wish.owner == owner else None
+                    return kept.content if job.wish.owner == owner and not job.forgotten else None
         found = self.store.picture(name)
         return found[1] if found is not None and found[0] == owner else None
 
@@ -457,24 +512,33 @@ class Service:
     def expire(self) -> None:
         """On a thread: delete what has been kept long enough."""
         try:
-            self.store.expire(time.time() - 3600 * self.settings.keep_hours)
+            self.store.expire(time.time() - 3600 * self.settings.keep_hours, list(self.jobs))
         except StoreError as error:
             self.metrics.not_kept(error)
 
     # --- The end
 
-    async def drain(self, seconds: float) -> None:
-        """Take nothing more, and wait until all is done, so long at most. What isn't is reported as lost."""
+    async def drain(self, seconds: float, hurry: Callable[[], bool] = lambda: False) -> None:
+        """Take nothing more, and wait until all is done, so long at most, or until `hurry` says so. What isn't done
+        then is lost, and told to be."""
         self.draining = True
-        waiting = [asyncio.ensure_future(job.ended.wait()) for job in self.jobs.values() if not job.ended.is_set()]
-        if waiting:
-            await asyncio.wait(waiting, timeout=seconds)
-        self.drawer.close()
-        self.files.shutdown()
-        await asyncio.sleep(0)  # what the lanes have handed over
+        ends = self.loop.time() + seconds
+        while self._running and self.loop.time() < ends and not hurry():
+            await asyncio.sleep(LOOKS)
+        await asyncio.to_thread(self.drawer.close)
+        await asyncio.to_thread(self.files.shutdown)
+        ends = self.loop.time() + LAST_SECONDS
+        while self._running and self.loop.time() < ends:  # what was handed over last
+            await asyncio.sleep(LOOKS)
+        while self.tasks:
+            await asyncio.wait(self.tasks)
         self.front.shutdown(cancel_futures=True)
         self.store.close()
         self.folder.cleanup()
+
+    @property
+    def _running(self) -> bool:
+        return any(not job.ended.is_set() for job in self.jobs.values())
 
 
 def suffix_of(content: bytes) -> str:

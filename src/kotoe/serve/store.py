@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ CREATE INDEX IF NOT EXISTS jobs_by_age ON jobs (created);
 CREATE INDEX IF NOT EXISTS pictures_by_job ON pictures (job);
 """
 ENDED = ("done", "failed", "cancelled", "lost")
+EXPIRED_AT_ONCE = 20  # jobs: between two batches others have their turn
 
 
 class StoreError(Exception):
@@ -71,19 +72,13 @@ class Store:
         marks = ", ".join("?" * len(ENDED))
         found = self.db.execute(f"SELECT id, document FROM jobs WHERE state NOT IN ({marks})", ENDED).fetchall()
         for job, text in found:
-            document = json.loads(text) | {"state": "lost", "place": 0, "seconds": None}
-            document["error"] = {
-                "message": "The server ended before this was done. What it had finished of it is kept.",
-                "type": "server_error",
-                "param": None,
-                "code": "lost",
-            }
-            self.db.execute("UPDATE jobs SET state = 'lost', document = ? WHERE id = ?", (json.dumps(document), job))
+            document = json.dumps(lost(json.loads(text)), ensure_ascii=False)
+            self.db.execute("UPDATE jobs SET state = 'lost', document = ? WHERE id = ?", (document, job))
         self.db.commit()
         return len(found)
 
     def put(self, job: str, owner: str, created: float, document: Mapping[str, Any]) -> None:
-        """Write a job as it is now. created: seconds since 1970. Raises StoreError."""
+        """Write a job as it is now, new or not. created: seconds since 1970. Raises StoreError."""
         text = json.dumps(document, ensure_ascii=False)
         self._write(
             "INSERT INTO jobs VALUES (?, ?, ?, ?, ?) "
@@ -91,9 +86,14 @@ class Store:
             (job, owner, document["state"], created, text),
         )
 
+    def update(self, job: str, document: Mapping[str, Any]) -> None:
+        """Write a job as it is now, unless it was deleted. Raises StoreError."""
+        text = json.dumps(document, ensure_ascii=False)
+        self._write("UPDATE jobs SET state = ?, document = ? WHERE id = ?", (document["state"], text, job))
+
     def put_picture(self, name: str, job: str, content: bytes) -> None:
-        """Write a picture's file. Raises StoreError."""
-        self._write("INSERT INTO pictures VALUES (?, ?, ?)", (name, job, content))
+        """Write a picture's file; one that is there already stays. Raises StoreError."""
+        self._write("INSERT INTO pictures VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING", (name, job, content))
 
     def job(self, job: str) -> tuple[str, dict[str, Any]] | None:
         """Owner and document."""
@@ -112,10 +112,16 @@ class Store:
         """A job and its pictures. Raises StoreError."""
         self._write("DELETE FROM jobs WHERE id = ?", (job,))
 
-    def expire(self, before: float) -> None:
-        """What was made before then. Raises StoreError."""
-        marks = ", ".join("?" * len(ENDED))
-        self._write(f"DELETE FROM jobs WHERE created < ? AND state IN ({marks})", (before, *ENDED))
+    def expire(self, before: float, running: Iterable[str] = ()) -> None:
+        """What was made before then and isn't running, a few jobs at a time: others need the file too.
+
+        Raises StoreError.
+        """
+        at_work = tuple(running)
+        marks = ", ".join("?" * len(at_work))
+        some = f"SELECT id FROM jobs WHERE created < ? AND id NOT IN ({marks}) LIMIT {EXPIRED_AT_ONCE}"
+        while self._write(f"DELETE FROM jobs WHERE id IN ({some})", (before, *at_work)):
+            pass
 
     def close(self) -> None:
         """Let go of the file."""
@@ -126,10 +132,22 @@ class Store:
         with self.lock:
             return self.db.execute(query, values).fetchone()
 
-    def _write(self, query: str, values: tuple[Any, ...]) -> None:
+    def _write(self, query: str, values: tuple[Any, ...]) -> int:
+        """How many rows it was."""
         with self.lock:
             try:
                 with self.db:
-                    self.db.execute(query, values)
-            except (sqlite3.DatabaseError, OSError) as error:
+                    return self.db.execute(query, values).rowcount
+            except (sqlite3.Error, OSError, UnicodeError) as error:
                 raise StoreError(str(error)) from error
+
+
+def lost(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a job that its server did not finish."""
+    error = {
+        "message": "The server ended before this was done. What it had finished of it is kept.",
+        "type": "server_error",
+        "param": None,
+        "code": "lost",
+    }
+    return {**document, "state": "lost", "place": 0, "seconds": None, "error": error}

@@ -65,9 +65,10 @@ export const getJob = (id) => json(`jobs/${id}`);
 /**
  * Cancel a job; of one that is done, delete its pictures.
  * @param {string} id
+ * @param {{forget?: boolean}} [how] forget: cancel it, and delete all of it
  * @returns {Promise<any>} the job document
  */
-export const deleteJob = (id) => json(`jobs/${id}`, { method: "DELETE" });
+export const deleteJob = (id, { forget = false } = {}) => json(`jobs/${id}${forget ? "?forget=true" : ""}`, { method: "DELETE" });
 
 /**
  * The settings that a picture file holds.

@@ -97,8 +97,7 @@ export class Jobs extends EventTarget {
     this.#fire("gone", { entry });
     if (entry.id.startsWith("local-")) return;
     try {
-      const answer = await deleteJob(entry.id);
-      if (answer.pictures.length > 0) await deleteJob(entry.id); // cancelled, with some of its pictures done
+      await deleteJob(entry.id, { forget: true });
     } catch (error) {
       if (!(error instanceof ApiError)) throw error; // else the server has forgotten it, or will in time
     }
