@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import pytest
@@ -344,3 +344,22 @@ def test_one_slow_call_does_not_mislead() -> None:
 def test_no_more_go_together_than_wait() -> None:
     sizes = learned(lambda n: 1.0 + 0.1 * n)
     assert [sizes.limit("key", n) for n in (1, 3, 16, 40)] == [1, 3, 16, 16]
+
+
+def test_who_comes_at_the_end_is_told(bundle: Bundle, held: Callable[..., Scheduler]) -> None:
+    """What was still to be computed aside, and what comes after the end: Stopped, and no silence."""
+    scheduler, drawn = held(lanes=1), Drawn()
+    told: list[BaseException | None] = []
+    hold = threading.Event()
+    scheduler.elsewhere(hold.wait, lambda value, error: None, 0.0)
+    scheduler.elsewhere(lambda: 1, lambda value, error: told.append(error), 1.0)
+    closing = threading.Thread(target=scheduler.close)
+    closing.start()
+    while not scheduler.closing:
+        sleep(0.001)
+    hold.set()
+    closing.join()
+    scheduler.elsewhere(lambda: 1, lambda value, error: told.append(error), 1.0)
+    scheduler.submit(ticket(bundle, Request(prompt="a"), 0, drawn))
+    assert [type(error) for error in told] == [Stopped] * 2
+    assert isinstance(drawn.wait(1)[0], Stopped)

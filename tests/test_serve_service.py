@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import signal
 import sqlite3
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from kotoe.checkpoints import Bundle
 from kotoe.config import Request
 from kotoe.errors import UserError
 from kotoe.images import read_record
-from kotoe.safety.checks import Checks
 from kotoe.serve.jobs import Job, Wish
 from kotoe.serve.refusals import Refusal
 from kotoe.serve.service import Service
 from kotoe.serve.settings import Serving, read_keys
 from kotoe.serve.store import Store, StoreError
-from serving import Served, start
+from services import runner, until, wish
 from tiny import tiny_bundle
 
 LONG = Request(prompt="a", steps=900, width=64, height=64)
@@ -37,35 +33,9 @@ def bundle() -> Bundle:
     return tiny_bundle()
 
 
-Body = Callable[[Service], Coroutine[Any, Any, None]]
-
-
 @pytest.fixture
-def serve(bundle: Bundle, tmp_path: Path) -> Callable[..., None]:
-    """Runs a coroutine with a service of one tiny model, warm; settings as keywords."""
-
-    def run(body: Body, *, checks: Checks | None = None, store: Path | None = None, **settings: Any) -> None:
-        async def main() -> None:
-            given = Serving(**{"max_steps": 900, "max_n": 50, **settings})
-            service = Service(given, checks or Checks(), {"tiny": bundle}, Store(store))
-            await service.warm()
-            try:
-                await asyncio.wait_for(body(service), 60)
-            finally:
-                await service.drain(0)
-
-        asyncio.run(main())
-
-    return run
-
-
-async def until(what: Callable[[], bool]) -> None:
-    while not what():
-        await asyncio.sleep(0.005)
-
-
-def wish(prompt: str = "a", caller: str = "me", **request: Any) -> Wish:
-    return Wish(request=Request(prompt=prompt, **request), caller=caller, owner="")
+def serve(bundle: Bundle) -> Callable[..., None]:
+    return runner(bundle)
 
 
 # --- The course of a job
@@ -253,103 +223,6 @@ def test_reasons_are_in_the_callers_language(serve: Callable[..., None], locale:
         assert words in raised.value.message
 
     serve(body)
-
-
-# --- Faults
-
-
-def test_a_picture_of_no_numbers_fails_with_its_reason_and_no_other(serve: Callable[..., None], bundle: Bundle) -> None:
-    async def body(service: Service) -> None:
-        broken = replace(bundle, name="broken", unet=tiny_bundle().unet)
-        with torch.no_grad():
-            broken.unet.conv_out.bias.fill_(float("nan"))
-        service.bundles["broken"] = broken
-        bad = await service.submit(Wish(request=Request(prompt="a", n=2), model="broken"))
-        good = await service.submit(wish())
-        await bad.ended.wait()
-        await good.ended.wait()
-        assert (bad.state, good.state) == ("failed", "done")
-        assert "values that are no numbers" in service.document(bad)["error"]["message"]
-
-    serve(body)
-
-
-def test_a_full_disk_keeps_results_in_memory_and_says_so(serve: Callable[..., None], tmp_path: Path) -> None:
-    """A real one: the file may not grow any more (SQLite's own limit of pages)."""
-
-    async def body(service: Service) -> None:
-        (pages,) = service.store.db.execute("PRAGMA page_count").fetchone()
-        service.store.db.execute(f"PRAGMA max_page_count={pages}")
-        job = await service.submit(wish(n=3))
-        await job.ended.wait()
-        await asyncio.sleep(0.05)
-        document = service.document(job)
-        assert (document["state"], document["kept"], len(document["pictures"])) == ("done", False, 3)
-        assert service.picture(document["pictures"][0]["id"], "") == job.pictures[0].content
-        assert b"kotoe_not_kept_total 0.0" not in service.metrics.text()
-        service.store.db.execute(f"PRAGMA max_page_count={pages + 1000}")
-        later = await service.submit(wish())
-        await later.ended.wait()
-        assert service.document(later)["kept"]
-
-    serve(body, store=tmp_path / "s.sqlite")
-
-
-@pytest.mark.enable_socket
-def test_a_server_that_was_killed_knows_what_it_had_finished(tmp_path: Path) -> None:
-    import urllib.request
-
-    def ask(served: Served, path: str, body: Any = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        asked = urllib.request.Request(served.url + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(asked) as answer:
-            return json.load(answer) if "json" in answer.headers["content-type"] else answer.read()
-
-    where = f"--store={tmp_path / 's.sqlite'}"
-    served = start(where, "--max-steps", "1000", log=tmp_path / "log")
-    try:
-        served.ready()
-        done = ask(served, "/kotoe/v1/jobs", {"prompt": "a cat", "seed": 1})["id"]
-        while (document := ask(served, f"/kotoe/v1/jobs/{done}"))["state"] != "done":
-            time.sleep(0.01)
-        picture = ask(served, document["pictures"][0]["url"])
-        half = ask(served, "/kotoe/v1/jobs", {"prompt": "a dog", "n": 8, "steps": 1000})["id"]
-        while not any(line["message"] == "job taken" and line["steps"] == 1000 for line in served.lines):
-            time.sleep(0.01)
-    finally:
-        served.stop(signal.SIGKILL)
-    again = start(where, log=tmp_path / "log2")
-    try:
-        again.ready()
-        assert ask(again, f"/kotoe/v1/jobs/{done}")["state"] == "done"
-        assert ask(again, document["pictures"][0]["url"]) == picture
-        lost = ask(again, f"/kotoe/v1/jobs/{half}")
-        assert (lost["state"], lost["error"]["code"]) == ("lost", "lost")
-        assert any(line.get("jobs") == 1 and line["level"] == "warning" for line in again.lines)
-        second = start(where, log=tmp_path / "log3")
-        assert second.ended() == 2
-        assert "in use by another server" in second.log.read_text()
-    finally:
-        assert again.stop() == 0
-
-
-@pytest.mark.enable_socket
-def test_sigterm_lets_what_was_taken_be_done(tmp_path: Path) -> None:
-    import urllib.error
-    import urllib.request
-
-    served = start("--store", str(tmp_path / "s.sqlite"), "--max-steps", "1000", log=tmp_path / "log")
-    served.ready()
-    body = json.dumps({"prompt": "a cat", "steps": 300, "n": 2}).encode()
-    asked = urllib.request.Request(f"{served.url}/kotoe/v1/jobs", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(asked) as answer:
-        job = json.load(answer)["id"]
-    assert served.stop() == 0
-    with sqlite3.connect(tmp_path / "s.sqlite") as db:
-        (state, count) = db.execute(
-            "SELECT state, (SELECT count(*) FROM pictures WHERE job = jobs.id) FROM jobs WHERE id = ?", (job,)
-        ).fetchone()
-    assert (state, count) == ("done", 2)
 
 
 # --- The store

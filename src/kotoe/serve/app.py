@@ -112,7 +112,8 @@ async def _start(app: FastAPI) -> None:
         if settings.ray:
             from kotoe.serve.remote import Remote, deploy
 
-            drawer = partial(Remote, deployed=await _aside(partial(deploy, settings, app.state.one)))
+            # a thread that stays: Ray's processes end with the one that has started them
+            drawer = partial(Remote, deployed=await asyncio.to_thread(deploy, settings, app.state.one))
             app.state.listen_to_signals()  # which Ray has taken
         service = Service(settings, app.state.checks, bundles, store, drawer, app.state.marking)
         if store.lost:

@@ -137,7 +137,7 @@ class Sizes:
 
 
 class Scheduler:
-    """Lanes, and threads aside. Made once for a server; `close` ends its threads.
+    """Lanes. Made once for a server; `close` ends their threads.
 
     lanes:         networks computed at a time, each on `threads` threads of torch's.
     most:          pictures in one call, at the most.
@@ -165,16 +165,25 @@ class Scheduler:
     def submit(self, ticket: Ticket) -> None:
         """Have a picture drawn. Its `ended` will be called, whatever becomes of it."""
         with self.lock:
-            heappush(self.waiting, (ticket.deadline, next(self.turns), ticket))
+            closed = self.closing
+            if not closed:
+                heappush(self.waiting, (ticket.deadline, next(self.turns), ticket))
+        if closed:
+            ticket.ended(None, Stopped())
         self.wake()
 
     def elsewhere(
         self, work: Callable[[], Any], answer: Callable[[Any, BaseException | None], None], at: float
     ) -> None:
-        """Have something computed that is no picture: a text, a preview. at: its deadline."""
+        """Have something computed that is no picture: a text, a preview. at: its deadline. It will be answered."""
         call = Call(key=None, run=_alone, args=work, deadline=at, answer=answer, aside=True)
         lane = min(self.lanes, key=lambda lane: len(lane.begun))
-        lane.post(lambda: lane.ready.append(call))
+        with self.lock:
+            closed = self.closing
+            if not closed:
+                lane.post(lambda: lane.ready.append(call))
+        if closed:
+            answer(None, Stopped())
 
     def cancel(self, ticket: Ticket) -> None:
         """Have a picture dropped before its next step; `ended` then gets Stopped. One that is done stays so."""
@@ -266,6 +275,13 @@ class Lane(threading.Thread):
                 self._tick()
         for ticket in list(self.begun):
             self._end(ticket, None, Stopped())
+        with self.news:
+            inbox, self.inbox = self.inbox, []
+        for what in inbox:
+            what()
+        for call in self.ready:
+            if call.key is None:  # no picture's: see `elsewhere`
+                call.answer(None, Stopped())
 
     def _begin(self, ticket: Ticket) -> None:
         if ticket.cancelled:

@@ -356,7 +356,8 @@ class Service:
 
     async def _keep_again(self, job: Job) -> None:
         """The store could not be written. If it still can't, a job stays in memory for as long as results are kept."""
-        await self._save(job, self._put_whole, job)
+        files = {kept.id: kept.content for kept in job.pictures}
+        await self._save(job, self.store.put_whole, job.id, job.wish.owner, job.created, files)
         if job.id not in self.jobs:  # it was deleted meanwhile
             await self._delete_quietly(job)
             return
@@ -366,11 +367,6 @@ class Service:
             self.jobs.pop(job.id, None)
         else:
             self.loop.call_later(HELD_SECONDS, self._let_go, job)
-
-    def _put_whole(self, job: Job, document: Mapping[str, Any]) -> None:
-        self.store.put(job.id, job.wish.owner, job.created, document)
-        for kept in job.pictures:
-            self.store.put_picture(kept.id, job.id, kept.content)
 
     async def _delete_quietly(self, job: Job) -> None:
         try:

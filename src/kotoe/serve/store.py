@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS pictures (
 CREATE INDEX IF NOT EXISTS jobs_by_age ON jobs (created);
 CREATE INDEX IF NOT EXISTS pictures_by_job ON pictures (job);
 """
+PICTURE = "INSERT INTO pictures VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING"
 ENDED = ("done", "failed", "cancelled", "lost")
 EXPIRED_AT_ONCE = 20  # jobs: between two batches others have their turn
 
@@ -79,21 +80,27 @@ class Store:
 
     def put(self, job: str, owner: str, created: float, document: Mapping[str, Any]) -> None:
         """Write a job as it is now, new or not. created: seconds since 1970. Raises StoreError."""
+        self.put_whole(job, owner, created, {}, document)
+
+    def put_whole(
+        self, job: str, owner: str, created: float, pictures: Mapping[str, bytes], document: Mapping[str, Any]
+    ) -> None:
+        """The same with its pictures' files by their names: all of it or nothing. Raises StoreError."""
         text = json.dumps(document, ensure_ascii=False)
+        whole = "ON CONFLICT (id) DO UPDATE SET state = excluded.state, document = excluded.document"
         self._write(
-            "INSERT INTO jobs VALUES (?, ?, ?, ?, ?) "
-            "ON CONFLICT (id) DO UPDATE SET state = excluded.state, document = excluded.document",
-            (job, owner, document["state"], created, text),
+            (f"INSERT INTO jobs VALUES (?, ?, ?, ?, ?) {whole}", (job, owner, document["state"], created, text)),
+            *((PICTURE, (name, job, content)) for name, content in pictures.items()),
         )
 
     def update(self, job: str, document: Mapping[str, Any]) -> None:
         """Write a job as it is now, unless it was deleted. Raises StoreError."""
         text = json.dumps(document, ensure_ascii=False)
-        self._write("UPDATE jobs SET state = ?, document = ? WHERE id = ?", (document["state"], text, job))
+        self._write(("UPDATE jobs SET state = ?, document = ? WHERE id = ?", (document["state"], text, job)))
 
     def put_picture(self, name: str, job: str, content: bytes) -> None:
         """Write a picture's file; one that is there already stays. Raises StoreError."""
-        self._write("INSERT INTO pictures VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING", (name, job, content))
+        self._write((PICTURE, (name, job, content)))
 
     def job(self, job: str) -> tuple[str, dict[str, Any]] | None:
         """Owner and document."""
@@ -110,7 +117,7 @@ class Store:
 
     def delete(self, job: str) -> None:
         """A job and its pictures. Raises StoreError."""
-        self._write("DELETE FROM jobs WHERE id = ?", (job,))
+        self._write(("DELETE FROM jobs WHERE id = ?", (job,)))
 
     def expire(self, before: float, running: Iterable[str] = ()) -> None:
         """What was made before then and isn't running, a few jobs at a time: others need the file too.
@@ -120,7 +127,7 @@ class Store:
         at_work = tuple(running)
         marks = ", ".join("?" * len(at_work))
         some = f"SELECT id FROM jobs WHERE created < ? AND id NOT IN ({marks}) LIMIT {EXPIRED_AT_ONCE}"
-        while self._write(f"DELETE FROM jobs WHERE id IN ({some})", (before, *at_work)):
+        while self._write((f"DELETE FROM jobs WHERE id IN ({some})", (before, *at_work))):
             pass
 
     def close(self) -> None:
@@ -132,12 +139,12 @@ class Store:
         with self.lock:
             return self.db.execute(query, values).fetchone()
 
-    def _write(self, query: str, values: tuple[Any, ...]) -> int:
-        """How many rows it was."""
+    def _write(self, *statements: tuple[str, tuple[Any, ...]]) -> int:
+        """All of them or none; how many rows it was."""
         with self.lock:
             try:
                 with self.db:
-                    return self.db.execute(query, values).rowcount
+                    return sum(self.db.execute(query, values).rowcount for query, values in statements)
             except (sqlite3.Error, OSError, UnicodeError) as error:
                 raise StoreError(str(error)) from error
 
