@@ -222,6 +222,18 @@ def test_deleting_can_be_undone_and_is_for_good(opened: Open) -> None:
     assert page.locator(".card").count() == 0
 
 
+def test_deleting_what_is_drawn_deletes_it_on_the_server(opened: Open) -> None:
+    window = opened(refusals=(404,))
+    page = window.page
+    job = window.draw("a secret cat", **TOO_LONG)
+    window.state(job, "drawing")
+    with page.expect_response(lambda answer: answer.request.method == "DELETE") as answered:
+        page.click("#clear")
+        page.click("dialog[open] button.primary")
+    assert answered.value.json()["deleted"]
+    assert page.evaluate("id => fetch(`kotoe/v1/jobs/${id}`).then((answer) => answer.status)", job) == 404
+
+
 def test_wrong_values_are_told_at_their_fields(opened: Open) -> None:
     window = opened(refusals=(400,))
     page = window.page

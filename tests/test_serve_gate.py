@@ -162,6 +162,11 @@ def test_unforeseen_paths_and_methods(served: Served) -> None:
         ({"Host": "localhost:1"}, 200),
         ({"Host": "evil.example"}, 403),
         ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": "["}, 403),
+        ({"Host": "example.org"}, 200),
+        ({"Host": "192.0.2.7:7860"}, 200),
+        ({"Host": "[::1]:7860"}, 200),
+        ({"Origin": "http://["}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Origin": "https://example.org"}, 200),
@@ -171,6 +176,81 @@ def test_unforeseen_paths_and_methods(served: Served) -> None:
 def test_pages_of_others_may_not_ask(served: Served, headers: dict[str, str], status: int) -> None:
     """Neither by a form or script of their own, nor by a name that was made to mean this machine."""
     assert ask(served, "GET", "/kotoe/v1/model", headers=headers)[0] == status
+
+
+def test_names_that_are_not_known_are_refused_wherever_it_listens() -> None:
+    """A page elsewhere whose name was made to mean this server's address; its origin is then its host."""
+    with serving("--host", "0.0.0.0") as server:
+        local = Served(url=server.url.replace("0.0.0.0", "127.0.0.1"), process=server.process, log=server.log)
+        evil = {"Host": "evil.example:7860", "Origin": "http://evil.example:7860"}
+        for path in ("/kotoe/v1/model", "/sdapi/v1/progress", "/", "/metrics"):
+            assert ask(local, "GET", path, headers=evil)[0] == 403, path
+        assert error(ask(local, "GET", "/kotoe/v1/model", headers=evil))["code"] == "wrong_host"
+        for host in ("10.1.2.3:7860", socket.gethostname(), "localhost:7860"):
+            same = {"Host": host, "Origin": f"http://{host}"}
+            assert ask(local, "GET", "/kotoe/v1/model", headers=same)[0] == 200, host
+
+
+def test_with_keys_a_server_may_have_any_name(locked: Served) -> None:
+    """Behind a proxy: a page elsewhere has no key."""
+    named = {"Host": "draw.example.org", "Authorization": f"Bearer {ANN}"}
+    assert ask(locked, "GET", "/kotoe/v1/model", headers=named)[0] == 200
+
+
+def test_what_is_unforeseen_passes_the_gate_too() -> None:
+    """An error in the application: 500 in the dialect's shape, with all headers, counted, and one line in the log."""
+    import asyncio
+    import logging
+
+    from kotoe.serve.gate import Gate
+    from kotoe.serve.settings import Serving
+
+    counted: list[tuple[str, int]] = []
+    sent: list[Any] = []
+    lines: list[logging.LogRecord] = []
+
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise ZeroDivisionError
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record)
+
+    gate = Gate(broken, settings=Serving(), keys={}, metrics=lambda *what: counted.append(what))
+    scope = {
+        "type": "http", "method": "GET", "path": "/sdapi/v1/progress", "headers": [(b"host", b"localhost")],
+        "client": ("127.0.0.1", 1),
+    }  # fmt: skip
+    log, kept = logging.getLogger("kotoe.serve"), Kept()
+    log.addHandler(kept)
+    try:
+        asyncio.run(gate(scope, receive, send))
+    finally:
+        log.removeHandler(kept)
+    assert counted == [("other", 500)]
+    assert sent[0]["status"] == 500
+    assert b"content-security-policy" in dict(sent[0]["headers"])
+    assert set(json.loads(sent[1]["body"])) == {"error", "detail", "body", "errors"}
+    assert [line.exc_info is not None for line in lines if line.levelno >= logging.ERROR] == [True]
+
+
+def test_a_browsers_client_of_openai_may_ask(served: Served) -> None:
+    """It sends headers of its own, and reads when to come back."""
+    asked = {
+        "Origin": "https://example.org", "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang,x-stainless-retry-count",
+    }  # fmt: skip
+    status, headers, _ = ask(served, "OPTIONS", "/v1/images/generations", headers=asked)
+    assert status == 200
+    assert "x-stainless-lang" in headers["access-control-allow-headers"]
+    headers = ask(served, "GET", "/v1/models", headers={"Origin": "https://example.org"})[1]
+    assert headers["access-control-expose-headers"] == "Retry-After"
 
 
 def test_only_named_origins_are_told_that_they_may_read(served: Served) -> None:
