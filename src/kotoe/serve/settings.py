@@ -27,7 +27,8 @@ class Serving:
     port:             port to listen on; 0 takes a free one, and says which.
     keys:             a file with one NAME:KEY a line, keys of 16 characters or more. Then every request needs one: as
                       a bearer token, or by HTTP Basic with the name as user. Without it whoever reaches the port draws.
-    cors:             origins whose pages may ask this server, such as https://example.org; none by default.
+    cors:             origins whose pages may ask this server, such as https://example.org; none by default. Without
+                      keys it is known by their hosts' names, too.
     store:            file of the jobs and their pictures; by default serve.sqlite in the user's state folder. "none"
                       keeps them in memory alone, and they end with the server.
     keep_hours:       how long results are kept, above 0.
