@@ -413,15 +413,16 @@ def test_the_end_has_one_deadline(tmp_path: Path, path: str, body: dict[str, Any
 
     served = run_server(BUILT_IN, tmp_path / "log")
     served.ready()
+    told: list[tuple[int, Any]] = []
 
     def ask() -> None:
         connection = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=60)
         try:
             connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-            connection.getresponse().read()
-        except (OSError, http.client.HTTPException):
-            pass  # broken off
-        connection.close()
+            answer = connection.getresponse()
+            told.append((answer.status, json.loads(answer.read())))
+        finally:
+            connection.close()
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -431,6 +432,8 @@ def test_the_end_has_one_deadline(tmp_path: Path, path: str, body: dict[str, Any
     assert served.stop() == 0
     assert time.monotonic() - began < 2 + 4
     asking.join()
+    assert [status for status, _ in told] == [503]
+    assert "ending" in str(told)
     (end,) = [line for line in served.lines if line["message"] == "job ended" and line["seconds"] > 0.5]
     assert end["state"] in ("cancelled", "lost")
     assert all(line.startswith("{") for line in served.log.read_text("utf-8").splitlines())

@@ -81,6 +81,10 @@ class Gate:
             await self.app(scope, body.receive, answer)
         except Refusal as refusal:
             body.refused = refusal
+        except asyncio.CancelledError:  # the server's end doesn't wait any longer
+            if sent:
+                raise
+            body.refused = Refusal(503, "The server is ending.", kind="server_error", code="draining", retry_after=5.0)
         except Exception as error:
             logging.getLogger("kotoe.serve").error("unforeseen", exc_info=error)
             if sent:
