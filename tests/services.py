@@ -15,6 +15,7 @@ from kotoe.serve.service import Service
 from kotoe.serve.settings import Serving
 from kotoe.serve.store import Store
 
+LONG = Request(prompt="a", steps=900, width=64, height=64)
 Body = Callable[[Service], Coroutine[Any, Any, None]]
 
 

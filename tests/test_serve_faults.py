@@ -25,11 +25,9 @@ from kotoe.serve.refusals import Refusal
 from kotoe.serve.service import Service
 from kotoe.serve.settings import Serving
 from kotoe.serve.store import Store
-from services import runner, until, wish
+from services import LONG, runner, until, wish
 from serving import Served, start
 from tiny import tiny_bundle
-
-LONG = Request(prompt="a", steps=900, width=64, height=64)
 
 
 @pytest.fixture(scope="module")
