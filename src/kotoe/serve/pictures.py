@@ -30,9 +30,9 @@ FETCH_SECONDS = 10.0
 TIMES = 16  # so many times max_pixels may come: photos are made smaller, or only part of them is drawn
 AT_ONCE = 2  # some 12 bytes a pixel each, and the file
 # Always the same threads: glibc keeps what a thread has freed, some 100 MB of one that decoded 4096 x 4096 pixels.
-_decoders = ThreadPoolExecutor(AT_ONCE, "kotoe-decoder")
+_decoders = ThreadPoolExecutor(AT_ONCE, "decoder")
 # Who waits for them keeps none of the threads that all else is done on.
-_readers = ThreadPoolExecutor(8, "kotoe-pictures")
+_readers = ThreadPoolExecutor(8, "pictures")
 T = TypeVar("T")
 
 
