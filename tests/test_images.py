@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -310,3 +311,50 @@ def test_four_scripts_in_one_grid() -> None:
     ja, zh = (labels._runs("骨直", tag)[0][0] for tag in ("ja", "zh"))
     if ja.path.suffix == ".ttc" and ja.path == zh.path:  # a collection: each country's own forms
         assert ja.index != zh.index
+
+
+# --- Sizes before pixels, and what is see-through
+
+
+def test_too_many_pixels_are_told_from_the_header() -> None:
+    """Of a file without pixels: whoever decodes it first says that it is damaged."""
+    content = _png_of(400, 300)
+    assert images.size_of(content, "it", 120_000) == (400, 300)
+    for read in (images.size_of, images.layers_of, images.picture_of, images.texts):
+        with pytest.raises(UserError, match="it is 400x300. Allowed: 119999 pixels at most"):
+            read(content, "it", 119_999)
+    with pytest.raises(UserError, match="it is damaged"):
+        images.layers_of(content, "it", 120_000)
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6])
+def test_colours_and_alpha_come_upright_and_apart(turn: int) -> None:
+    clear = gradient().convert("RGBA")
+    clear.paste((10, 20, 30, 77), (0, 0, 5, 3))
+    file, exif = BytesIO(), Image.Exif()
+    exif[0x0112] = turn
+    clear.save(file, "PNG", exif=exif)
+    colours, alpha = images.layers_of(file.getvalue())
+    assert alpha is not None
+    upright = {1: clear, 3: clear.rotate(180), 6: clear.rotate(-90, expand=True)}[turn]
+    assert colours.tobytes() == upright.convert("RGB").tobytes()
+    assert alpha.tobytes() == upright.getchannel("A").tobytes()
+    ground = Image.new("RGBA", upright.size, "white")
+    ground.alpha_composite(upright)
+    assert images.picture_of(file.getvalue())[0].tobytes() == ground.convert("RGB").tobytes()
+
+
+def test_every_level_of_sixteen_bit_grey_is_the_nearest_of_eight() -> None:
+    file = BytesIO()
+    levels = torch.arange(65536, dtype=torch.float64).view(256, 256)
+    Image.fromarray(levels.numpy().astype("uint16")).save(file, "PNG")
+    found = images.to_tensor(images.picture_of(file.getvalue())[0])[0, 0]
+    assert torch.equal(((found + 1) * 127.5).round().double(), (levels / 257).round())
+
+
+def test_a_moving_png_is_not_decoded_for_its_texts_where_pixels_are_counted() -> None:
+    file = BytesIO()
+    gradient().save(file, "PNG", save_all=True, append_images=[gradient(16, 8).transpose(Image.Transpose.ROTATE_180)])
+    assert images.texts(file.getvalue()) == {}
+    with pytest.raises(UserError, match="it moves: it has 2 frames"):
+        images.texts(file.getvalue(), "it", 1000)

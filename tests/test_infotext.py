@@ -17,7 +17,7 @@ from kotoe import images
 from kotoe.config import GRID_NAMES, SAMPLER_NAMES, Request, dumps, from_json
 from kotoe.errors import UserError
 from kotoe.provenance.encode import FORMATS, encode
-from kotoe.provenance.infotext import LONGEST_LINE, from_infotext, infotext, parsed, read_settings
+from kotoe.provenance.infotext import LONGEST_LINE, from_infotext, infotext, parsed, read_settings, settings_in
 from kotoe.provenance.names import apart, grid_of, sampler_of
 from kotoe.record import AdapterRecord, Record
 from pictures import RECORD, drawn, png, scene
@@ -453,3 +453,57 @@ def test_long_lines_take_no_quadratic_time() -> None:
     for key in ("prompt", "invokeai_metadata", "kotoe", "Comment"):
         with pytest.raises(UserError, match="holds no settings"):
             read_settings(png({key: deep, "Software": "NovelAI"}))
+
+
+# --- Text that is none
+
+HALVES = st.lists(st.sampled_from([*"\ud800\udc00\ud83d猫😀a,"]), max_size=6).map("".join)
+FOREIGN = st.recursive(
+    st.integers(0, 30) | HALVES | st.just("img2img"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(HALVES, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def with_halves(data: st.DataObject, document: dict[str, Any]) -> str:
+    """JSON text of a document of which some values, and some keys, became others."""
+    for name in data.draw(st.lists(st.sampled_from(sorted(document)), max_size=4)):
+        document[name] = data.draw(FOREIGN)
+    return json.dumps(document | data.draw(st.dictionaries(HALVES, FOREIGN, max_size=2)))
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_no_text_that_is_read_has_half_a_character(data: st.DataObject) -> None:
+    """JSON spells lone surrogates, which neither SQLite nor an answer in UTF-8 can hold, in every dialect."""
+    own = json.loads(dumps(RECORD))
+    own["model"]["name"] = data.draw(HALVES)
+    nodes = json.loads(json.dumps(GRAPH))
+    nodes["6"]["inputs"]["text"], nodes["4"]["inputs"]["ckpt_name"] = data.draw(HALVES), data.draw(HALVES)
+    nodes["8"]["class_type"], nodes["8"]["inputs"]["lora_name"] = data.draw(HALVES) + "lora", data.draw(FOREIGN)
+    invoke = dict.fromkeys(("positive_prompt", "model", "scheduler", "loras", "generation_mode", "seed", "vae"), "x")
+    novel = dict.fromkeys(("prompt", "uc", "sampler", "noise_schedule", "seed", "request_type"), "x")
+    quoted = json.dumps(data.draw(HALVES))
+    for texts in (
+        {"kotoe": json.dumps(own)},
+        {"prompt": json.dumps(nodes)},
+        {"invokeai_metadata": with_halves(data, invoke)},
+        {"Comment": with_halves(data, novel), "Software": "NovelAI"},
+        {"parameters": f"a\nSteps: 1, Sampler: {quoted}, Seed: 2, Model: {quoted}, App: {quoted}, Other: {quoted}"},
+        {"parameters": f"{data.draw(HALVES)}\nSteps: 1, Seed: 2, Model: {data.draw(HALVES)}, CFG scale: 2"},
+    ):
+        try:
+            found = settings_in(texts)
+        except UserError:
+            continue
+        dumps([found.tool, found.request, found.notes, found.record, found.text]).encode()
+        dumps(parsed(texts.get("parameters", ""))).encode()
+
+
+def test_half_a_character_is_read_as_the_mark_for_it() -> None:
+    found = from_infotext('a\nSteps: 2, Sampler: Euler, CFG scale: 2, Model: "x\\ud800", VAE: "\\ud83d\\ude00"')
+    assert found is not None
+    assert "drawn by the model x\ufffd" in found.notes
+    assert parsed(found.text)[2]["VAE"] == "😀"  # two halves in JSON are one
+    found = read_settings(png({"prompt": json.dumps(graph(n6={"text": "a \ud83d cat 😀"}))}))
+    assert found.request["prompt"] == "a \ufffd cat 😀"

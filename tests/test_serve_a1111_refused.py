@@ -13,8 +13,13 @@ from typing import Any
 import pytest
 import requests
 from PIL import Image
+from pydantic import ValidationError
 
 from a1111_someone import KEYS, PICTURE, SMALL, Someone, b64, server
+from kotoe.serve.a1111_fields import Img2Img, plain
+from kotoe.serve.a1111_lists import Options
+from kotoe.serve.refusals import Refusal
+from pictures import png
 from serving import Served
 
 pytestmark = pytest.mark.enable_socket
@@ -293,3 +298,67 @@ def test_the_description_has_the_errors(ann: Someone) -> None:
     assert len(ours) > 35
     for how in ours:
         assert {"400", "401", "403", "404", "408", "413", "429", "500", "503"} <= set(how["responses"])
+
+
+# --- How much of it is repeated, and what text it is in
+
+
+def test_notes_on_what_has_no_effect_are_counted_and_not_all_given(ann: Someone) -> None:
+    many = {f"option {i}": i for i in range(25)}
+    for body, word in (({**SMALL, **many}, "field"), ({**SMALL, "override_settings": many}, "option")):
+        notes = json.loads(ann.post("txt2img", body)["info"])["notes"]
+        assert len(notes) == 21
+        assert notes[0].startswith(f"option 0: a{'n' if word == 'option' else ''} {word}")
+        assert notes[20].startswith("and 5 more: a")
+    notes = ann.post("options", many)["notes"]
+    assert [notes[0][:10], notes[20][:11], len(notes)] == ["option 0: ", "and 5 more:", 21]
+    pairs = ", ".join(f"Key {i}: {i}" for i in range(24))
+    notes = json.loads(ann.post("txt2img", {**SMALL, "infotext": f"a\n{pairs}"})["info"])["notes"]
+    assert notes[20:] == ["infotext: and 4 more notes on what is not taken over"]
+
+
+@pytest.mark.parametrize("name", ["override_settings", "comments", "alwayson_scripts"])
+def test_options_in_any_number_are_refused(ann: Someone, name: str) -> None:
+    found = ann.refused({**SMALL, name: {f"k{i}": 0 for i in range(1001)}})
+    assert "at most 1000" in found
+    assert name in found
+    assert len(found) < 500
+
+
+def test_names_and_ids_have_a_length(ann: Someone) -> None:
+    for name, most in (("sampler_name", 200), ("scheduler", 200), ("sampler_index", 200), ("force_task_id", 256)):
+        found = ann.refused({**SMALL, name: "x" * (most + 1)})
+        assert found.startswith(f"{name}: String should have at most {most} characters; given: 'xxx")
+        assert len(found) < 300
+    ann.post("txt2img", {**SMALL, "force_task_id": "x" * 256})
+
+
+def test_one_error_is_made_of_any_number_of_wrong_things() -> None:
+    """pydantic would make one of each, on the event loop."""
+    halves = {f"\ud800{i}": 0 for i in range(500)}
+    for body in ({"styles": [1] * 500}, {"init_images": [1] * 500}):
+        with pytest.raises(ValidationError) as caught:
+            Img2Img.model_validate(body)
+        assert caught.value.error_count() == 1
+    with pytest.raises(Refusal, match="no Unicode"):
+        Img2Img.model_validate(halves)
+    for name in ("override_settings", "comments", "alwayson_scripts"):
+        with pytest.raises(Refusal, match="no Unicode"):
+            plain(Img2Img.model_validate({name: halves}))
+    Options.model_validate(halves)  # which are noted, escaped
+
+
+def test_half_a_character_in_settings_breaks_nothing(ann: Someone) -> None:
+    """JSON text within text may spell it, and no answer and no store can hold it."""
+    text = 'a cat\nSteps: 2, Sampler: Euler, CFG scale: 2, Model: "x\\ud800", App: "y\\udc00"'
+    file = png({"parameters": text})
+    for saved in (False, True):
+        done = ann.post("txt2img", {"infotext": text, "width": 128, "height": 128, "save_images": saved})
+        notes = json.loads(done["info"])["notes"]
+        assert "infotext: drawn by the model x\ufffd" in notes
+    found = ann.post("png-info", {"image": base64.b64encode(file).decode()})
+    assert found["parameters"]["Model"] == "x\ufffd"
+    answer = ann.ask("POST", "/kotoe/v1/settings", data=file, headers={"Content-Type": "image/png"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["tool"] == "y\ufffd"
+    assert "drawn by the model x\ufffd" in answer.json()["notes"]

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import base64
 import http.client
+import io
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from pydantic import BaseModel
 
+from kotoe import images
+from kotoe.serve import a1111, a1111_fields, a1111_lists, api, openai, pictures
+from kotoe.serve.refusals import Refusal
 from serving import Served, serving
 
 pytestmark = pytest.mark.enable_socket
@@ -344,3 +351,174 @@ def test_the_log_has_prompts_if_it_is_to(tmp_path: Path) -> None:
     with serving("--log-prompts") as server:
         ask(server, "POST", "/kotoe/v1/jobs", {"prompt": "an unmistakable cat"})
         assert any(line.get("prompt") == "an unmistakable cat" for line in server.lines)
+
+
+# --- What is large, or many, and costs little to send
+
+
+def compressed(width: int, height: int, mode: str = "RGBA") -> bytes:
+    """A PNG of one colour: a few KB for many megapixels."""
+    kept = io.BytesIO()
+    Image.new(mode, (width, height), 0).save(kept, "PNG")
+    return kept.getvalue()
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One that draws 256 x 256 pixels at most, and so takes pictures of 1024 x 1024."""
+    with serving("--max-pixels", "65536") as server:
+        yield server
+
+
+def asked_with(picture: bytes, small: bytes) -> dict[str, tuple[str, Any, str]]:
+    """By way and field: the path, the body, and what the field is called."""
+    here, other = (base64.b64encode(content).decode() for content in (picture, small))
+    url, fine = f"data:image/png;base64,{here}", f"data:image/png;base64,{other}"
+    edit, drawn = {"prompt": "a", "size": "64x64"}, {"prompt": "a", "width": 64, "height": 64, "steps": 2}
+    whole = {**drawn, "inpaint_full_res": False}
+    return {
+        "job": ("/kotoe/v1/jobs", {**drawn, "init_image": url}, "init_image"),
+        "job's mask": ("/kotoe/v1/jobs", {**drawn, "init_image": fine, "mask": url}, "mask"),
+        "settings": ("/kotoe/v1/settings", picture, "picture"),
+        "edit": ("/v1/images/edits", {**edit, "images": [{"image_url": url}]}, "image"),
+        "edit's mask": (
+            "/v1/images/edits",
+            {**edit, "images": [{"image_url": fine}], "mask": {"image_url": url}},
+            "mask",
+        ),
+        "img2img": ("/sdapi/v1/img2img", {**drawn, "init_images": [here]}, "init_images"),
+        "img2img's mask": ("/sdapi/v1/img2img", {**whole, "init_images": [other], "mask": here}, "mask"),
+        "png-info": ("/sdapi/v1/png-info", {"image": here}, "image"),
+    }
+
+
+def peak(served: Served) -> int:
+    """The most memory that a server has had, in MB."""
+    told = Path(f"/proc/{served.process.pid}/status").read_text()
+    return int(next(line for line in told.splitlines() if line.startswith("VmHWM")).split()[1]) // 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory of a process is read from /proc")
+def test_pictures_may_have_sixteen_times_what_is_drawn_by_their_headers(roomy: Served) -> None:
+    """8192 x 8192 pixels are 254 KB of PNG, and 268 MB once they are decoded."""
+    ways = asked_with(compressed(8192, 8192), compressed(64, 64, "RGB"))
+    before = peak(roomy)
+    for way, (path, body, name) in ways.items():
+        answer = ask(roomy, "POST", path, body)
+        assert answer[0] == 400, (way, answer)
+        told = json.loads(answer[2])
+        message = told.get("detail") or told["error"]["message"]
+        assert f"{name} is 8192x8192. Allowed: 1048576 pixels at most." in message, way
+    assert peak(roomy) - before < 100
+    for way, (path, body, _) in asked_with(compressed(1024, 1024, "RGB"), compressed(1024, 1024, "RGB")).items():
+        answer = ask(roomy, "POST", path, body)
+        assert b"pixels at most" not in answer[2], (way, answer[2][:300])
+
+
+def test_what_is_wrong_without_a_picture_is_said_before_one_is_decoded(roomy: Served) -> None:
+    """Of files whose pixels are damaged, which is only seen then."""
+    broken = compressed(64, 64)[:-40]
+    for way, (path, body, _) in asked_with(broken, broken).items():
+        if "settings" in way or "png" in way:
+            continue
+        name = "sampler_name" if "img2img" in way else "sampler"
+        answer = ask(roomy, "POST", path, {**body, name: "Eulr"})
+        assert answer[0] == 400
+        assert b"ampler" in answer[2], (way, answer[2])
+        assert b"damaged" in ask(roomy, "POST", path, body)[2], way
+
+
+def test_two_pictures_are_decoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many threads ask for it."""
+    now, most, layers_of, texts = [0], [0], images.layers_of, images.texts
+
+    def counted(work: Callable[..., Any]) -> Callable[..., Any]:
+        def decode(*args: Any) -> Any:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+            time.sleep(0.03)
+            try:
+                return work(*args)
+            finally:
+                now[0] -= 1
+
+        return decode
+
+    monkeypatch.setattr(images, "layers_of", counted(layers_of))
+    monkeypatch.setattr(images, "texts", counted(texts))
+    clear, opaque = compressed(8, 8), compressed(8, 8, "RGB")
+    works = [
+        lambda: pictures.as_png(opaque, "a", 64), lambda: pictures.with_alpha(clear, "a", 64),
+        lambda: pictures.hole(clear, "a", 64), lambda: pictures.texts(opaque, "a", 64),
+    ]  # fmt: skip
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda work: work(), works * 3))
+    assert most == [pictures.AT_ONCE] == [2]
+
+
+@pytest.mark.parametrize("model", [api.NewJob, api.Tokens, openai.Generation, openai.Edit, openai.ImageReference])
+def test_of_any_number_of_unknown_fields_the_first_is_told(model: type[BaseModel]) -> None:
+    """pydantic makes an error of each: 600,000 stopped the event loop for three seconds and took 800 MB."""
+    with pytest.raises(Refusal) as caught:
+        model.model_validate({"prompt": "a", "image_url": "a", "images": [], **{f"k{i}": 0 for i in range(1000)}})
+    assert caught.value.message.startswith("Unknown field '")
+    assert caught.value.code == "unknown_parameter"
+
+
+def test_an_unknown_field_is_told_with_one_that_is_like_it(roomy: Served) -> None:
+    for path in ("/kotoe/v1/jobs", "/kotoe/v1/tokens", "/v1/images/generations", "/v1/images/edits"):
+        found = error(ask(roomy, "POST", path, {"promt": "a"}))
+        assert (found["param"], found["code"]) == ("promt", "unknown_parameter")
+        assert found["message"] == "Unknown field 'promt'. Did you mean 'prompt'?"
+        found = error(ask(roomy, "POST", path, b'{"\\ud800": 5}'))["message"]
+        assert found == "Unknown field '\\ud800'." or found.startswith("The body is no JSON")
+
+
+LONG = "ab " * 700_000
+ROUTES: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
+    "/kotoe/v1/jobs": (api.NewJob, {"prompt": "a", "steps": 2, "width": 64, "height": 64}),
+    "/kotoe/v1/tokens": (api.Tokens, {"prompt": "a"}),
+    "/v1/images/generations": (openai.Generation, {"prompt": "a", "num_inference_steps": 1, "size": "64x64"}),
+    "/v1/images/edits": (openai.Edit, {"prompt": "a", "images": [{"image_url": "data:"}]}),
+    "/sdapi/v1/txt2img": (a1111_fields.Txt2Img, {"prompt": "a", "steps": 1, "width": 64, "height": 64}),
+    "/sdapi/v1/img2img": (a1111_fields.Img2Img, {"prompt": "a", "steps": 0}),
+    "/sdapi/v1/png-info": (a1111_lists.Png, {"image": ""}),
+    "/sdapi/v1/options": (BaseModel, {}),
+    "/internal/progress": (a1111.TaskLook, {}),
+}
+
+
+@pytest.mark.parametrize("path", list(ROUTES))
+def test_no_refusal_repeats_what_is_long(roomy: Served, path: str) -> None:
+    """2 MB in each field, as a text, within a list, and as a name: answers stay small and name the field."""
+    model, plain = ROUTES[path]
+    bodies = {name: {**plain, name: LONG} for name in [*model.model_fields, "unknown", "samples_format"]}
+    bodies |= {f"{name} in a list": {**plain, name: [LONG]} for name in model.model_fields}
+    bodies |= {f"{name} in an object": {**plain, name: {LONG: LONG}} for name in model.model_fields}
+    bodies["a name"] = {**plain, LONG: 1}
+    for name in ("sd_model_checkpoint", "samples_format", "emphasis", "sd_vae", "jpeg_quality"):
+        bodies[f"the option {name}"] = {**plain, name: LONG, "override_settings": {name: LONG}}
+    refused = 0
+    for what, body in bodies.items():
+        status, _, answer = ask(roomy, "POST", path, body)
+        if status >= 400:
+            refused += 1
+            assert status == 400, what
+            assert len(answer) < 2000, what
+    assert refused >= len(bodies) / 4 or path == "/internal/progress"
+
+
+def test_no_refusal_repeats_a_long_address(roomy: Served) -> None:
+    word = "x" * 50_000
+    for path in (f"/kotoe/v1/jobs/{word}", f"/v1/models/{word}", f"/kotoe/v1/model?name={word}", f"/{word}"):
+        status, _, answer = ask(roomy, "GET", path)
+        assert status in (400, 404)
+        assert len(answer) < 500, path
+    kind = {"Content-Type": word}
+    assert len(ask(roomy, "POST", "/v1/images/edits", b"a", kind)[2]) < 500
+    form = {"Content-Type": "multipart/form-data; boundary=b"}
+    part = f'--b\r\nContent-Disposition: form-data; name="{word[:3000]}"\r\n\r\na\r\n'
+    for body in (part * 2 + "--b--\r\n", part + "--b--\r\n"):
+        answer = ask(roomy, "POST", "/v1/images/edits", body.encode(), form)
+        assert answer[0] == 400
+        assert len(answer[2]) < 500

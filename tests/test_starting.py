@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from kotoe.drawing import Picture, generate, replay, resolve
 from kotoe.errors import UserError
 from kotoe.provenance.infotext import from_infotext, infotext
 from kotoe.record import Record
-from kotoe.starting import box_around, cut_out, picture_size, put_back
+from kotoe.starting import box_around, cut_out, picture_size, put_back, start
 from tiny import tiny_bundle
 
 PHOTO = (61, 43)  # no multiple of anything
@@ -100,6 +102,21 @@ def test_what_is_cut_out_and_put_back_is_the_picture(data: st.DataObject, drawn:
     part = cut_out(image, box, box[2] - box[0], box[3] - box[1])
     assert put_back(part, image, Image.new("L", image.size, 255), box).tobytes() == image.tobytes()
     assert put_back(noisy((8, 8)), image, Image.new("L", image.size, 0), box).tobytes() == image.tobytes()
+
+
+def test_of_a_large_picture_only_what_is_drawn_is_kept_while_it_is_drawn(tmp_path: Path) -> None:
+    """The decoded photo, some 64 MB of 16 megapixels, would stay for as long; a part is put back into it."""
+    noisy((640, 480)).save(tmp_path / "photo.png")
+    white((640, 480), (100, 100, 200, 200)).save(tmp_path / "mask.png")
+    request = Request(
+        prompt="a", width=64, height=48, init_image=str(tmp_path / "photo.png"), mask=str(tmp_path / "mask.png")
+    )
+    for crop, size in ((None, (64, 48)), (8, (640, 480))):
+        found = start(SimpleNamespace(**{**vars(request), "padding_mask_crop": crop}))  # type: ignore[arg-type]
+        assert found is not None
+        assert found.opened.mask is not None
+        assert found.opened.init.size == found.opened.mask.size == size
+        assert found.picture.shape == (1, 3, 48, 64)
 
 
 # --- Drawn

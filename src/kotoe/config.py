@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from kotoe.errors import UserError, nearest, unknown
+from kotoe.errors import UserError, nearest, shown, unknown
 
 T = TypeVar("T")
 
@@ -71,13 +71,13 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
     """
     name = where or cls.__name__
     if not isinstance(data, Mapping):
-        raise UserError(f"{name}: {_shown(data)} is no JSON object", allowed='{"key": value, ...}')
+        raise UserError(f"{name}: {shown(data)} is no JSON object", allowed='{"key": value, ...}')
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
             near = nearest(str(key), fields)
             raise UserError(
-                f"{name}: unknown key {key!r}",
+                f"{name}: unknown key {shown(key)}",
                 allowed=", ".join(fields),
                 hint=f"Did you mean {near!r}?" if near else "",
             )
@@ -103,6 +103,21 @@ def read_json(path: str | Path) -> Any:
     except (json.JSONDecodeError, RecursionError) as error:
         at = f"line {error.lineno}, column {error.colno}: {error.msg}" if isinstance(error, ValueError) else "too deep"
         raise UserError(f"{path} is no JSON document ({at})", allowed="JSON in UTF-8") from error
+
+
+def foreign_json(text: str) -> Any:
+    """A JSON document that others wrote, its texts as `mended` has them: JSON can spell half a character.
+
+    Raises ValueError and RecursionError.
+    """
+    found = json.loads(text)
+    whole = json.dumps(found, ensure_ascii=False)
+    return found if (mended_text := mended(whole)) == whole else json.loads(mended_text)
+
+
+def mended(text: str) -> str:
+    """Text that can be written as UTF-8: half a character (a lone surrogate) becomes U+FFFD, as in broken bytes."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def check_types(value: Any) -> None:
@@ -134,11 +149,6 @@ def _hints(cls: type) -> dict[str, Any]:
     if cls not in _HINTS:
         _HINTS[cls] = typing.get_type_hints(cls)
     return _HINTS[cls]
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
@@ -175,7 +185,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             return float(value)
     elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise UserError(f"{where} is {_shown(value)}", allowed=_described(hint))
+    raise UserError(f"{where} is {shown(value)}", allowed=_described(hint))
 
 
 def _described(hint: Any) -> str:
@@ -381,9 +391,8 @@ def check_text(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        shown = text.encode("utf-8", "replace").decode()
         raise UserError(
-            f"the prompt {shown!r} is not valid Unicode at character {error.start + 1}",
+            f"the prompt {shown(text)} is not valid Unicode at character {error.start + 1}",
             allowed="text in UTF-8",
             hint="Check the terminal's encoding",
         ) from error

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+LONGEST_NAME = 200  # characters; what is longer is a slip or an attack, and like no name
 
 
 class UserError(Exception):
@@ -35,8 +38,17 @@ class ProcessError(UserError):
         super().__init__(given, allowed=allowed, hint=hint)
 
 
+def shown(value: Any, most: int = 80) -> str:
+    """A foreign value as an error repeats it: at most `most` characters, all of them printable."""
+    text = repr(value[: 2 * most] if isinstance(value, str) else value)
+    cut = len(text) > most or (isinstance(value, str) and len(value) > 2 * most)
+    return text[: most - 3] + "..." if cut else text
+
+
 def nearest(name: str, options: Iterable[str]) -> str | None:
     """The option most like `name`, None if nothing is close. Of several as like it, one that begins with its letter."""
+    if len(name) > LONGEST_NAME:
+        return None  # the comparison takes quadratic time
     found = difflib.get_close_matches(name, list(options), n=20, cutoff=0.5)  # likest first
 
     def like(option: str) -> tuple[float, bool]:
@@ -50,7 +62,7 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> UserError:
     options = sorted(options)
     near = nearest(name, options)
     return UserError(
-        f"unknown {kind} {name!r}",
+        f"unknown {kind} {shown(name)}",
         allowed=", ".join(options),
         hint=f"Did you mean {near!r}?" if near else "",
     )

@@ -107,31 +107,51 @@ def differences(a: Image.Image, b: Image.Image) -> tuple[int, int]:
 def open_picture(path: str | Path, what: str = "picture") -> Image.Image:
     """A whole, upright, opaque RGB picture from a file. Anything else is a UserError saying what is wrong with it."""
     with _opened(path, f"{what} {path}") as image:
-        upright, clear = _decoded(image, f"{what} {path}")
-    if clear:
+        colours, alpha = _decoded(image, f"{what} {path}")
+    if alpha is not None:
         raise UserError(
             f"{what} {path} is partly transparent",
             allowed="an opaque picture",
             hint="Put it on a background first",
         )
-    return upright.convert("RGB")
+    return colours
 
 
-def picture_of(content: bytes, name: str = "the picture") -> tuple[Image.Image, bool]:
+def picture_of(content: bytes, name: str = "the picture", most: int = LARGEST_PIXELS) -> tuple[Image.Image, bool]:
     """A whole, upright RGB picture from a file's bytes, and whether any of it is see-through: that is put on white.
 
-    Raises UserError for what isn't one still picture.
+    most: pixels that it may have. Raises UserError for what isn't one still picture.
     """
-    with warnings.catch_warnings(action="ignore"), _opened(content, name) as image:  # what they say is no news to us
-        frames = getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP") else 1
-        if frames > 1:
-            raise UserError(f"{name} moves: it has {frames} frames", allowed="one still picture")
-        upright, clear = _decoded(image, name)
-    if not clear:
-        return upright.convert("RGB"), False
-    ground = Image.new("RGBA", upright.size, "white")
-    ground.alpha_composite(upright.convert("RGBA"))
-    return ground.convert("RGB"), True
+    colours, alpha = layers_of(content, name, most)
+    return (colours, False) if alpha is None else (on_white(colours, alpha), True)
+
+
+def layers_of(
+    content: bytes, name: str = "the picture", most: int = LARGEST_PIXELS
+) -> tuple[Image.Image, Image.Image | None]:
+    """A whole, upright RGB picture from a file's bytes, and an "L" picture of how opaque it is; None: all of it is.
+
+    most: pixels that it may have. Raises UserError for what isn't one still picture.
+    """
+    with warnings.catch_warnings(action="ignore"), _opened(content, name, most) as image:  # what they say is no news
+        _check_still(image, name)
+        return _decoded(image, name)
+
+
+def on_white(colours: Image.Image, alpha: Image.Image) -> Image.Image:
+    """An RGB picture, as opaque as alpha says, on white."""
+    ground = Image.new("RGB", colours.size, "white")
+    ground.paste(colours, mask=alpha)
+    return ground
+
+
+def size_of(content: bytes, name: str = "the picture", most: int = LARGEST_PIXELS) -> tuple[int, int]:
+    """Width and height, from a file's header alone; of one that is turned when it is shown, before it is.
+
+    most: pixels that it may have. Raises UserError for what is no picture, as far as the header tells.
+    """
+    with warnings.catch_warnings(action="ignore"), _opened(content, name, most) as image:
+        return image.size
 
 
 def resized(image: Image.Image, width: int, height: int, what: str = "picture") -> Image.Image:
@@ -200,17 +220,21 @@ def read_record(path: str | Path) -> str:
     return text
 
 
-def texts(source: bytes | Image.Image, name: str = "the picture") -> dict[str, str]:
+def texts(source: bytes | Image.Image, name: str = "the picture", most: int | None = None) -> dict[str, str]:
     """The texts in a picture's file by their keywords: a PNG's own; of JPEG and WebP those in EXIF, as
     `parameters` (UserComment), RECORD_KEY and DIGEST_KEY (MakerNote), `prompt` and `workflow` (ComfyUI's).
 
     source: a file's bytes, or a picture that Pillow opened from one. A text of more than LARGEST_RECORD_CHARACTERS is
-    not given. Raises UserError for what is no picture or damaged.
+    not given. most: pixels that a file may have, and then of a moving PNG nothing is read: all pixels of a PNG are
+    decoded, of every frame, for its texts may stand behind them. Raises UserError for what is no picture or damaged.
     """
     if isinstance(source, Image.Image):
         found = _texts(source, name)
     else:
-        with warnings.catch_warnings(action="ignore"), _opened(source, name) as image:
+        limit = LARGEST_PIXELS if most is None else most
+        with warnings.catch_warnings(action="ignore"), _opened(source, name, limit) as image:
+            if most is not None and image.format == "PNG":
+                _check_still(image, name)
             found = _texts(image, name)
     return {key: text for key, text in found.items() if len(text) <= LARGEST_RECORD_CHARACTERS}
 
@@ -284,7 +308,7 @@ def pixels_sha256(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def _opened(source: str | Path | bytes, name: str) -> Image.Image:
+def _opened(source: str | Path | bytes, name: str, most: int = LARGEST_PIXELS) -> Image.Image:
     """An image whose header has been read and found sane; its pixels are not decoded yet."""
     try:
         size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
@@ -299,26 +323,37 @@ def _opened(source: str | Path | bytes, name: str) -> Image.Image:
         raise UserError(f"can't read {name}: {error.strerror or error}", allowed=_allowed()) from error
     except DAMAGE as error:
         raise UserError(f"{name} is damaged or hostile ({error})", allowed=_allowed()) from error
-    if image.width * image.height > LARGEST_PIXELS:
+    if image.width * image.height > most:
         image.close()
-        raise UserError(f"{name} is {image.width}x{image.height}", allowed=f"{LARGEST_PIXELS} pixels at most")
+        raise UserError(f"{name} is {image.width}x{image.height}", allowed=f"{most} pixels at most")
     return image
 
 
-def _decoded(image: Image.Image, name: str) -> tuple[Image.Image, bool]:
-    """All pixels, upright, and whether any of them is see-through."""
+def _check_still(image: Image.Image, name: str) -> None:
+    frames = getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP") else 1
+    if frames > 1:
+        raise UserError(f"{name} moves: it has {frames} frames", allowed="one still picture")
+
+
+def _decoded(image: Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
+    """All pixels, upright, as "RGB", and how opaque they are as "L", None where all are."""
     try:
-        upright = ImageOps.exif_transpose(image)  # reads all pixels
-        upright.load()
-        if upright.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips to white
-            if "transparency" in upright.info:
+        ImageOps.exif_transpose(image, in_place=True)  # reads all pixels
+        image.load()
+        upright: Image.Image = image
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips to white
+            if "transparency" in image.info:
                 raise ValueError("16-bit grey with a transparent level")
-            levels = np.asarray(upright).astype(np.float64).clip(0, 65535) / 257
-            upright = Image.fromarray(levels.round().astype(np.uint8))
-        alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
+            levels = (np.asarray(image).clip(0, 65535).astype(np.uint32) + 128) // 257  # the nearest of 256
+            upright = Image.fromarray(levels.astype(np.uint8))
+        alpha = None
+        if upright.has_transparency_data:
+            alpha = (upright if upright.mode in ("RGBA", "LA") else upright.convert("RGBA")).getchannel("A")
+        if alpha is not None and alpha.getextrema() == (255, 255):
+            alpha = None
+        return upright.convert("RGB"), alpha
     except DAMAGE as error:
         raise UserError(f"{name} is damaged ({error})", allowed=_allowed()) from error
-    return upright, alpha is not None and alpha.getextrema() != (255, 255)
 
 
 def _allowed() -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from kotoe import engine
 from kotoe.checkpoints import Bundle
 from kotoe.config import Request, Resolved
-from kotoe.errors import UserError
+from kotoe.errors import UserError, shown
 from kotoe.language import ASCII_MARKS, Source
 from kotoe.numerics import NUMERICS
 from kotoe.prompts import Prompt, folded, literal, parse, unweighted
@@ -162,7 +162,7 @@ def _encoded(
             run=engine.of(encoder) if request.engine != "plain" and engine.worth_it(encoder) else None,
         )
     except UserError as error:
-        raise UserError(f"{prompt!r}: {error.given}", allowed=error.allowed, hint=error.hint) from None
+        raise UserError(f"{shown(prompt, 200)}: {error.given}", allowed=error.allowed, hint=error.hint) from None
     if memory is not None:
         memory.put(key, found)
     return found

@@ -21,7 +21,8 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """init_image and mask as large as they are. box: with padding_mask_crop, the part of them that is drawn."""
+    """init_image and mask as large as they are, or as what is drawn. box: with padding_mask_crop, the part of them that
+    is drawn."""
 
     init: Image.Image
     mask: Image.Image | None
@@ -71,16 +72,17 @@ def start(request: Resolved) -> Start | None:
     if found is None:
         return None
 
-    def sized(image: Image.Image) -> Image.Image:
-        if found.box is None:
-            return images.resized(image, request.width, request.height)
-        return cut_out(image, found.box, request.width, request.height)
+    box = found.box
 
-    return Start(
-        picture=images.to_tensor(sized(found.init)),
-        mask=None if found.mask is None else images.mask_tensor(sized(found.mask)),
-        opened=found,
-    )
+    def sized(image: Image.Image) -> Image.Image:
+        if box is None:
+            return images.resized(image, request.width, request.height)
+        return cut_out(image, box, request.width, request.height)
+
+    init, mask = sized(found.init), None if found.mask is None else sized(found.mask)
+    if box is None:  # however large they came, they aren't needed any more
+        found = Opened(init=init, mask=mask, box=None)
+    return Start(picture=images.to_tensor(init), mask=None if mask is None else images.mask_tensor(mask), opened=found)
 
 
 def picture_size(request: Resolved) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from kotoe.errors import UserError, unknown
+from kotoe.errors import UserError, shown, unknown
 from kotoe.prompts import Prompt, literal
 
 LONG_PROMPT = ("error", "chunk", "cut")
@@ -109,7 +109,7 @@ class Tokenizer:
             try:
                 text.encode()
             except UnicodeEncodeError:  # half a character, as a terminal of another encoding leaves behind
-                raise UserError(f"the text {text!r} is not Unicode", hint="Use a UTF-8 terminal or file") from None
+                raise UserError(f"the text {shown(text)} is not Unicode", hint="Use a UTF-8 terminal or file") from None
         read = iter(self.text_ids(said))
         rows = [self._windows(prompt, [next(read) for _ in prompt.parts], long_prompt) for prompt in prompts]
         windows = max([windows, *(len(row.windows) for row in rows)])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kotoe import __version__, builtin, hub, licences
-from kotoe.config import Request, dumps, from_json, to_json
+from kotoe.config import Request, dumps, foreign_json, from_json, to_json
 from kotoe.consent import Agreeing, agree
 from kotoe.console import (
     INTERRUPTED,
@@ -263,7 +262,7 @@ def read_picture_record(path: str) -> Record:
     from kotoe.images import read_record
 
     try:
-        document = json.loads(read_record(path))
+        document = foreign_json(read_record(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"the record in {path} is no JSON document", allowed="a picture that Kotoe drew") from error
     record: Record = from_json(Record, document, f"the record in {path}")

@@ -5,10 +5,10 @@ Each reader takes the texts of a file by their keys and gives Settings, or None 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from kotoe.config import foreign_json
 from kotoe.provenance.settings import Settings, Taking, shown
 
 LONGEST_WAY = 32  # nodes between a sampler and its text
@@ -18,7 +18,7 @@ TEXT_INPUTS = ("text", "value", "string", "prompt")
 
 def _document(text: str | None) -> dict[str, Any] | None:
     try:
-        found = None if text is None else json.loads(text)
+        found = None if text is None else foreign_json(text)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

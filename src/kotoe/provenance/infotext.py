@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from kotoe import images
-from kotoe.config import Request, from_json
+from kotoe.config import Request, foreign_json, from_json, mended
 from kotoe.errors import UserError
 from kotoe.provenance import dialects
 from kotoe.provenance.names import SAMPLERS, SCHEDULES
@@ -87,11 +87,19 @@ def quoted(value: str) -> str:
 def read_settings(source: bytes | Image.Image, name: str = "the picture") -> Settings:
     """How a picture was drawn, from a file's bytes or from an open picture that has its texts still.
 
-    Understands Kotoe's own record, and the texts of AUTOMATIC1111, Forge, SD.Next, stable-diffusion.cpp, ComfyUI,
-    InvokeAI and NovelAI; of several the first one. Raises UserError for what is no picture, and for one that holds no
-    settings. What it finds is untrusted: it is checked, and what Kotoe can't do stands in `notes`.
+    See settings_in. Raises UserError for what is no picture, too.
     """
-    texts = images.texts(source, name)
+    return settings_in(images.texts(source, name), name)
+
+
+def settings_in(texts: Mapping[str, str], name: str = "the picture") -> Settings:
+    """How a picture was drawn, by the texts of its file (images.texts).
+
+    Understands Kotoe's own record, and the texts of AUTOMATIC1111, Forge, SD.Next, stable-diffusion.cpp, ComfyUI,
+    InvokeAI and NovelAI; of several the first one. Raises UserError for texts that hold no settings. What it finds is
+    untrusted: it is checked, all its text is Unicode, and what Kotoe can't do stands in `notes`.
+    """
+    texts = {key: mended(text) for key, text in texts.items()}
     for read in (_own, _parameters, dialects.invokeai, dialects.comfyui, dialects.novelai):
         if (found := read(texts)) is not None:
             return found
@@ -108,7 +116,7 @@ def _own(texts: Mapping[str, str]) -> Settings | None:
     if text is None:
         return None
     try:
-        record = from_json(Record, json.loads(text), "the record")
+        record = from_json(Record, foreign_json(text), "the record")
         request = record.request()
     except (ValueError, RecursionError, UserError):
         return None
@@ -180,11 +188,12 @@ def from_infotext(text: str) -> Settings | None:
     for key, value in rest.items():
         if key not in SILENT:
             taking.left(key, value)
-    return taking.done(text)
+    return taking.done(mended(text))
 
 
 def parsed(text: str) -> tuple[str, str, dict[str, str]]:
     """Prompt, negative prompt and the pairs of the last line of a `parameters` text; no pairs: it is none."""
+    text = mended(text)
     lines = text.strip().split("\n")
     last = lines.pop()
     pairs: dict[str, str] = {}
@@ -205,7 +214,7 @@ def parsed(text: str) -> tuple[str, str, dict[str, str]]:
 def _unquoted(value: str) -> str:
     if value.startswith('"'):
         try:
-            found = json.loads(value)
+            found = foreign_json(value)
         except (ValueError, RecursionError):
             return value
         return found if isinstance(found, str) else value

@@ -7,14 +7,13 @@ signature proves anything, and only of whoever holds its key; texts can be writt
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Literal
 
 from PIL import Image
 
 from kotoe import images
-from kotoe.config import from_json
+from kotoe.config import foreign_json, from_json
 from kotoe.errors import UserError
 from kotoe.provenance import c2pa
 from kotoe.provenance.encode import Digest
@@ -128,7 +127,7 @@ def _recorded(texts: dict[str, str], pixels: str) -> tuple[Record | None, Record
     if text is None:
         return None, Recorded(state="none")
     try:
-        record = from_json(Record, json.loads(text), "the record")
+        record = from_json(Record, foreign_json(text), "the record")
         record.request()
     except (ValueError, RecursionError, UserError):
         return None, Recorded(state="unreadable")
@@ -137,7 +136,7 @@ def _recorded(texts: dict[str, str], pixels: str) -> tuple[Record | None, Record
     state: Literal["whole", "bare", "changed"] = "bare"
     if images.DIGEST_KEY in texts:
         try:
-            digest = from_json(Digest, json.loads(texts[images.DIGEST_KEY]), "the digest")
+            digest = from_json(Digest, foreign_json(texts[images.DIGEST_KEY]), "the digest")
             same = digest.pixels_sha256 == pixels
             unchanged = digest.record_sha256 == hashlib.sha256(text.encode()).hexdigest()
         except (ValueError, RecursionError, UserError):

@@ -10,6 +10,7 @@ import base64
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
@@ -29,6 +30,7 @@ from kotoe.serve.a1111_state import CHECKPOINT, Known, Running, Seat, Seats, che
 from kotoe.serve.api import Calling, Locale, Served, caller_of
 from kotoe.serve.gate import Caller, gone
 from kotoe.serve.jobs import Job, Wish
+from kotoe.serve.pictures import on_thread
 from kotoe.serve.refusals import Refusal
 from kotoe.serve.service import FIELDS, Service
 
@@ -107,7 +109,7 @@ async def img2img(
 async def _drawn(
     body: Drawing, http: HTTPRequest, service: Service, caller: Caller, locale: str, seats: Seats
 ) -> Response:
-    document, seat = fields.plain(body), seats.of(caller)
+    document, seat = await asyncio.to_thread(fields.plain, body), seats.of(caller)
     running = Running(task=body.force_task_id or fields.new_task())
     seat.running.append(running)
     leaving = asyncio.create_task(gone(http))
@@ -138,7 +140,8 @@ async def _taken(
     options = {name: given.get(name, seat.option(name)) for name in ("emphasis", "samples_format", "jpeg_quality")}
     asked = None
     try:
-        asked = await asyncio.to_thread(fields.read, body, options, service.bundle(model.name), service)
+        reading = partial(fields.read, body, options, service.bundle(model.name), service)
+        asked = await (on_thread if isinstance(body, Img2Img) else asyncio.to_thread)(reading)
         wish = Wish(
             request=asked.request, model=model.name, caller=caller.name, owner=caller.owner, locale=locale,
             previews=True, encode=asked.file, notes=(*notes, *asked.notes),
@@ -162,7 +165,7 @@ def _answer(body: Drawing, document: dict[str, Any], job: Job, model: Known, not
         raise Refusal(
             400, str(job.blocked[0]["reason"]), kind="image_generation_user_error", code="content_policy_violation"
         )
-    request, asked = job.request, {key: value for key, value in document.items() if key in type(body).model_fields}
+    request, asked = job.request, dict(document)
     if not getattr(body, "include_init_images", False):
         asked |= {name: None for name in ("init_images", "mask") if name in asked}
     chosen = {

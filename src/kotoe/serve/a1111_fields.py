@@ -17,19 +17,19 @@ from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from kotoe import images
 from kotoe.checkpoints import Bundle
 from kotoe.config import Request
-from kotoe.errors import nearest
+from kotoe.errors import nearest, shown
 from kotoe.provenance.encode import encode
 from kotoe.provenance.infotext import EMPHASIS, from_infotext
 from kotoe.provenance.names import SAMPLERS, apart, grid_of, sampler_of
 from kotoe.serve import pictures
-from kotoe.serve.a1111_state import FORMATS, alike, refused, shown
+from kotoe.serve.a1111_state import FORMATS, LONGEST_TASK, MOST_NOTES, alike, refused, without_effect
 from kotoe.serve.api import new_seed
-from kotoe.serve.refusals import Refusal
+from kotoe.serve.refusals import Name, Refusal
 from kotoe.serve.service import Service
 
 STRENGTH = 0.75  # that program's denoising_strength
@@ -70,6 +70,9 @@ def _whole(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+# Its keys are looked at elsewhere: here each would get an error of its own. That program has some 400 options.
+Mapped = Annotated[dict[Any, Any], Field(max_length=1000)]
 
 
 class Body(BaseModel):
@@ -77,21 +80,31 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        """One error for names that are no Unicode, and not one of each."""
+        try:
+            "".join(given if isinstance(given, dict) else ()).encode()
+        except UnicodeEncodeError:
+            raise Refusal(400, "The body has a field whose name is no Unicode.", code="invalid_value") from None
+        return given
+
 
 class Drawing(Body):
     """What both requests have. null, or nothing, is the model's own choice."""
 
     prompt: str = ""
     negative_prompt: str = ""
-    styles: list[str] | None = None
+    styles: Texts | None = None
     seed: Whole | None = -1
     subseed: Whole | None = -1
     subseed_strength: float | None = 0
     seed_resize_from_h: Whole | None = -1
     seed_resize_from_w: Whole | None = -1
-    sampler_name: str | None = None
-    scheduler: str | None = None
-    sampler_index: str | None = None
+    sampler_name: Name | None = None
+    scheduler: Name | None = None
+    sampler_index: Name | None = None
     batch_size: Whole = 1
     n_iter: Whole = 1
     steps: Whole | None = None
@@ -109,19 +122,19 @@ class Drawing(Body):
     s_tmax: float | None = None
     s_tmin: float | None = None
     s_noise: float | None = None
-    override_settings: dict[str, Any] | None = None
+    override_settings: Mapped | None = None
     override_settings_restore_afterwards: bool | None = True
     refiner_checkpoint: str | None = None
     refiner_switch_at: float | None = None
     disable_extra_networks: bool | None = False
     firstpass_image: str | None = None
-    comments: dict[str, Any] | None = None
+    comments: Mapped | None = None
     script_name: str | None = None
     script_args: list[Any] | None = None
-    alwayson_scripts: dict[str, Any] | None = None
+    alwayson_scripts: Mapped | None = None
     send_images: bool = True
     save_images: bool = False
-    force_task_id: str | None = None
+    force_task_id: Annotated[str, Field(max_length=LONGEST_TASK)] | None = None
     infotext: str | None = None
 
 
@@ -146,7 +159,7 @@ class Txt2Img(Drawing):
 class Img2Img(Drawing):
     """A picture from another one: init_images has one, in base64 or as a data URI. mask: white is painted anew."""
 
-    init_images: list[str] | None = None
+    init_images: Texts | None = None
     resize_mode: Whole | None = 0
     denoising_strength: float | None = STRENGTH
     image_cfg_scale: float | None = None
@@ -183,7 +196,7 @@ def read(body: Drawing, options: Mapping[str, Any], bundle: Bundle, service: Ser
 
     Raises Refusal and UserError.
     """
-    notes = [f"{shown(name)[1:-1]}: a field that this API doesn't have; it changes nothing" for name in _unknown(body)]
+    notes = without_effect(body.model_extra or (), "a field that this API doesn't have; it changes nothing")
     _refuse(body)
     n = body.batch_size * body.n_iter
     if not (1 <= body.batch_size and 1 <= body.n_iter and n <= service.settings.max_n):
@@ -220,10 +233,13 @@ def read(body: Drawing, options: Mapping[str, Any], bundle: Bundle, service: Ser
             if "padding_mask_crop" not in values or "inpaint_full_res" in body.model_fields_set:
                 values["padding_mask_crop"] = (body.inpaint_full_res_padding or 0) if body.inpaint_full_res else None
         Request(**values, **files)  # what is wrong with it is said before pictures of that size are made
-        init, mask = _pictures(body, None if values.get("padding_mask_crop") is not None else size, notes, service)
-        values["init_image"] = service.keep(pictures.png(init))
+        most = pictures.largest(service.settings.max_pixels)
+        drawn = None if values.get("padding_mask_crop") is not None else size
+        contents = _contents(body, drawn, most, service)
+        init, mask = pictures.decode(partial(_pictures, body, contents, drawn, most, notes))
+        values["init_image"] = service.keep(init)
         if mask is not None:
-            values["mask"] = service.keep(pictures.png(mask))
+            values["mask"] = service.keep(mask)
     format: Any = FORMATS[options["samples_format"]]
     return Asked(
         request=Request(**values),
@@ -233,8 +249,8 @@ def read(body: Drawing, options: Mapping[str, Any], bundle: Bundle, service: Ser
 
 
 def plain(body: BaseModel) -> dict[str, Any]:
-    """The document of a body, once it is sure that it can be sent back. Raises Refusal."""
-    document = body.model_dump()
+    """On a thread: the fields that a body may have, once it is sure that they can be sent back. Raises Refusal."""
+    document = body.model_dump(include=set(type(body).model_fields))
     try:
         json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
@@ -271,10 +287,6 @@ def sampling(body: Drawing) -> dict[str, str]:
     return {"grid": grid} | ({} if sampler is None else {"sampler": sampler})
 
 
-def _unknown(body: Drawing) -> list[str]:
-    return list(body.model_extra or ())[:20]
-
-
 def _refuse(body: Drawing) -> None:
     for name, (allowed, why) in ONLY.items():
         value = getattr(body, name, None)
@@ -298,7 +310,9 @@ def _remembered(body: Drawing, notes: list[str]) -> dict[str, Any]:
     settings = from_infotext(body.infotext)
     if settings is None:
         raise refused("infotext", body.infotext, "the text `parameters` of a picture")
-    notes += [f"infotext: {note}" for note in settings.notes]
+    notes += [f"infotext: {note}" for note in settings.notes[:MOST_NOTES]]
+    if (more := len(settings.notes) - MOST_NOTES) > 0:
+        notes.append(f"infotext: and {more} more notes on what is not taken over")
     found = dict(settings.request)
     if not isinstance(body, Img2Img) and found.pop("strength", None) is not None:
         notes.append("infotext: Denoising strength belongs to img2img")
@@ -328,35 +342,49 @@ def _seed(body: Drawing, values: Mapping[str, Any], n: int) -> int:
 # --- Pictures that come with it -------------------------------------------------------------------
 
 
-def _pictures(
-    body: Img2Img, size: tuple[int, int] | None, notes: list[str], service: Service
-) -> tuple[Image.Image, Image.Image | None]:
-    """The picture to begin with and the mask, white where it is painted anew.
+def _contents(body: Img2Img, size: tuple[int, int] | None, most: int, service: Service) -> tuple[bytes, bytes | None]:
+    """The files of the picture to begin with and of the mask, of `most` pixels by their headers. size: see _pictures.
 
-    size: what is drawn, and they get; None: part of the picture is drawn, and they keep the picture's own.
+    Raises Refusal and UserError.
     """
     given = [one for one in body.init_images or () if one]
     if not given:
         raise Refusal(404, "Init image not found", param="init_images", code="Init image not found")
     if len(given) > 1:
         raise refused("init_images", f"{len(given)} pictures", "one", "Ask for the others one by one")
-    init, clear = images.picture_of(_content(given[0], "init_images", service), "init_images")
+    init = _content(given[0], "init_images", service)
+    width, height = images.size_of(init, "init_images", most)
+    if size is None and width * height > service.settings.max_pixels:
+        most = service.settings.max_pixels
+        raise refused("init_images", f"{width}x{height}", f"{most} pixels at most", "It keeps its size")
+    if body.mask is None:
+        return init, None
+    mask = _content(body.mask, "mask", service)
+    images.size_of(mask, "mask", most)
+    return init, mask
+
+
+def _pictures(
+    body: Img2Img, contents: tuple[bytes, bytes | None], size: tuple[int, int] | None, most: int, notes: list[str]
+) -> tuple[bytes, bytes | None]:
+    """PNGs of the picture to begin with and of the mask, white where it is painted anew.
+
+    contents: their files, of `most` pixels. size: what is drawn, and they get; None: part of the picture is drawn, and
+    they keep the picture's own.
+    """
+    init, clear = images.picture_of(contents[0], "init_images", most)
     if clear:
         notes.append("init_images: partly transparent; it was put on white")
     if size is None:
-        size, most = init.size, service.settings.max_pixels
-        if init.width * init.height > most:
-            raise refused("init_images", f"{init.width}x{init.height}", f"{most} pixels at most", "It keeps its size")
+        size = init.size
     elif body.resize_mode != 1 and init.width * size[1] != init.height * size[0]:
         was, now = f"{init.width}x{init.height}", f"{size[0]}x{size[1]}"
         notes.append(f"init_images: {was} was stretched to {now}; resize_mode 1 crops")
     init = _fitted(init, size, body.resize_mode)
-    if body.mask is None:
-        return init, None
-    colours, through = pictures.with_alpha(_content(body.mask, "mask", service), "mask")
-    mask = images.picture_of(colours, "mask")[0].convert("L")
-    if through is not None:  # then what isn't see-through is meant
-        mask = ImageChops.invert(images.picture_of(through, "mask")[0].convert("L"))
+    if contents[1] is None:
+        return pictures.png(init), None
+    colours, alpha = images.layers_of(contents[1], "mask", most)
+    mask = colours.convert("L") if alpha is None else pictures.solid(alpha, below=0)  # what isn't see-through
     if body.inpainting_mask_invert:
         mask = ImageChops.invert(mask)
     wide, high = (BLUR if v is None else v for v in (body.mask_blur_x, body.mask_blur_y))
@@ -365,7 +393,9 @@ def _pictures(
     if wide or high:
         mask = mask.filter(ImageFilter.GaussianBlur((wide, high)))
     mask = _fitted(mask, size, body.resize_mode)
-    return filled(init, mask) if body.inpainting_fill in (None, 0) else init, mask
+    if body.inpainting_fill in (None, 0):
+        init = filled(init, mask)
+    return pictures.png(init), pictures.png(mask)
 
 
 def _content(text: str, name: str, service: Service) -> bytes:

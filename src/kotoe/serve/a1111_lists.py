@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +11,14 @@ from fastapi import APIRouter
 from pydantic import BaseModel, RootModel
 from starlette.requests import Request as HTTPRequest
 
-from kotoe import images
+from kotoe.config import mended
 from kotoe.errors import UserError
-from kotoe.provenance.infotext import KEY, infotext, parsed, read_settings
+from kotoe.provenance.infotext import KEY, infotext, parsed, settings_in
 from kotoe.provenance.names import SAMPLERS
 from kotoe.schedule import KARRAS_RHO
 from kotoe.serve import pictures, refusals
 from kotoe.serve.a1111 import PROBLEMS, Everyone, Sitting
-from kotoe.serve.a1111_fields import Body, plain
+from kotoe.serve.a1111_fields import Body, Mapped
 from kotoe.serve.a1111_state import CHECKPOINT, CHECKPOINT_HASH, FIXED, HONOURED, checked
 from kotoe.serve.api import Served
 from kotoe.serve.gate import LOCAL
@@ -92,7 +92,7 @@ class Lora(BaseModel):
     metadata: dict[str, Any]
 
 
-class Options(RootModel[dict[str, Any]]):
+class Options(RootModel[Mapped]):
     """Options by name: some, or all of them sent back."""
 
 
@@ -259,28 +259,27 @@ async def set_options(body: Options, service: Served, seats: Everyone, seat: Sit
     """Set some of the caller's own options; all of them sent back is as good. Nothing is set if a value is wrong."""
     given, notes = checked(body.root, await seats.known(service))
     seat.options |= given
-    return Notes(notes=notes[:20])
+    return Notes(notes=notes)
 
 
 # --- Settings in pictures -------------------------------------------------------------------------
 
 
 @router.post("/png-info")
-async def png_info(body: Png) -> PngInfo:
+async def png_info(body: Png, http: HTTPRequest) -> PngInfo:
     """The settings that a picture's file holds, by any program that Kotoe can read."""
-    plain(body)
     try:
-        return await asyncio.to_thread(_settings, body.image)
+        return await pictures.on_thread(partial(_settings, body.image, http.app.state.settings.max_pixels))
     except UserError as error:
         raise refusals.of(error, ("image",)) from error
 
 
-def _settings(image: str) -> PngInfo:
-    content = pictures.decoded(image, "image")
-    texts = images.texts(content, "image")
+def _settings(image: str, max_pixels: int) -> PngInfo:
+    texts = pictures.texts(pictures.decoded(image, "image"), "image", pictures.largest(max_pixels))
+    texts = {mended(name): mended(text) for name, text in texts.items()}
     items: dict[str, Any] = {name: text for name, text in texts.items() if name != KEY}
     try:
-        found = read_settings(content, "image")
+        found = settings_in(texts, "image")
     except UserError:
         return PngInfo(info=texts.get(KEY, ""), items=items, parameters={})
     info = texts.get(KEY) or (infotext(found.record) if found.record is not None else found.text)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from kotoe.errors import nearest
+from kotoe.errors import nearest, shown
 from kotoe.provenance.infotext import EMPHASIS
 from kotoe.recording import model_record
 from kotoe.serve.gate import Caller
@@ -21,7 +22,11 @@ from kotoe.serve.refusals import Refusal
 from kotoe.serve.service import Service
 
 MOST_SEATS = 1000  # callers that are remembered
-MOST_TASKS = 100  # of each, that have ended
+MOST_TASKS = 100  # of each, that have ended, refused ones among them
+# What the ids take at worst: 1,000 x 100 of 256 characters of 4 bytes, 100 MB, once so many addresses (or keys) have
+# sent 100 requests each with the longest one; with that program's own clients' ids, some 10 MB.
+LONGEST_TASK = 256  # characters of an id
+MOST_NOTES = 20  # on names that have no effect; of the others it is said how many they are
 CHECKPOINT, CHECKPOINT_HASH = "sd_model_checkpoint", "sd_checkpoint_hash"
 FORMATS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 HONOURED: dict[str, Any] = {"samples_format": "png", "jpeg_quality": 80, "emphasis": "Original"}
@@ -138,7 +143,6 @@ def checked(given: Mapping[str, Any], models: Sequence[Known]) -> tuple[dict[str
     Raises Refusal for a value that can't be done, or is none.
     """
     taken: dict[str, Any] = {}
-    notes = []
     for name, value in given.items():
         if name == CHECKPOINT:
             if value not in (None, ""):  # "as it is"
@@ -155,9 +159,16 @@ def checked(given: Mapping[str, Any], models: Sequence[Known]) -> tuple[dict[str
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100:
                 raise refused(name, value, "1 to 100")
             taken[name] = value
-        elif name != CHECKPOINT_HASH:  # which follows the model
-            notes.append(f"{shown(name)[1:-1]}: an option that Kotoe doesn't have; it changes nothing")
-    return taken, notes
+    known = {*FIXED, *HONOURED, CHECKPOINT, CHECKPOINT_HASH}  # the last one follows the model
+    others = [name for name in given if name not in known]
+    return taken, without_effect(others, "an option that Kotoe doesn't have; it changes nothing")
+
+
+def without_effect(names: Collection[str], why: str) -> list[str]:
+    """A note on each of the names, MOST_NOTES at most, and on how many more there are."""
+    notes = [f"{shown(name)[1:-1]}: {why}" for name in islice(names, MOST_NOTES)]
+    more = len(names) - len(notes)
+    return [*notes, f"and {more} more: {why}"] if more else notes
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
@@ -178,9 +189,3 @@ def refused(name: str, value: Any, allowed: str, why: str = "") -> Refusal:
         f"{name} {shown(value)}. Allowed: {allowed}." + (f" {why}." if why else ""),
         param=name, code="not_supported",
     )  # fmt: skip
-
-
-def shown(value: Any) -> str:
-    """A foreign value, at most 80 characters of it."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

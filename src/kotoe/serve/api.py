@@ -11,25 +11,27 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request as HTTPRequest
 
-from kotoe import __version__
+from kotoe import __version__, images
 from kotoe.config import DEFAULT_STRENGTH, GRID_NAMES, MAX_SEED, SAMPLER_NAMES, Request, to_json
 from kotoe.drawing import pixel_multiple
-from kotoe.errors import UserError
+from kotoe.errors import UserError, shown
 from kotoe.provenance.encode import MEDIA
-from kotoe.provenance.infotext import read_settings
+from kotoe.provenance.infotext import settings_in
+from kotoe.provenance.settings import Settings
 from kotoe.reading import said
+from kotoe.serve import pictures as files
 from kotoe.serve import refusals
 from kotoe.serve.gate import Caller
 from kotoe.serve.jobs import Job, Wish
-from kotoe.serve.pictures import from_data_url
-from kotoe.serve.refusals import Refusal
+from kotoe.serve.refusals import Name, Refusal
 from kotoe.serve.service import FIELDS, Service, suffix_of
 from kotoe.translate import understood
 
@@ -95,19 +97,24 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _only(cls, given: Any) -> Any:
+        return refusals.only(cls.model_fields, given)
+
 
 class NewJob(Body):
     """A request. See kotoe.config.Request; null is the model's own choice, a seed of null a random one."""
 
     prompt: str
     negative_prompt: str = ""
-    model: str | None = None
-    language: str | None = None
+    model: Name | None = None
+    language: Name | None = None
     width: int | None = None
     height: int | None = None
     steps: int | None = None
-    sampler: str | None = None
-    grid: str | None = None
+    sampler: Name | None = None
+    grid: Name | None = None
     guidance_scale: float | None = None
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     n: int = Field(default=1, ge=1, le=1000)
@@ -125,12 +132,12 @@ class Tokens(Body):
 
     prompt: str = Field(max_length=1_000_000)
     negative_prompt: str = ""
-    model: str | None = None
-    language: str | None = None
+    model: Name | None = None
+    language: Name | None = None
 
 
 @router.get("/model")
-async def model(service: Served, name: str | None = None) -> dict[str, Any]:
+async def model(service: Served, name: Name | None = None) -> dict[str, Any]:
     """What a model of the server can do, and what the server allows."""
     bundle, limits = service.bundle(name), service.settings
     edge = bundle.unet.spec.sample_size * bundle.vae.spec.downscale
@@ -205,12 +212,11 @@ async def new_job(body: NewJob, service: Served, caller: Calling, locale: Locale
     """Have pictures drawn. Answers at once; see the job's document and events."""
     given = body.model_dump(exclude={"model", "fast", "previews", "init_image", "mask", "seed"})
     seed = new_seed(body.n) if body.seed is None else body.seed
-    pictures: dict[str, Any] = {}
+    came = {name: value for name in ("init_image", "mask") if (value := getattr(body, name)) is not None}
+    pictures: dict[str, Any] = dict.fromkeys(came, "-")
     try:
-        for name in ("init_image", "mask"):
-            value = getattr(body, name)
-            if value is not None:
-                pictures[name] = service.keep(await asyncio.to_thread(from_data_url, value, name))
+        Request(**given, **pictures, seed=seed)  # what is wrong with it is said before a picture is decoded
+        pictures = await files.on_thread(partial(_kept, service, came)) if came else {}
         request = Request(**given, **pictures, seed=seed)
         wish = Wish(
             request=request, model=body.model, caller=caller.name, owner=caller.owner, locale=locale, fast=body.fast,
@@ -226,10 +232,28 @@ async def new_job(body: NewJob, service: Served, caller: Calling, locale: Locale
     return service.document(job)
 
 
+def _kept(service: Service, came: dict[str, str]) -> dict[str, str]:
+    """On a thread: pictures in base64 as the service's files. Raises UserError."""
+    most = files.largest(service.settings.max_pixels)
+    contents = {name: files.decoded(text, name) for name, text in came.items()}
+    for name, content in contents.items():
+        images.size_of(content, name, most)
+    found: dict[str, str] = {}
+    try:
+        for name, content in contents.items():
+            found[name] = service.keep(files.as_png(content, name, most))
+    except UserError:
+        service.forget(*found.values())
+        raise
+    return found
+
+
 async def _found(service: Service, caller: Caller, name: str) -> Job | dict[str, Any]:
     found = await service.find(name, caller.owner)
     if found is None:
-        raise Refusal(404, f"There is no job {name!r} here, or not any more.", kind="not_found_error", code="not_found")
+        raise Refusal(
+            404, f"There is no job {shown(name)} here, or not any more.", kind="not_found_error", code="not_found"
+        )
     return found
 
 
@@ -312,9 +336,13 @@ async def picture(name: str, suffix: Literal["png", "jpeg", "webp"], service: Se
 @router.post("/settings", openapi_extra={"requestBody": {"content": PICTURES, "required": True}})
 async def settings(request: HTTPRequest) -> dict[str, Any]:
     """What a picture's file says of how it was drawn, by Kotoe or by another program. The body is the file."""
-    found = await asyncio.to_thread(read_settings, await request.body())
+    found = await files.on_thread(partial(_settings, await request.body(), request.app.state.settings.max_pixels))
     record = None if found.record is None else to_json(found.record)
     taken = {name: value for name, value in found.request.items() if name in NewJob.model_fields}
     others = {name: value for name, value in found.request.items() if name not in NewJob.model_fields}
     notes = [*found.notes, *(f"{name} {value} is not taken over: jobs don't have it" for name, value in others.items())]
     return {"tool": found.tool, "request": taken, "notes": notes, "record": record}
+
+
+def _settings(content: bytes, max_pixels: int) -> Settings:
+    return settings_in(files.texts(content, "the picture", files.largest(max_pixels)))

@@ -10,26 +10,27 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.datastructures import UploadFile
 from starlette.requests import Request as HTTPRequest
 
+from kotoe import images
 from kotoe.config import MAX_SEED, Request
-from kotoe.errors import UserError
+from kotoe.errors import UserError, shown
 from kotoe.provenance.encode import encode
 from kotoe.serve import refusals
 from kotoe.serve.api import ERRORS, Calling, Locale, Served, event, new_seed
 from kotoe.serve.gate import Caller, gone
 from kotoe.serve.jobs import Job, Kept, Wish
-from kotoe.serve.pictures import LARGEST, as_png, decoded, fetched, with_alpha
-from kotoe.serve.refusals import Refusal
+from kotoe.serve.pictures import LARGEST, as_png, decoded, fetched, hole, largest, on_thread, with_alpha
+from kotoe.serve.refusals import Name, Refusal
 from kotoe.serve.service import FIELDS, Service, suffix_of
 
 LOOKS = 0.02  # seconds between two looks at a job whose partial pictures are sent
@@ -44,8 +45,13 @@ class Common(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _only(cls, given: Any) -> Any:
+        return refusals.only(cls.model_fields, given)
+
     prompt: str = Field(min_length=1)
-    model: str | None = Field(None, description="One of /v1/models; any other name is drawn with the first of them.")
+    model: Name | None = Field(None, description="One of /v1/models; any other name is drawn with the first of them.")
     n: Annotated[int, Field(ge=1, le=10)] | None = None
     size: Annotated[str, Field(pattern=SIZE)] | None = Field(None, description="WIDTHxHEIGHT; auto: the model's own.")
     quality: Literal["auto", "standard", "hd", "low", "medium", "high"] | None = Field(
@@ -65,8 +71,8 @@ class Common(BaseModel):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(None, description="Random unless given.")
     num_inference_steps: Annotated[int, Field(ge=1)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    sampler: str | None = None
-    language: str | None = Field(None, description="BCP 47; told from the prompt unless given.")
+    sampler: Name | None = None
+    language: Name | None = Field(None, description="BCP 47; told from the prompt unless given.")
     long_prompt: Literal["chunk", "error", "cut"] = Field("chunk", description="What is done over the token limit.")
 
 
@@ -81,13 +87,18 @@ class ImageReference(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _only(cls, given: Any) -> Any:
+        return refusals.only(cls.model_fields, given)
+
     image_url: str = Field(description="A data URL; an https address where the server fetches them.")
 
 
 class Edit(Common):
     """POST /v1/images/edits as JSON; as multipart the same fields, with files `image` and `mask`."""
 
-    images: list[ImageReference] = Field(min_length=1, max_length=16)
+    images: list[ImageReference] = Field(min_length=1, max_length=16, fail_fast=True)
     mask: ImageReference | None = None
     input_fidelity: Literal["high", "low"] | None = Field(None, description="No effect: see strength.")
     strength: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Share of the steps that are run.")
@@ -141,14 +152,14 @@ async def models(service: Served) -> Models:
 async def model(name: str, service: Served) -> Model:
     """One of them."""
     if name not in service.bundles:
-        raise Refusal(404, f"The model {name!r} does not exist.", param="model", code="model_not_found")
+        raise Refusal(404, f"The model {shown(name)} does not exist.", param="model", code="model_not_found")
     return Model(id=name, created=int(service.started))
 
 
 @router.post("/images/generations", response_model=Answer, response_model_exclude_none=True)
 async def generations(body: Generation, request: HTTPRequest, service: Served, caller: Calling, locale: Locale) -> Any:
     """Pictures from words."""
-    return await _answer(service, request, caller, locale, body, "image_generation", dict)
+    return await _answer(service, request, caller, locale, body, "image_generation")
 
 
 @router.post(
@@ -177,8 +188,8 @@ async def generations(body: Generation, request: HTTPRequest, service: Served, c
 )
 async def edits(request: HTTPRequest, service: Served, caller: Calling, locale: Locale) -> Any:
     """A picture anew, or where the mask is transparent."""
-    body, files = await _edit(request, service)
     try:
+        body, files = await _edit(request, service)
         return await _answer(service, request, caller, locale, body, "image_edit", partial(_pictures, service, files))
     except UserError as error:
         raise _refused(error) from error
@@ -196,10 +207,14 @@ async def _edit(request: HTTPRequest, service: Service) -> tuple[Edit, dict[str,
         except ValidationError as error:
             raise RequestValidationError(error.errors()) from error
         files = {"image": [one.image_url for one in body.images], "mask": [body.mask.image_url] if body.mask else []}
-        return body, {name: [await _referred(service, url, name) for url in urls] for name, urls in files.items()}
+        _check(body, files)
+        return body, {
+            name: [await on_thread(partial(_referred, service, url, name)) for url in urls]
+            for name, urls in files.items()
+        }
     if kind != "multipart/form-data":
         raise Refusal(
-            400, f"Content-Type {kind!r}. Allowed: multipart/form-data, application/json.", code="invalid_type"
+            400, f"Content-Type {shown(kind)}. Allowed: multipart/form-data, application/json.", code="invalid_type"
         )
     found: dict[str, list[bytes]] = {"image": [], "mask": []}
     fields: dict[str, Any] = {}
@@ -209,11 +224,13 @@ async def _edit(request: HTTPRequest, service: Service) -> tuple[Edit, dict[str,
             if short in found:
                 found[short].append(await _file(value, short))
             elif name in fields:
-                raise Refusal(400, f"The field {name!r} is there twice.", param=name, code="invalid_value")
+                raise Refusal(
+                    400, f"The field {shown(name)} is there twice.", param=shown(name)[1:-1], code="invalid_value"
+                )
             elif isinstance(value, str):
                 fields[name] = value
             else:
-                raise Refusal(400, f"The field {name!r} is a file.", param=name, code="invalid_value")
+                raise Refusal(400, f"The field {shown(name)} is a file.", code="invalid_value")
     if not found["image"]:
         raise Refusal(400, "No image was given. Allowed: a PNG, JPEG or WebP file.", param="image", code="missing")
     if "images" in fields:
@@ -224,7 +241,16 @@ async def _edit(request: HTTPRequest, service: Service) -> tuple[Edit, dict[str,
         body = Edit.model_validate({**fields, "images": [{"image_url": "data:"}]})
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
+    _check(body, found)
     return body, found
+
+
+def _check(body: Edit, files: Mapping[str, Sequence[bytes | str]]) -> None:
+    """Raise a UserError for what is wrong with an edit, before a picture of it is decoded."""
+    for name, given in files.items():
+        if len(given) > 1:
+            raise UserError(f"{len(given)} {name}s", allowed="one: a picture is drawn from one picture")
+    _request(body, {"init_image": "-"})
 
 
 async def _file(value: Part, name: str) -> bytes:
@@ -236,33 +262,31 @@ async def _file(value: Part, name: str) -> bytes:
     return content
 
 
-async def _referred(service: Service, url: str, name: str) -> bytes:
-    try:
-        if url.startswith("data:"):
-            return decoded(url, name)
-        if not service.settings.fetch_urls:
-            raise UserError(
-                f"{name}: this server fetches no addresses",
-                allowed="data URLs",
-                hint="kotoe serve --fetch-urls allows it",
-            )
-        return await asyncio.to_thread(fetched, url, name)
-    except UserError as error:
-        raise _refused(error) from error
+def _referred(service: Service, url: str, name: str) -> bytes:
+    """On a thread: the file that an edit's JSON names. Raises UserError."""
+    if url.startswith("data:"):
+        return decoded(url, name)
+    if not service.settings.fetch_urls:
+        raise UserError(
+            f"{name}: this server fetches no addresses",
+            allowed="data URLs",
+            hint="kotoe serve --fetch-urls allows it",
+        )
+    return fetched(url, name)
 
 
 def _pictures(service: Service, files: dict[str, list[bytes]]) -> dict[str, str]:
     """On a thread: the picture and the mask as the service's files. Raises UserError."""
-    images, masks = files["image"], files["mask"]
-    if len(images) > 1:
-        raise UserError(f"{len(images)} images", allowed="one: a picture is drawn from one picture")
-    if len(masks) > 1:
-        raise UserError(f"{len(masks)} masks", allowed="one")
+    most = largest(service.settings.max_pixels)
+    for name, given in files.items():
+        for content in given:
+            images.size_of(content, name, most)
+    [image], masks = files["image"], files["mask"]
     if not masks:
-        colours, mask = with_alpha(images[0], "image")
+        colours, mask = with_alpha(image, "image", most)
     else:
-        colours = as_png(images[0], "image")
-        _, mask = with_alpha(masks[0], "mask")
+        mask = hole(masks[0], "mask", most)
+        colours = as_png(image, "image", most)
         if mask is None:
             raise UserError("mask is transparent nowhere", allowed="a PNG that is transparent where to draw anew")
     found = {"init_image": service.keep(colours)}
@@ -313,14 +337,14 @@ async def _answer(
     locale: str,
     body: Common,
     kind: str,
-    pictures: Callable[[], dict[str, str]],
+    pictures: Callable[[], dict[str, str]] | None = None,
 ) -> Response | dict[str, Any]:
     given: dict[str, str] = {}
     form = body.output_format or "png"
     quality: dict[str, Any] = {} if body.output_compression is None else {"quality": max(1, body.output_compression)}
     name = body.model if body.model in service.bundles else service.default
     try:
-        given = await asyncio.to_thread(pictures)
+        given = {} if pictures is None else await on_thread(pictures)
         wish = Wish(
             request=_request(body, given),
             model=name,

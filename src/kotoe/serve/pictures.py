@@ -1,32 +1,54 @@
 """Pictures that come with requests, as base64, data URLs, files or (where the server is told to) https addresses.
 
 All are untrusted. What is taken is decoded whole by images.py's rules and written anew as a PNG, so that nothing else
-of the file goes any further.
+of the file goes any further. A file of a few KB may hold many megapixels: how many is checked from the header before
+anything is decoded, and AT_ONCE of them are decoded at a time over the whole server.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import http.client
 import ipaddress
 import socket
 import ssl
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from PIL import Image
 
 from kotoe import images
-from kotoe.errors import UserError
+from kotoe.errors import UserError, shown
 
 LARGEST = 24 * 2**20  # bytes of a picture's file
 FETCH_SECONDS = 10.0
+TIMES = 16  # so many times max_pixels may come: photos are made smaller, or only part of them is drawn
+AT_ONCE = 2  # some 12 bytes a pixel each, and the file
+# Always the same threads: glibc keeps what a thread has freed, some 100 MB of one that decoded 4096 x 4096 pixels.
+_decoders = ThreadPoolExecutor(AT_ONCE, "decoder")
+# Who waits for them keeps none of the threads that all else is done on.
+_readers = ThreadPoolExecutor(8, "pictures")
+T = TypeVar("T")
 
 
-def from_data_url(text: str, name: str) -> bytes:
-    """A PNG of a picture given as base64, with or without `data:image/…;base64,` before it. Raises UserError."""
-    return as_png(decoded(text, name), name)
+async def on_thread(work: Callable[[], T]) -> T:
+    """What a function gives that reads pictures, from the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(_readers, work)
+
+
+def decode(work: Callable[[], T]) -> T:
+    """What a function gives that decodes a picture; AT_ONCE of them run at a time. Not to be asked for within it."""
+    return _decoders.submit(work).result()
+
+
+def largest(max_pixels: int) -> int:
+    """Pixels that a picture may have that comes to a server which draws so many."""
+    return min(TIMES * max_pixels, images.LARGEST_PIXELS)
 
 
 def decoded(text: str, name: str) -> bytes:
@@ -46,26 +68,50 @@ def decoded(text: str, name: str) -> bytes:
     return found
 
 
-def as_png(content: bytes, name: str) -> bytes:
+def as_png(content: bytes, name: str, most: int) -> bytes:
     """A picture's file as an opaque RGB PNG; what is see-through is refused. Raises UserError."""
-    image, clear = images.picture_of(content, name)
-    if clear:
+
+    def work() -> bytes:
+        image, alpha = images.layers_of(content, name, most)
+        if alpha is None:
+            return png(image)
         raise UserError(
             f"{name} is partly transparent", allowed="an opaque picture", hint="Put it on a background first"
         )
-    return png(image)
+
+    return decode(work)
 
 
-def with_alpha(content: bytes, name: str) -> tuple[bytes, bytes | None]:
+def with_alpha(content: bytes, name: str, most: int) -> tuple[bytes, bytes | None]:
     """A PNG of a picture's colours, and one of where it is see-through (white there), if it is anywhere: OpenAI's
     masks. Raises UserError."""
-    image, clear = images.picture_of(content, name)  # which checks it
-    if not clear:
-        return png(image), None
-    with Image.open(BytesIO(content), formats=images.FORMATS) as found:
-        alpha = found.convert("RGBA").getchannel("A")
-        colours = found.convert("RGB")
-    return png(colours), png(alpha.point([255 if level < 128 else 0 for level in range(256)]))
+
+    def work() -> tuple[bytes, bytes | None]:
+        colours, alpha = images.layers_of(content, name, most)
+        return png(colours), None if alpha is None else png(solid(alpha, below=255))
+
+    return decode(work)
+
+
+def hole(content: bytes, name: str, most: int) -> bytes | None:
+    """The second of with_alpha's alone. Raises UserError."""
+
+    def work() -> bytes | None:
+        alpha = images.layers_of(content, name, most)[1]
+        return None if alpha is None else png(solid(alpha, below=255))
+
+    return decode(work)
+
+
+def solid(alpha: Image.Image, *, below: int) -> Image.Image:
+    """Alpha in two levels: `below`, 0 or 255, where it is less than half, and the other one where it isn't."""
+    return alpha.point([below if level < 128 else 255 - below for level in range(256)])
+
+
+def texts(content: bytes, name: str, most: int) -> dict[str, str]:
+    """The texts in a picture's file: images.texts. Raises UserError."""
+    images.size_of(content, name, most)  # without waiting
+    return decode(lambda: images.texts(content, name, most))
 
 
 def png(image: Image.Image) -> bytes:
@@ -88,7 +134,7 @@ def fetched(url: str, name: str) -> bytes:
     try:
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        raise UserError(f"{name}: {parts.hostname!r} is not known", allowed="an https address") from None
+        raise UserError(f"{name}: {shown(parts.hostname)} is not known", allowed="an https address") from None
     addresses = [str(info[4][0]) for info in found]
     if not all(ipaddress.ip_address(address.split("%")[0]).is_global for address in addresses):
         raise UserError(f"{name}: {parts.hostname} is not a public host", allowed="addresses of public hosts")
