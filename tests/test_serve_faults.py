@@ -348,6 +348,10 @@ def test_replicas_a_job_that_is_cancelled_before_anything_was_asked_ends(bundle:
         service.cancel(job)
         await asyncio.wait_for(job.ended.wait(), 10)
         assert (job.state, job.open) == ("cancelled", 0)
+        service.files.shutdown()
+        service.front.shutdown()
+        service.store.close()
+        service.folder.cleanup()
 
     asyncio.run(main())
 

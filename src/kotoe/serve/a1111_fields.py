@@ -36,6 +36,7 @@ STRENGTH = 0.75  # that program's denoising_strength
 BLUR = 4  # pixels; its mask_blur
 NOISY = ("euler_ancestral", "dpmpp_2m_sde")  # samplers that add noise whatever eta, which is 1 there
 FOREIGN = ("exponential", "polyexponential", "beta")  # schedules that Kotoe lacks, as they end samplers' names
+FILLED = 2**20  # pixels that a hole and its surroundings are looked at in
 FILLS = (256, 64, 16, 4)  # radii, in pixels, over which the surroundings of a hole are looked at, the nearest last
 # Kotoe's words for fields to that program's
 WORDS = {
@@ -235,7 +236,7 @@ def read(body: Drawing, options: Mapping[str, Any], bundle: Bundle, service: Ser
         Request(**values, **files)  # what is wrong with it is said before pictures of that size are made
         most = pictures.largest(service.settings.max_pixels)
         drawn = None if values.get("padding_mask_crop") is not None else size
-        contents = _contents(body, drawn, most, service)
+        contents = _contents(body, most, service)
         init, mask = pictures.decode(partial(_pictures, body, contents, drawn, most, notes))
         values["init_image"] = service.keep(init)
         if mask is not None:
@@ -342,8 +343,8 @@ def _seed(body: Drawing, values: Mapping[str, Any], n: int) -> int:
 # --- Pictures that come with it -------------------------------------------------------------------
 
 
-def _contents(body: Img2Img, size: tuple[int, int] | None, most: int, service: Service) -> tuple[bytes, bytes | None]:
-    """The files of the picture to begin with and of the mask, of `most` pixels by their headers. size: see _pictures.
+def _contents(body: Img2Img, most: int, service: Service) -> tuple[bytes, bytes | None]:
+    """The files of the picture to begin with and of the mask, of `most` pixels by their headers.
 
     Raises Refusal and UserError.
     """
@@ -353,10 +354,7 @@ def _contents(body: Img2Img, size: tuple[int, int] | None, most: int, service: S
     if len(given) > 1:
         raise refused("init_images", f"{len(given)} pictures", "one", "Ask for the others one by one")
     init = _content(given[0], "init_images", service)
-    width, height = images.size_of(init, "init_images", most)
-    if size is None and width * height > service.settings.max_pixels:
-        most = service.settings.max_pixels
-        raise refused("init_images", f"{width}x{height}", f"{most} pixels at most", "It keeps its size")
+    images.size_of(init, "init_images", most)
     if body.mask is None:
         return init, None
     mask = _content(body.mask, "mask", service)
@@ -415,10 +413,24 @@ def _fitted(image: Image.Image, size: tuple[int, int], mode: int | None) -> Imag
 
 def filled(image: Image.Image, mask: Image.Image) -> Image.Image:
     """The picture with what the mask covers taken from its surroundings: blurred, and the nearer the sharper."""
+    covered = mask.getbbox()
+    if covered is None:
+        return image
+    far = FILLS[0]
+    left, top = (max(0, edge - far) for edge in covered[:2])
+    box = left, top, min(image.width, covered[2] + far), min(image.height, covered[3] + far)
+    part, hole = image.crop(box), mask.crop(box)
+    scale = min(1.0, (FILLED / (part.width * part.height)) ** 0.5)  # a large one needs no more detail
+    size = max(1, round(part.width * scale)), max(1, round(part.height * scale))
+    found = _surroundings(part.resize(size), hole.resize(size)).resize(part.size)
+    whole = image.copy()
+    whole.paste(Image.composite(found, part, hole), box[:2])
+    return whole
+
+
+def _surroundings(image: Image.Image, mask: Image.Image) -> Image.Image:
     hole = np.asarray(mask, np.float32)[..., None] / 255  # (H, W, 1)
     colours = np.asarray(image, np.float32)  # (H, W, 3)
-    if not hole.any():
-        return image
     known = 1 - hole
     whole = float(known.sum())
     mean = (colours * known).sum((0, 1)) / whole if whole >= 1 else np.full(3, 127.5)
@@ -430,7 +442,7 @@ def filled(image: Image.Image, mask: Image.Image) -> Image.Image:
         near = np.asarray(weight.filter(blur), np.float32)[..., None] / 255
         sure = np.clip(4 * near, 0, 1)
         found += sure * (np.asarray(seen.filter(blur), np.float32) / np.maximum(near, 1 / 255) - found)
-    return Image.fromarray((colours * known + found.clip(0, 255) * hole).round().astype(np.uint8))
+    return Image.fromarray(found.clip(0, 255).round().astype(np.uint8))
 
 
 # --- Refusals in its words ------------------------------------------------------------------------

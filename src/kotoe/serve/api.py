@@ -168,6 +168,7 @@ async def model(service: Served, name: Name | None = None) -> dict[str, Any]:
         },
         "limits": {
             "max_pixels": limits.max_pixels,
+            "max_init_pixels": files.largest(limits.max_pixels),
             "pixel_multiple": pixel_multiple(bundle),
             "max_steps": limits.max_steps,
             "max_n": limits.max_n,

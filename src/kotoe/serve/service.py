@@ -36,6 +36,7 @@ from kotoe.serve import refusals
 from kotoe.serve.jobs import Job, Kept, Wish
 from kotoe.serve.local import Local, in_few_steps
 from kotoe.serve.metrics import Metrics, tell
+from kotoe.serve.pictures import largest
 from kotoe.serve.refusals import Refusal
 from kotoe.serve.settings import Serving
 from kotoe.serve.store import ENDED, Store, StoreError, lost
@@ -184,15 +185,17 @@ class Service:
         if count > limits.max_n:
             raise UserError(f"n {count}, pictures of one request", allowed=f"1 to {limits.max_n}")
         resolved = resolve(bundle, request)
-        for name, (width, height) in {
-            "": (resolved.width, resolved.height),
-            "init_image: ": picture_size(resolved),  # with padding_mask_crop it isn't what is drawn
-        }.items():
-            if width * height > limits.max_pixels:
-                raise UserError(
-                    f"{name}width {width} x height {height}",
-                    allowed=f"{limits.max_pixels} pixels at most, as this server is set",
-                )
+        if resolved.width * resolved.height > limits.max_pixels:
+            raise UserError(
+                f"width {resolved.width} x height {resolved.height}",
+                allowed=f"{limits.max_pixels} pixels at most, as this server is set",
+            )
+        width, height = picture_size(resolved)  # with padding_mask_crop that of a photo
+        if resolved.padding_mask_crop is not None and count * width * height > largest(limits.max_pixels):
+            raise UserError(
+                f"n {count}, pictures of init_image's {width}x{height} pixels",
+                allowed=f"{largest(limits.max_pixels)} pixels together, as this server is set",
+            )
         check_size(self.marking, width, height)
         if resolved.steps > limits.max_steps:
             raise UserError(f"steps {resolved.steps}", allowed=f"1 to {limits.max_steps}, as this server is set")

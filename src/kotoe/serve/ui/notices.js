@@ -4,6 +4,7 @@ import { byId, h } from "./dom.js";
 import { sentences, t, translate } from "./strings.js";
 
 const SHOWN_MS = 10_000;
+const MOST = 3; // at a time: they lie over the pictures
 
 /**
  * A message that goes by itself, unless it is an error or something to read; not while it is pointed at or has the focus.
@@ -31,13 +32,14 @@ export function notice(text, { kind = "news", list = [], action = null, gone = (
   };
   box.append(
     h("div", { class: "notice-text" }, h("p", { text }), list.length > 0 && h("ul", {}, ...list.map((one) => h("li", { text: one })))),
-    action ? h("button", { type: "button", t: action.key, on: { click: () => ((taken = true), action.fn(), close()) } }) : null,
+    ...(action ? [h("button", { type: "button", t: action.key, on: { click: () => ((taken = true), action.fn(), close()) } })] : []),
     h("button", { type: "button", class: "quiet close", "data-t-label": "close", text: "×", on: { click: close } }),
   );
   translate(box);
   for (const event of ["pointerenter", "focusin"]) box.addEventListener(event, () => clearTimeout(timer));
   for (const event of ["pointerleave", "focusout"]) box.addEventListener(event, wait);
   byId("notices").append(box);
+  while (byId("notices").children.length > MOST) byId("notices").querySelector(".close").click(); // the oldest goes
   wait();
 }
 

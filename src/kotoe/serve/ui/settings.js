@@ -7,9 +7,11 @@ const MAX_SEED = 2 ** 32 - 1;
 const DRAFT = "kotoe.draft";
 const NUMBERS = ["width", "height", "n", "steps", "guidance_scale", "strength"];
 const CHOICES = ["language", "sampler", "grid", "long_prompt"];
+const BYTES_A_PIXEL = 6; // of a PNG and its mask in base64, at the worst
 const PAIRS = ["steps", "guidance_scale", "strength"];
 const SET_BY_FAST = ["steps", "guidance_scale", "sampler"];
 const WITH_FILES = ["prompt", "fast", "previews", "init_image", "mask", "padding_mask_crop"]; // stand elsewhere in the form
+const SHAPE_COUNTS = 8; // times as much as the number of pixels
 const SHAPES = [[1, 1], [4, 3], [3, 2], [16, 9], [3, 4], [2, 3], [9, 16]];
 
 /** A value that can't be sent, and the field it stands in. */
@@ -73,9 +75,10 @@ export class Settings {
     return { width: of("width"), height: of("height") };
   }
 
-  /** @returns {number} pixels that the server takes in a picture */
+  /** @returns {number} pixels that the server takes in a picture to start from, and that fit into a request */
   get mostPixels() {
-    return this.#model.limits.max_pixels;
+    const { max_init_pixels: most, max_body_bytes: bytes } = this.#model.limits;
+    return Math.min(most, Math.floor(bytes / BYTES_A_PIXEL));
   }
 
   /** @returns {{language: string|null, negative: string, model: string}} what tells how a prompt is read */
@@ -123,7 +126,7 @@ export class Settings {
     if (request.fast && this.#model.fast) this.#toggle(true);
     const unused = request.fast && !this.#model.fast ? ["fast"] : [];
     for (const [name, value] of Object.entries(request)) {
-      if (value === null || WITH_FILES.includes(name)) continue;
+      if (value === null || value === undefined || WITH_FILES.includes(name)) continue;
       if (CHOICES.includes(name)) {
         if ([...byId(name).options].some((option) => option.value === value)) byId(name).value = value;
         else unused.push(`${name} ${value}`);
@@ -261,9 +264,15 @@ export class Settings {
    */
   sizeLike(across, down) {
     const { defaults, limits } = this.#model;
-    const unit = Math.sqrt((defaults.width * defaults.height) / (across * down));
-    const edge = (part) => Math.max(1, Math.round((part * unit) / limits.pixel_multiple)) * limits.pixel_multiple;
-    return { width: edge(across), height: edge(down) };
+    const usual = defaults.width * defaults.height;
+    let best = { far: Infinity, width: 0, height: 0 };
+    for (let height = limits.pixel_multiple; height <= 4 * Math.sqrt(usual); height += limits.pixel_multiple) {
+      const width = Math.max(1, Math.round((height * across) / down / limits.pixel_multiple)) * limits.pixel_multiple;
+      const [shape, size] = [(width * down) / (height * across), (width * height) / usual].map((ratio) => Math.abs(Math.log(ratio)));
+      const far = SHAPE_COUNTS * shape + size;
+      if (far < best.far) best = { far, width, height };
+    }
+    return { width: best.width, height: best.height };
   }
 
   /** Fast has settings of its own: the fields are emptied, and filled again afterwards. */

@@ -198,6 +198,7 @@ export class Source {
       this.#clear && t("source.clear"),
       this.#mask && t("mask.given"),
       this.#closeup && t("closeup.note", asked),
+      this.#closeup && cut.width < this.#bitmap.width && t("closeup.smaller", own),
       this.#dropped && t("mask.dropped"),
     ];
     setText(byId("source-note"), sentences(notes));
