@@ -68,6 +68,24 @@ def test_no_numbers_are_refused() -> None:
         images.to_pil(torch.full((3, 2, 2), float("nan")))
 
 
+@given(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), st.sampled_from([8, 32, 64]), st.sampled_from([128, 512]))
+def test_a_size_that_a_picture_fits_into(size: tuple[int, int], multiple: int, edge: int) -> None:
+    found = images.size_like(size, multiple, edge**2)
+    if found is None:
+        assert max(size) > 1.5 * min(size) or multiple * 8 > edge  # a square fits nearly always
+        return
+    assert [each % multiple for each in found] == [0, 0]
+    assert edge**2 <= 4 * found[0] * found[1] <= 16 * edge**2
+    assert found[0] * size[1] == pytest.approx(found[1] * size[0], rel=0.021)
+
+
+def test_the_nearest_in_pixels_is_taken() -> None:
+    assert images.size_like((1500, 1000), 32, 128**2) == (192, 128)
+    assert images.size_like((4032, 3024), 32, 128**2) == (128, 96)
+    assert images.size_like((300, 150), 32, 128**2) == (192, 96)
+    assert images.size_like((5000, 1), 32, 128**2) is None
+
+
 @given(st.integers(1, 8192), st.sampled_from([4, 8, 64]))
 def test_t16_a_size_that_does_not_divide_is_told_the_two_nearest(edge: int, multiple: int) -> None:
     if edge % multiple == 0:

@@ -104,7 +104,7 @@ def test_pictures_that_would_be_too_large(ann: Someone) -> None:
     for name in ("txt2img", "img2img"):
         found = ann.refused(huge, name)
         assert "width" in found
-        assert "1048576 pixels at most" in found
+        assert "1572864 pixels at most" in found
 
 
 def test_no_picture_to_begin_with(ann: Someone) -> None:

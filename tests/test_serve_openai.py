@@ -179,8 +179,8 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
 
 REFUSED = [
     ({"size": "100x128"}, "size", "96 or 128"),
-    ({"size": "4096x4096"}, "size", "1048576 pixels"),
-    ({"size": "big"}, "size", "pattern"),
+    ({"size": "4096x4096"}, "size", "1572864 pixels"),
+    ({"size": "big"}, "size", "size 'big'. Allowed: WIDTHxHEIGHT in pixels, such as 512x512, or auto"),
     ({"n": 11}, "n", "less than or equal to 10"),
     ({"n": 0}, "n", "greater than or equal to 1"),
     ({"background": "transparent"}, None, "no transparency"),

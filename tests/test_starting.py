@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -173,6 +174,19 @@ def test_no_photo_of_another_shape_is_distorted(bundle: Bundle, files: dict[str,
     for size in ({}, {"width": 16, "height": 16}):
         with pytest.raises(UserError, match="61 is not a multiple|would distort it"):
             one(bundle, files, padding_mask_crop=None, **size)
+
+
+def test_a_photo_that_does_not_fit_is_told_what_does(bundle: Bundle, files: dict[str, str]) -> None:
+    photo = {"init_image": files["init_image"]}  # 61 x 43
+    for size in ({}, {"width": 16, "height": 16}):
+        with pytest.raises(UserError, match="init_image, 61x43, fits into width") as told:
+            resolve(bundle, Request(prompt="a", **photo, **size))  # type: ignore[arg-type]
+        width, height = map(int, re.findall(r"fits into width (\d+), height (\d+)", str(told.value))[0])
+        request = Request(prompt="a", width=width, height=height, **photo)  # type: ignore[arg-type]
+        assert generate(bundle, request)[0].image.size == (width, height)
+        assert "padding_mask_crop" not in str(told.value)
+    with pytest.raises(UserError, match="or padding_mask_crop, which draws the masked part alone"):
+        resolve(bundle, Request(prompt="a", **files))  # type: ignore[arg-type]
 
 
 def test_a_black_mask_is_told_before_anything_is_drawn(bundle: Bundle, files: dict[str, str]) -> None:

@@ -237,8 +237,9 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
     if request.init_image is not None and request.strength is None:
         chosen["strength"] = 1.0 if bundle.unet.spec.inpaints else DEFAULT_STRENGTH
     found = Resolved(**{**given, **chosen})
-    images.check_size(width, height, pixel_multiple(bundle))
-    starting.opened(found)  # what is wrong with it, or its mask, is said now
+    hint = _fitting(bundle, found)
+    images.check_size(width, height, pixel_multiple(bundle), hint)
+    starting.opened(found, hint)  # what is wrong with it, or its mask, is said now
     steps = len(_walk(bundle, found).sigmas) - 1  # too few steps, or none left
     if is_guided(found) and _guided_steps(found, steps) == (0, 0):
         raise UserError(
@@ -328,6 +329,18 @@ def _size(bundle: Bundle, request: Request) -> tuple[int, int]:
     edge = bundle.unet.spec.sample_size * bundle.vae.spec.downscale
     width = edge if request.width is None else request.width
     return width, edge if request.height is None else request.height
+
+
+def _fitting(bundle: Bundle, request: Resolved) -> str:
+    """Which size the picture that is started from can be drawn at, or how else it can be used."""
+    if request.init_image is None or request.padding_mask_crop is not None:
+        return ""
+    edge, size = bundle.unet.spec.sample_size * bundle.vae.spec.downscale, images.open_picture(request.init_image).size
+    fits = images.size_like(size, pixel_multiple(bundle), edge**2)
+    part = "" if request.mask is None else "; or padding_mask_crop, which draws the masked part alone"
+    if fits is None:
+        return f"Crop init_image to another shape first{part}"
+    return f"init_image, {size[0]}x{size[1]}, fits into width {fits[0]}, height {fits[1]}{part}"
 
 
 def _ending(bundle: Bundle, request: Request, sampler: str) -> Ending:

@@ -6,6 +6,7 @@ B pictures, H W pixel rows and columns. Pictures are PIL "RGB" or float32 tensor
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 import warnings
 import zlib
@@ -41,7 +42,7 @@ COMFYUI_TAGS = {0x010F: "workflow:", 0x0110: "prompt:"}  # where ComfyUI puts it
 # Sizes
 
 
-def check_size(width: int, height: int, multiple: int) -> None:
+def check_size(width: int, height: int, multiple: int, hint: str = "") -> None:
     """Raise a UserError naming the two nearest valid values when an edge isn't a multiple of `multiple` pixels."""
     for name, edge in (("width", width), ("height", height)):
         if not 1 <= edge <= MAX_EDGE_PX:
@@ -52,6 +53,7 @@ def check_size(width: int, height: int, multiple: int) -> None:
             raise UserError(
                 f"{name} {edge} is not a multiple of {multiple}",
                 allowed=f"{nearest}, the nearest ones" if below else nearest,
+                hint=hint,
             )
 
 
@@ -162,15 +164,29 @@ def resized(image: Image.Image, width: int, height: int, what: str = "picture") 
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def check_shape(image: Image.Image, width: int, height: int, what: str = "picture") -> None:
+def check_shape(image: Image.Image, width: int, height: int, what: str = "picture", hint: str = "") -> None:
     """Raise a UserError where a picture isn't about the shape of width x height."""
-    ratio = (image.width * height) / (image.height * width)
-    if not 1 - SAME_SHAPE <= ratio <= 1 + SAME_SHAPE:
+    if not _same_shape(image.size, width, height):
         raise UserError(
             f"{what} is {image.width}x{image.height}, asked for {width}x{height}: that would distort it",
             allowed="the same proportions",
-            hint="Crop it first, or ask for another width and height",
+            hint=hint or "Crop it first, or ask for another width and height",
         )
+
+
+def _same_shape(size: tuple[int, int], width: int, height: int) -> bool:
+    return 1 - SAME_SHAPE <= (size[0] * height) / (size[1] * width) <= 1 + SAME_SHAPE
+
+
+def size_like(size: tuple[int, int], multiple: int, pixels: int) -> tuple[int, int] | None:
+    """Edges in multiples of `multiple` pixels that a picture of that size can be brought to, of about so many pixels.
+
+    None: there are none between a quarter of that and four times as many.
+    """
+    edges = range(multiple, MAX_EDGE_PX + 1, multiple)
+    pairs = ((max(1, round(size[0] * high / size[1] / multiple)) * multiple, high) for high in edges)
+    fit = [pair for pair in pairs if _same_shape(size, *pair) and pixels <= 4 * pair[0] * pair[1] <= 16 * pixels]
+    return min(fit, key=lambda pair: abs(math.log(pair[0] * pair[1] / pixels)), default=None)
 
 
 def file_sha256(path: str | Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from torch.nn import Module
@@ -75,5 +76,11 @@ def check_same(bundle: Bundle, record: Record) -> None:
         ("init_image", record.init_image, record.init_image_sha256),
         ("mask", record.mask, record.mask_sha256),
     ):
+        if path is not None and not Path(path).exists():
+            raise UserError(
+                f"{what} {path}, which the picture was drawn from, isn't there",
+                allowed=f"the file with sha256 {sha256}",
+                hint="Names are as they were when it was drawn: replay in that folder. A server keeps no such files",
+            )
         if path is not None and images.file_sha256(path) != sha256:
             raise UserError(f"{what} {path} has changed since the picture was drawn", allowed=f"sha256 {sha256}")

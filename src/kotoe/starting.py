@@ -49,8 +49,11 @@ class Start:
         return put_back(images.to_pil(pixels, truncate=truncate), self.opened.init, self.opened.mask, self.opened.box)
 
 
-def opened(request: Resolved) -> Opened | None:
-    """The files of a request; None where it begins with noise. Raises UserError for all that can be wrong with them."""
+def opened(request: Resolved, hint: str = "") -> Opened | None:
+    """The files of a request; None where it begins with noise. Raises UserError for all that can be wrong with them.
+
+    hint: what to do where the picture has another shape than what is drawn.
+    """
     if request.init_image is None:
         return None
     width, height = request.width, request.height
@@ -62,7 +65,7 @@ def opened(request: Resolved) -> Opened | None:
         )
     if mask is not None and request.padding_mask_crop is not None:
         return Opened(init=init, mask=mask, box=box_around(mask, width, height, request.padding_mask_crop))
-    images.check_shape(init, width, height, "init_image")
+    images.check_shape(init, width, height, "init_image", hint)
     return Opened(init=init, mask=mask, box=None)
 
 

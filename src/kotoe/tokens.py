@@ -154,7 +154,8 @@ class Tokenizer:
         return row
 
     def _overflow(self, text: str) -> list[str]:
-        return [piece for piece in self.text_pieces(text)[self.room :] if piece]
+        pieces = (piece.lstrip("▁") for piece in self.text_pieces(text)[self.room :])  # SentencePiece's mark of a space
+        return [piece for piece in pieces if piece]
 
     def _too_long(self, text: str, count: int, over: list[str]) -> UserError:
         shown = over if len(over) <= 40 else [*over[:40], f"… ({len(over) - 40} more)"]

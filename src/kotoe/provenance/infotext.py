@@ -105,7 +105,7 @@ def settings_in(texts: Mapping[str, str], name: str = "the picture") -> Settings
             return found
     raise UserError(
         f"{name} holds no settings",
-        allowed="a picture as a program saved it: Kotoe, AUTOMATIC1111, ComfyUI, InvokeAI, ...",
+        allowed="a picture as Kotoe, AUTOMATIC1111, stable-diffusion.cpp, ComfyUI, InvokeAI or NovelAI saved it",
         hint="Programs that edit or share pictures often remove such data",
     )
 

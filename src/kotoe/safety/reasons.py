@@ -30,6 +30,12 @@ PICTURE = {
     "zh": "图片超出检查器的{what}阈值 {score}",
     "ko": "그림이 검사기의 {what} 기준값을 {score} 넘었습니다",
 }
+BLOCKED = {
+    "en": "Blocked, nothing was drawn: {reason}",
+    "ja": "描画しませんでした（ブロック）: {reason}",
+    "zh": "已拦截，未绘制: {reason}",
+    "ko": "차단되어 그리지 않았습니다: {reason}",
+}
 CONCEPT = {"en": "concept {n}", "ja": "概念 {n} ", "zh": "概念 {n} ", "ko": "개념 {n}"}
 
 
@@ -50,6 +56,11 @@ def of_prompt(found: Iterable[Found], language: str | None) -> str:
         TERMS[tongue].format(what=between.join(written), category=CATEGORIES[category][tongue])
         for category, written in by_category.items()
     )
+
+
+def blocked(reason: str, language: str | None) -> str:
+    """What who asked is told where a reason keeps a picture from being drawn."""
+    return BLOCKED[spoken(language)].format(reason=reason)
 
 
 def of_picture(concept: int, score: float, language: str | None) -> str:

@@ -10,7 +10,7 @@ import base64
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ from starlette.requests import Request as HTTPRequest
 
 from kotoe import __version__, images
 from kotoe.config import DEFAULT_STRENGTH, GRID_NAMES, MAX_SEED, SAMPLER_NAMES, Request, to_json
-from kotoe.drawing import pixel_multiple
+from kotoe.drawing import pixel_multiple, resolve
 from kotoe.errors import UserError, shown
 from kotoe.provenance.encode import MEDIA
 from kotoe.provenance.infotext import settings_in
@@ -340,9 +340,23 @@ async def settings(request: HTTPRequest) -> dict[str, Any]:
     found = await files.on_thread(partial(_settings, await request.body(), request.app.state.settings.max_pixels))
     record = None if found.record is None else to_json(found.record)
     taken = {name: value for name, value in found.request.items() if name in NewJob.model_fields}
-    others = {name: value for name, value in found.request.items() if name not in NewJob.model_fields}
+    usual = _usual(request.app.state.service, taken)
+    others = {
+        name: value
+        for name, value in found.request.items()
+        if name not in NewJob.model_fields and value != usual.get(name)
+    }
     notes = [*found.notes, *(f"{name} {value} is not taken over: jobs don't have it" for name, value in others.items())]
     return {"tool": found.tool, "request": taken, "notes": notes, "record": record}
+
+
+def _usual(service: Service | None, taken: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job with these settings has anyway."""
+    said = {name: taken[name] for name in ("sampler", "grid") if name in taken}
+    try:
+        return {} if service is None else dict(to_json(resolve(service.bundle(), Request(prompt="-", **said))))
+    except UserError:
+        return {}
 
 
 def _settings(content: bytes, max_pixels: int) -> Settings:

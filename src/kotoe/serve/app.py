@@ -27,7 +27,7 @@ from starlette.staticfiles import StaticFiles
 
 from kotoe import __version__
 from kotoe.checkpoints import Bundle
-from kotoe.errors import UserError
+from kotoe.errors import UserError, shown
 from kotoe.provenance.marking import Marking
 from kotoe.safety.checks import Checks
 from kotoe.serve import a1111, a1111_lists, api, openai, refusals
@@ -228,15 +228,23 @@ def _validation(error: RequestValidationError) -> Refusal:
     first: dict[str, Any] = dict(error.errors()[0])
     place = [str(part) for part in first.get("loc", ()) if part not in ("body", "query", "path")]
     name = ".".join(place) or None
-    given = repr(first.get("input"))
-    shown = given if len(given) <= 80 else given[:77] + "..."
-    if first["type"] == "extra_forbidden":
+    given, kind = first.get("input"), first["type"]
+    if not place and kind in ("model_attributes_type", "model_type", "dict_type"):
+        if isinstance(given, bytes):
+            return Refusal(400, "The body isn't said to be JSON. Send it with Content-Type: application/json.")
+        return Refusal(400, f"The body is {shown(given)}. Allowed: a JSON object.", code="invalid_value")
+    if kind == "value_error":
+        allowed = first["msg"].removeprefix("Value error, ")
+        return Refusal(400, f"{name} {shown(given)}. Allowed: {allowed}.", param=name, code="invalid_value")
+    if kind == "missing":
+        return Refusal(400, f"{name} is missing.", param=name, code="invalid_value")
+    if kind == "extra_forbidden":
         return Refusal(400, f"Unknown field {name!r}.", param=name, code="unknown_parameter")
     if first["type"] == "json_invalid":
         return Refusal(
             400, f"The body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}.", code="invalid_json"
         )
-    return Refusal(400, f"{name}: {first['msg']}; given: {shown}.", param=name, code="invalid_value")
+    return Refusal(400, f"{name}: {first['msg']}; given: {shown(given)}.", param=name, code="invalid_value")
 
 
 class Server(uvicorn.Server):

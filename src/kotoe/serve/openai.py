@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 from starlette.datastructures import UploadFile
 from starlette.requests import Request as HTTPRequest
 
@@ -35,6 +36,15 @@ from kotoe.serve.service import FIELDS, Service, suffix_of
 
 LOOKS = 0.02  # seconds between two looks at a job whose partial pictures are sent
 SIZE = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
+
+
+def _sized(size: str) -> str:
+    if re.fullmatch(SIZE, size) is None:
+        raise ValueError("WIDTHxHEIGHT in pixels, such as 512x512, or auto")
+    return size
+
+
+Size = Annotated[str, AfterValidator(_sized), WithJsonSchema({"type": "string", "pattern": SIZE})]
 NAMES = {"steps": "num_inference_steps", "width": "size", "height": "size", "init_image": "image"}  # Request's, here
 Part = UploadFile | str
 router = APIRouter(prefix="/v1", tags=["openai"], responses=ERRORS)
@@ -53,7 +63,7 @@ class Common(BaseModel):
     prompt: str = Field(min_length=1)
     model: Name | None = Field(None, description="One of /v1/models; any other name is drawn with the first of them.")
     n: Annotated[int, Field(ge=1, le=10)] | None = None
-    size: Annotated[str, Field(pattern=SIZE)] | None = Field(None, description="WIDTHxHEIGHT; auto: the model's own.")
+    size: Size | None = Field(None, description="WIDTHxHEIGHT; auto: the model's own.")
     quality: Literal["auto", "standard", "hd", "low", "medium", "high"] | None = Field(
         None, description="low draws in few steps where the model has learnt to; the others have no effect."
     )
@@ -102,6 +112,10 @@ class Edit(Common):
     mask: ImageReference | None = None
     input_fidelity: Literal["high", "low"] | None = Field(None, description="No effect: see strength.")
     strength: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Share of the steps that are run.")
+    padding_mask_crop: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="With a mask: only the part around it is drawn, and the picture keeps its size.",
+    )
 
 
 class Datum(BaseModel):
@@ -250,7 +264,7 @@ def _check(body: Edit, files: Mapping[str, Sequence[bytes | str]]) -> None:
     for name, given in files.items():
         if len(given) > 1:
             raise UserError(f"{len(given)} {name}s", allowed="one: a picture is drawn from one picture")
-    _request(body, {"init_image": "-"})
+    _request(body, {"init_image": "-", **({} if body.padding_mask_crop is None else {"mask": "-"})})
 
 
 async def _file(value: Part, name: str) -> bytes:
@@ -322,6 +336,7 @@ def _request(body: Common, given: dict[str, str]) -> Request:
         init_image=given.get("init_image"),
         mask=given.get("mask"),
         strength=getattr(body, "strength", None),
+        padding_mask_crop=getattr(body, "padding_mask_crop", None),
         long_prompt=body.long_prompt,
         emphasis="none",  # OpenAI's prompts are plain text
     )

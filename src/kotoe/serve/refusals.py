@@ -15,6 +15,9 @@ from kotoe.errors import LONGEST_NAME, UserError, nearest, shown
 Name = Annotated[str, Field(max_length=LONGEST_NAME)]  # of a model, a sampler, a language: short, as errors repeat it
 
 
+_FIELDS = {"long-prompt": "long_prompt", "language": "language", "width": "width", "height": "height"}
+
+
 class Refusal(Exception):
     """A request that is not answered as asked.
 
@@ -53,10 +56,19 @@ class Refusal(Exception):
 
 
 def of(error: UserError, fields: Iterable[str] = ()) -> Refusal:
-    """The refusal of bad input. fields: what it may be about, the first that its message names."""
+    """The refusal of bad input. fields: what it may be about, the first that its message names. What the command line
+    would do about it is said in these words, or not at all."""
     words = re.findall(r"\w+", error.given)
     known = set(fields)
-    return Refusal(400, str(error), param=next((word for word in words if word in known), None), code="invalid_value")
+    here = UserError(error.given, allowed=_without_options(error.allowed), hint=_without_options(error.hint))
+    return Refusal(400, str(here), param=next((word for word in words if word in known), None), code="invalid_value")
+
+
+def _without_options(text: str) -> str:
+    """What is advised where there are no options but fields, clause by clause."""
+    text = re.sub(r"--([a-z][a-z-]*)", lambda found: _FIELDS.get(found[1], found[0]), text)
+    clauses = (clause for clause in re.split(r"(?<=[.;]) ", text) if not re.search(r"(?<!kotoe serve )--[a-z]", clause))
+    return " ".join(clauses).rstrip(";")
 
 
 def only(fields: Collection[str], given: Any) -> Any:

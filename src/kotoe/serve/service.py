@@ -123,10 +123,10 @@ class Service:
             raise refusals.of(error, FIELDS) from error
         verdict = job.prompt_verdict
         if verdict is not None and not verdict.allowed and verdict.action == "block":
+            reason = reasons.blocked(reason_of(verdict, wish.locale), wish.locale)
             raise Refusal(
-                400, reason_of(verdict, wish.locale), kind="image_generation_user_error", param="prompt",
-                code="content_policy_violation",
-            )  # fmt: skip
+                400, reason, kind="image_generation_user_error", param="prompt", code="content_policy_violation"
+            )
         self._admit(wish.caller, wanted)  # others came meanwhile
         if self.settings.rate:
             self.begun.setdefault(wish.caller, []).extend([time.time()] * wanted)

@@ -32,7 +32,7 @@ class Serving:
     store:            file of the jobs and their pictures; by default serve.sqlite in the user's state folder. "none"
                       keeps them in memory alone, and they end with the server.
     keep_hours:       how long results are kept, above 0.
-    max_pixels:       the largest width x height of a picture.
+    max_pixels:       the largest width x height that is drawn; pictures to start from may have 16 times as many pixels.
     max_steps:        the most steps.
     max_n:            the most pictures of one request.
     max_prompt_chars: the longest prompt, and negative prompt.
@@ -62,7 +62,7 @@ class Serving:
     cors: tuple[str, ...] = ()
     store: str | None = None
     keep_hours: float = 24.0
-    max_pixels: int = 2**20
+    max_pixels: int = 1536 * 1024  # the largest of OpenAI's own sizes
     max_steps: int = 150
     max_n: int = 10
     max_prompt_chars: int = 20_000
