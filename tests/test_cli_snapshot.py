@@ -47,7 +47,8 @@ FROZEN = {
     "serve": "model host port keys cors store keep_hours max_pixels max_steps max_n max_prompt_chars max_body_mb "
     "max_waiting rate body_seconds together deterministic schedule log_prompts fetch_urls ray ray_address "
     "min_replicas max_replicas replica_cpus device dtype safety safety_checker safety_threshold "
-    "safety_concepts prompt_check watermark c2pa c2pa_key c2pa_prompt tokenizer ema prediction_type "
+    "safety_concepts prompt_check watermark c2pa c2pa_key c2pa_prompt "
+    "fast lora embedding adapter_language lora_text taesd tokenizer ema prediction_type "
     "allow_pickle accept_license config dry_run json",
     "bench": "model rounds engine dtype width height steps batch_size card "
     "tokenizer ema prediction_type allow_pickle accept_license config dry_run json",

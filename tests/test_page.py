@@ -193,6 +193,35 @@ def test_a_large_picture_its_settings_and_its_file(opened: Open, tmp_path: Path)
     assert {k: window.sent[0][k] for k in mine} == {k: window.sent[1][k] for k in mine}
 
 
+def test_settings_used_again_are_all_taken_over(opened: Open) -> None:
+    """Also those that were left to the model; and nothing is told that isn't there."""
+    window = opened()
+    page = window.page
+    job = window.draw("a rocket", steps=2)
+    window.state(job, "done").get_by_role("button", name="Use settings").click()
+    page.wait_for_function("() => document.activeElement.id === 'prompt'")
+    assert page.locator(".notice").count() == 0
+
+
+def test_notices_do_not_pile_up(opened: Open, tmp_path: Path) -> None:
+    window = opened()
+    page = window.page
+    job = window.draw("a rocket", steps=2)
+    window.state(job, "done").locator("button.tile").click()
+    with page.expect_download() as download:
+        page.click("#viewer a[download]")
+    download.value.save_as(tmp_path / "picture.png")
+    page.keyboard.press("Escape")
+    for k in range(5):
+        page.set_input_files("#settings-file", tmp_path / "picture.png")
+        page.wait_for_function("n => document.querySelectorAll('.notice').length === n", arg=min(3, k + 1))
+        page.wait_for_timeout(300)
+    words = page.inner_text("#notices")
+    assert "null" not in words
+    assert "Kotoe" in words
+    assert "ending" not in words  # it is what jobs have anyway
+
+
 def test_a_picture_without_settings_is_said_to_have_none(opened: Open, tmp_path: Path) -> None:
     from PIL import Image
 

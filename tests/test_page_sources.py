@@ -105,6 +105,42 @@ def test_only_what_is_masked_is_drawn(opened: Open, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("photo", "size"),
+    [
+        ((1500, 1000), ("192", "128")),
+        ((1000, 1500), ("128", "192")),
+        ((400, 300), ("128", "96")),
+        ((99, 99), ("128", "128")),
+    ],
+)
+def test_a_photos_shape_is_kept(opened: Open, tmp_path: Path, photo: tuple[int, int], size: tuple[str, str]) -> None:
+    from PIL import Image
+
+    Image.new("RGB", photo, "teal").save(tmp_path / "start.png")
+    window = opened()
+    page = window.page
+    page.click("#source-fold summary")
+    page.set_input_files("#source-file", tmp_path / "start.png")
+    page.wait_for_selector("#source-view:not([hidden])")
+    assert (page.input_value("#width"), page.input_value("#height")) == size
+    assert "cut off" not in page.inner_text("#source-note")
+
+
+def test_a_photo_too_large_for_the_server_is_said_to_be(opened: Open, tmp_path: Path) -> None:
+    """A closeup sends it whole, and 32 MB have to hold it."""
+    from PIL import Image
+
+    Image.new("RGB", (4032, 3024), "teal").save(tmp_path / "start.png")
+    window = opened()
+    page = window.page
+    page.click("#source-fold summary")
+    page.set_input_files("#source-file", tmp_path / "start.png")
+    page.wait_for_selector("#closeup-row:not([hidden])")
+    page.check("#closeup")
+    page.wait_for_function("() => document.querySelector('#source-note').innerText.includes('too large')")
+
+
 def test_a_mask_painted_with_a_finger_and_with_the_keyboard(opened: Open, tmp_path: Path) -> None:
     from PIL import Image
 

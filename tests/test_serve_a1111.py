@@ -7,8 +7,10 @@ import json
 import re
 import socket
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +27,7 @@ from kotoe.provenance.infotext import infotext, read_settings
 from kotoe.provenance.names import sampler_of
 from kotoe.record import Record
 from kotoe.serve import a1111_fields
-from serving import Served
+from serving import Served, serving
 
 pytestmark = pytest.mark.enable_socket
 
@@ -489,3 +491,24 @@ def test_what_nobody_asked_for_long_is_forgotten() -> None:
     assert len(seats.seats) == MOST_SEATS
     assert seats.of(Caller(name="first", owner="")) is first  # who still waits is not
     assert seats.of(Caller(name="caller 0", owner="")).options == {}
+
+
+def test_adapters_of_the_server(tmp_path: Path) -> None:
+    """In every picture of its first model, listed, and recorded; its few-step way is then not there."""
+    import kotoe
+    from adapters import factors, lora_file
+
+    lora_file(tmp_path / "style.safetensors", "kohya", factors(kotoe.load("kotoe-emoji").unet, seed=1), alpha=2.0)
+    with serving("--lora", f"{tmp_path / 'style.safetensors'}:0.5") as with_it, serving() as without:
+        pictures = []
+        for one, names in ((with_it, ["style"]), (without, [])):
+            client = webuiapi.WebUIApi(baseurl=f"{one.url}/sdapi/v1")
+            assert [lora["name"] for lora in client.get_loras()] == names
+            answer = client.txt2img(prompt="a cat", seed=3, steps=4)
+            assert ("Lora hashes" in answer.info["infotexts"][0]) == bool(names)
+            pictures.append(answer.image.convert("RGB").tobytes())
+            client.session.close()
+        assert pictures[0] != pictures[1]
+        asked = urllib.request.urlopen(f"{with_it.url}/kotoe/v1/model")
+        with asked as answer:
+            assert json.load(answer)["fast"] is False

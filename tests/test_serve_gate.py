@@ -129,6 +129,26 @@ def test_what_is_broken_gets_a_reason(served: Served, name: str) -> None:
     assert code is None or error(answer)["code"] == code
 
 
+def test_words_of_the_command_line_are_not_for_callers(served: Served) -> None:
+    for body, words in (
+        ({"prompt": "a", "language": "xx"}, "language 'xx' is not in this model"),
+        ({"prompt": "a (cat"}, "A bracket that is meant is written"),
+        ({"prompt": "a cat <lora:x:1>"}, "lora"),
+        ({"prompt": "a strawberry " * 200}, "or pass long_prompt chunk"),
+    ):
+        found = error(ask(served, "POST", "/kotoe/v1/jobs", body))["message"]
+        assert words in found
+        assert "--" not in found
+
+
+def test_a_body_that_is_not_said_to_be_json(served: Served) -> None:
+    answer = ask(served, "POST", "/kotoe/v1/jobs", b'{"prompt": "a"}', {"Content-Type": "text/plain"})
+    assert answer[0] == 400
+    assert "Content-Type: application/json" in error(answer)["message"]
+    assert error(ask(served, "POST", "/kotoe/v1/jobs", []))["message"] == "The body is []. Allowed: a JSON object."
+    assert error(ask(served, "POST", "/kotoe/v1/jobs", {}))["message"] == "prompt is missing."
+
+
 def test_a_picture_that_would_fill_the_memory_is_refused(served: Served) -> None:
     """A PNG of 30,000 x 30,000 pixels in a few kilobytes."""
     import struct

@@ -230,7 +230,7 @@ The same texts and options give the same files, which stock transformers opens. 
     kotoe check""",
     ),
     "serve": Verb(
-        parts=(Serving, Checks, Marking, console.Loading, consent.Agreeing),
+        parts=(Serving, Checks, Marking, console.Adapting, console.Loading, consent.Agreeing),
         positional=None,
         run=verbs_serve.serve,
         doc="""Draw for everyone who asks, over HTTP: a page, and APIs that existing programs know.
@@ -241,7 +241,8 @@ its company (numerically equal), unless --deterministic keeps them apart.
 
     kotoe serve
     kotoe serve --host 0.0.0.0 --keys keys.txt --port 8080
-    kotoe serve --model path/to/model --max-steps 50 --safety block""",
+    kotoe serve --model path/to/model --max-steps 50 --safety block
+    kotoe serve --model path/to/model --lora style.safetensors:0.8""",
     ),
     "bench": Verb(
         parts=(console.Benching, console.Loading, consent.Agreeing),

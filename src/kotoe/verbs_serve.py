@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from kotoe.config import to_json
 from kotoe.consent import agree
-from kotoe.console import Common, Loading, Values, bundle_of, finish, part_of, say, show_config
+from kotoe.console import Adapting, Common, Loading, Values, adapted, bundle_of, finish, part_of, say, show_config
 from kotoe.errors import UserError
 from kotoe.provenance.marking import Marking, signer
 from kotoe.safety.checks import Checks
@@ -21,12 +22,15 @@ def serve(common: Common, values: Values) -> int:
     loading: Loading = part_of(values, Loading)
     checks: Checks = part_of(values, Checks)
     marking: Marking = part_of(values, Marking)
+    adapting: Adapting = part_of(values, Adapting)
+    if adapting.fast:
+        raise UserError("fast for a server", allowed="fast in requests: a model's few-step way is there for who asks")
     if wanted.keys is not None:
         read_keys(wanted.keys)
     signer(marking, say)  # a certificate that can't sign is told now
     for model in wanted.model:
         agree(values, model, dry_run=common.dry_run)
-    config = to_json(wanted) | to_json(loading) | to_json(checks) | to_json(marking)
+    config = to_json(wanted) | to_json(adapting) | to_json(loading) | to_json(checks) | to_json(marking)
     show_config("serve", config)
     if common.dry_run:
         finish(common, {"dry_run": True, "config": config}, [])
@@ -40,15 +44,15 @@ def serve(common: Common, values: Values) -> int:
     from kotoe.memory import keep_memory
 
     sources: dict[str, str] = {}  # by the models' names
-    one = partial(_model, wanted, loading, sources)
+    opened = partial(_opened, wanted, adapting, loading)
 
     def load() -> dict[str, Any]:
         found: dict[str, Any] = {}
         for model in wanted.model:
-            bundle = bundle_of(model, wanted.dtype, loading, wanted.device)
+            bundle = opened(model)
             if bundle.name in found:
                 raise UserError(f"two models are called {bundle.name}", allowed="models of different names")
-            found[bundle.name], sources[bundle.name] = _settled(bundle), model
+            found[bundle.name], sources[bundle.name] = bundle, model
         keep_memory()
         return found
 
@@ -58,12 +62,21 @@ def serve(common: Common, values: Values) -> int:
             say("note: whoever reaches this address may draw; --keys FILE lets only those with a key")
         finish(common, {"address": address, "config": config}, [])
 
-    return run(wanted, checks, marking, load, one, listening=listening)
+    return run(wanted, checks, marking, load, partial(_called, opened, sources), listening=listening)
 
 
-def _model(wanted: Serving, loading: Loading, sources: Mapping[str, str], name: str) -> Any:
-    """The Bundle that is called so, of those that are served."""
-    return _settled(bundle_of(sources[name], wanted.dtype, loading, wanted.device))
+def _opened(wanted: Serving, adapting: Adapting, loading: Loading, model: str) -> Any:
+    """A model as it is served; the first with what is to be put into it. Its few-step way is a LoRA of its own, and
+    all LoRAs go in at once: with others there is none."""
+    bundle = bundle_of(model, wanted.dtype, loading, wanted.device)
+    if model == wanted.model[0] and (found := adapted(bundle, adapting, loading)) is not bundle:
+        bundle = replace(found, fast=None) if found.adapters else found
+    return _settled(bundle)
+
+
+def _called(opened: Callable[[str], Any], sources: Mapping[str, str], name: str) -> Any:
+    """The one that is called so, of those that are served."""
+    return opened(sources[name])
 
 
 def _settled(bundle: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -162,7 +163,9 @@ async def loras(service: Served, seats: Everyone, seat: Sitting) -> list[Lora]:
     model = await seats.model(service, seat)
     found = [a for a in service.bundle(model.name).adapters if a.kind == "lora"]
     return [
-        Lora(name=a.name, alias=a.name, path=a.name, metadata={"weight": a.weight, "sha256": a.sha256}) for a in found
+        Lora(name=stem, alias=stem, path=a.name, metadata={"weight": a.weight, "sha256": a.sha256})
+        for a in found
+        for stem in (Path(a.name).stem,)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
@@ -19,6 +20,7 @@ from kotoe.serve.scheduler import Scheduler, Ticket
 from kotoe.serve.settings import Serving
 from kotoe.workers import SMALL, Stopped, size
 
+log = logging.getLogger("kotoe.serve")
 PREVIEW_SECONDS = 0.3  # between two previews of a picture
 Drawn = Callable[[Job, int, "Picture | None", "BaseException | None"], None]
 
@@ -153,6 +155,8 @@ class Local:
         def done(content: bytes | None, error: BaseException | None) -> None:
             if content is not None:
                 job.show(index, step.i + 1, content)
+            elif error is not None and not isinstance(error, Stopped):
+                log.warning("a preview could not be made", exc_info=error)
 
         self.scheduler.elsewhere(lambda: self.previews.png(job.bundle, x0), done, job.deadlines[index])
 

@@ -30,7 +30,7 @@ class Previews:
         if bundle.small_decoder is not None and engine.usable(bundle.small_decoder):
             pixels = engine.of(bundle.small_decoder)(x0.to(weight)).float()[0]  # (3, H, W)
         else:
-            z = F.pad(x0[0].float(), (0, 0, 0, 0, 0, 1), value=1.0)  # (C + 1, h, w)
+            z = F.pad(x0[0].float().cpu(), (0, 0, 0, 0, 0, 1), value=1.0)  # (C + 1, h, w)
             pixels = (self._map(bundle) @ z.flatten(1)).unflatten(1, z.shape[1:])  # (3, h, w)
         if max(pixels.shape[1:]) > LARGEST:
             scale = LARGEST / max(pixels.shape[1:])

@@ -353,6 +353,7 @@ class Lane(threading.Thread):
         began = perf_counter()
         results = _results(taken)
         if first.key is not None:
+            _wait(results)
             sizes.note(first.key, len(taken), perf_counter() - began)
         if stepping:
             sizes.calls[len(taken)] += 1
@@ -368,6 +369,13 @@ def _results(calls: Sequence[Call]) -> list[tuple[Any, BaseException | None]]:
         if len(calls) == 1:
             return [(None, error)]
     return [_results([call])[0] for call in calls]
+
+
+def _wait(results: Sequence[tuple[Any, BaseException | None]]) -> None:
+    """Until an accelerator has computed what it was told to: how long that took is what is learned from."""
+    answer = next((value for value, error in results if error is None), None)
+    if isinstance(answer, Tensor) and answer.device.type != "cpu":
+        torch.accelerator.synchronize(answer.device)
 
 
 def _alone(several: Sequence[Callable[[], Any]]) -> list[Any]:
