@@ -179,6 +179,21 @@ def test_unforeseen_paths_and_methods(served: Served) -> None:
     assert ask(served, "GET", "/kotoe/v1/jobs/" + "0" * 32)[0] == 404
 
 
+def test_a_full_queue_is_told_before_a_picture_is_looked_at() -> None:
+    """In all three APIs; the pictures are none."""
+    with serving("--max-waiting", "1", "--max-steps", "1000") as server:
+        long = {"prompt": "a", "steps": 1000, "width": 512, "height": 512}
+        assert ask(server, "POST", "/kotoe/v1/jobs", long)[0] == 202
+        junk = base64.b64encode(b"junk").decode()
+        for path, body in (
+            ("/kotoe/v1/jobs", {"prompt": "a", "init_image": junk, "strength": 0.5}),
+            ("/sdapi/v1/img2img", {"prompt": "a", "init_images": [junk]}),
+            ("/v1/images/edits", {"prompt": "a", "images": [{"image_url": f"data:image/png;base64,{junk}"}]}),
+        ):
+            answer = ask(server, "POST", path, body)
+            assert (answer[0], int(answer[1]["retry-after"]) >= 1) == (429, True), path
+
+
 # --- Where requests come from
 
 

@@ -140,6 +140,8 @@ async def _taken(
     options = {name: given.get(name, seat.option(name)) for name in ("emphasis", "samples_format", "jpeg_quality")}
     asked = None
     try:
+        if 1 <= (wanted := body.batch_size * body.n_iter) <= service.settings.max_n:
+            service.admit(caller.name, wanted)
         reading = partial(fields.read, body, options, service.bundle(model.name), service)
         asked = await (on_thread if isinstance(body, Img2Img) else asyncio.to_thread)(reading)
         wish = Wish(

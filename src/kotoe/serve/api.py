@@ -216,6 +216,7 @@ async def new_job(body: NewJob, service: Served, caller: Calling, locale: Locale
     came = {name: value for name in ("init_image", "mask") if (value := getattr(body, name)) is not None}
     pictures: dict[str, Any] = dict.fromkeys(came, "-")
     try:
+        service.admit(caller.name, body.n)
         Request(**given, **pictures, seed=seed)  # what is wrong with it is said before a picture is decoded
         pictures = await files.on_thread(partial(_kept, service, came)) if came else {}
         request = Request(**given, **pictures, seed=seed)

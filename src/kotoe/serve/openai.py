@@ -359,6 +359,7 @@ async def _answer(
     quality: dict[str, Any] = {} if body.output_compression is None else {"quality": max(1, body.output_compression)}
     name = body.model if body.model in service.bundles else service.default
     try:
+        service.admit(caller.name, body.n or 1)
         given = {} if pictures is None else await on_thread(pictures)
         wish = Wish(
             request=_request(body, given),

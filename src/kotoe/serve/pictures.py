@@ -14,8 +14,10 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -139,6 +141,8 @@ def fetched(url: str, name: str) -> bytes:
     if not all(ipaddress.ip_address(address.split("%")[0]).is_global for address in addresses):
         raise UserError(f"{name}: {parts.hostname} is not a public host", allowed="addresses of public hosts")
     connection = _Pinned(parts.hostname, port, addresses[0])
+    ends = threading.Timer(FETCH_SECONDS, connection.break_off)  # a byte now and then is no progress
+    ends.start()
     try:
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection.request("GET", path, headers={"User-Agent": "kotoe"})
@@ -151,7 +155,10 @@ def fetched(url: str, name: str) -> bytes:
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(f"{name}: {parts.hostname} can't be read ({type(error).__name__})") from None
     finally:
+        ends.cancel()
         connection.close()
+    if connection.late:
+        raise UserError(f"{name}: {parts.hostname} was too slow", allowed=f"a picture within {FETCH_SECONDS:g} s")
     if len(content) > LARGEST:
         raise UserError(f"{name} has more than {LARGEST} bytes", allowed=f"{LARGEST} bytes at most")
     return content
@@ -163,7 +170,14 @@ class _Pinned(http.client.HTTPSConnection):
     def __init__(self, host: str, port: int, address: str) -> None:
         self.trusted = ssl.create_default_context()
         super().__init__(host, port, timeout=FETCH_SECONDS, context=self.trusted)
-        self.address = address
+        self.address, self.late = address, False
+
+    def break_off(self) -> None:
+        """From another thread: whoever reads from it reads no more."""
+        self.late = True
+        if self.sock is not None:
+            with suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
 
     def connect(self) -> None:
         """As HTTPSConnection does, but without looking the name up again."""

@@ -111,12 +111,8 @@ class Service:
 
     async def submit(self, wish: Wish, *, keep: bool = True) -> Job:
         """Take a request. Raises Refusal for what can't be drawn, for a full queue, and while the server ends."""
-        if self.draining:
-            raise Refusal(
-                503, "The server is ending.", kind="server_error", code="draining", retry_after=RESTART_SECONDS
-            )
         wanted = len(wish.request.prompt) * wish.request.n
-        self._admit(wish.caller, wanted)
+        self.admit(wish.caller, wanted)
         try:
             job = await self.loop.run_in_executor(self.front, partial(self._prepare, wish))
         except UserError as error:
@@ -127,7 +123,7 @@ class Service:
             raise Refusal(
                 400, reason, kind="image_generation_user_error", param="prompt", code="content_policy_violation"
             )
-        self._admit(wish.caller, wanted)  # others came meanwhile
+        self.admit(wish.caller, wanted)  # others came meanwhile
         if self.settings.rate:
             self.begun.setdefault(wish.caller, []).extend([time.time()] * wanted)
         job.deadlines = self._deadlines(job)
@@ -143,7 +139,12 @@ class Service:
             raise
         return job
 
-    def _admit(self, caller: str, wanted: int) -> None:
+    def admit(self, caller: str, wanted: int) -> None:
+        """Raise Refusal where so many pictures of a caller's aren't taken now: to be asked before what takes long."""
+        if self.draining:
+            raise Refusal(
+                503, "The server is ending.", kind="server_error", code="draining", retry_after=RESTART_SECONDS
+            )
         rate = self.settings.rate
         most = min(self.settings.max_waiting, rate or self.settings.max_waiting)
         if wanted > most:
