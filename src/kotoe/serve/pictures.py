@@ -138,7 +138,7 @@ def fetched(url: str, name: str) -> bytes:
     except (OSError, UnicodeError):
         raise UserError(f"{name}: {shown(parts.hostname)} is not known", allowed="an https address") from None
     addresses = [str(info[4][0]) for info in found]
-    if not all(ipaddress.ip_address(address.split("%")[0]).is_global for address in addresses):
+    if not all(map(_is_public, addresses)):
         raise UserError(f"{name}: {parts.hostname} is not a public host", allowed="addresses of public hosts")
     connection = _Pinned(parts.hostname, port, addresses[0])
     ends = threading.Timer(FETCH_SECONDS, connection.break_off)  # a byte now and then is no progress
@@ -164,6 +164,10 @@ def fetched(url: str, name: str) -> bytes:
     return content
 
 
+def _is_public(address: str) -> bool:
+    return ipaddress.ip_address(address.split("%")[0]).is_global
+
+
 class _Pinned(http.client.HTTPSConnection):
     """A connection to one address, whose certificate is the host's."""
 
@@ -171,15 +175,16 @@ class _Pinned(http.client.HTTPSConnection):
         self.trusted = ssl.create_default_context()
         super().__init__(host, port, timeout=FETCH_SECONDS, context=self.trusted)
         self.address, self.late = address, False
+        self.plain: socket.socket | None = None  # `sock` goes to the answer
 
     def break_off(self) -> None:
         """From another thread: whoever reads from it reads no more."""
         self.late = True
-        if self.sock is not None:
+        if self.plain is not None:
             with suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)
+                self.plain.shutdown(socket.SHUT_RDWR)
 
     def connect(self) -> None:
         """As HTTPSConnection does, but without looking the name up again."""
         plain = socket.create_connection((self.address, self.port), FETCH_SECONDS)
-        self.sock = self.trusted.wrap_socket(plain, server_hostname=self.host)
+        self.plain = self.sock = self.trusted.wrap_socket(plain, server_hostname=self.host)
