@@ -287,6 +287,20 @@ def test_an_engine_is_made_once_and_anew_for_new_weights() -> None:
     assert apart(*both(net, engine.of(net))) < TOLERANCE
 
 
+def test_an_engine_is_made_anew_for_another_weight_at_the_same_address() -> None:
+    """As one comes to lie where the first was, when a weight is replaced twice between two pictures."""
+    net = seeded(UNet(SPECS["sd2"]), 3)
+    layer: Any = net.mid_block.resnets[0].conv1  # type: ignore[union-attr, index]
+    place = layer.weight.detach().clone().numpy()
+    layer.weight = nn.Parameter(torch.from_numpy(place), requires_grad=False)
+    first, address = engine.of(net), layer.weight.data_ptr()
+    place *= 3
+    layer.weight = nn.Parameter(torch.from_numpy(place), requires_grad=False)
+    assert (layer.weight.data_ptr(), layer.weight._version) == (address, 0)
+    assert engine.of(net) is not first
+    assert apart(*both(net, engine.of(net))) < TOLERANCE
+
+
 def test_an_engine_is_made_anew_for_other_modules() -> None:
     net = UNet(SPECS["sd2"]).requires_grad_(False)
     seeded(net, 3)
