@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kotoe import engine
 from kotoe.checkpoints import Bundle
-from kotoe.config import Request
+from kotoe.config import MAX_SEED, Request
 from kotoe.drawing import Picture, generate, replay, resolve
 from kotoe.engine import FastDecoder, FastText, FastTinyDecoder, FastUNet
 from kotoe.errors import UserError
@@ -362,6 +362,28 @@ def test_pictures_say_which_engine_drew_them_and_are_replayed_by_it(bundle: Bund
         again = replay(bundle, picture.record)
         assert again.image.tobytes() == picture.image.tobytes()
         assert again.record.engine == picture.record.engine
+
+
+def test_a_replay_computes_as_many_pictures_in_every_layer_as_the_batch_did(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other sizes round otherwise. Without guidance the halves of a batch are different pictures."""
+    seen = list[int]()
+    convolve = engine.Conv.__call__
+    monkeypatch.setattr(engine.Conv, "__call__", lambda *a, **k: (seen.append(len(a[1])), convolve(*a, **k))[1])
+    asked = Request(prompt="a red cat", seed=MAX_SEED - 3, n=4, batch_size=4, guidance_scale=1.0, steps=2)
+    pictures, drawn = generate(bundle, asked), list(seen)
+    assert set(drawn) == {4}
+    for picture in pictures:
+        seen.clear()
+        assert replay(bundle, picture.record).image.tobytes() == picture.image.tobytes()
+        assert seen == drawn
+
+
+def test_a_replay_at_the_last_seed_has_companions_too(bundle: Bundle) -> None:
+    asked = Request(prompt=("a red cat", "a dog"), language="en", seed=MAX_SEED, batch_size=2)
+    for picture in generate(bundle, asked):
+        assert replay(bundle, picture.record).image.tobytes() == picture.image.tobytes()
 
 
 def test_where_there_is_no_engine_the_record_says_plain() -> None:

@@ -40,7 +40,7 @@ from kotoe.numerics import NUMERICS, check_numerics, with_numerics
 from kotoe.reading import Job, Read, Reading, is_guided, read_prompts, said
 from kotoe.record import Record
 from kotoe.recording import check_same, conditioner_record, decoder_hash, model_record
-from kotoe.rng import ImageNoise
+from kotoe.rng import SEEDS, ImageNoise
 from kotoe.samplers import Step, along
 from kotoe.schedule import Walk, input_scale, sigma_to_t, told_timesteps, walk
 from kotoe.shortcuts import Shortcuts
@@ -160,12 +160,14 @@ def replay(bundle: Bundle, record: Record, *, on_step: OnStep | None = None) -> 
         translation=record.translation,
         detection=record.detection,
     )
+    # Beside it the pictures that n would draw: of equal ones the engine would compute a part once, and round otherwise.
+    jobs = [replace(job, seed=(record.seed - index + i) % SEEDS) for i in range(size)]
     watch = _Watch(steps_run(request), on_step)
 
     def again() -> Picture:
         read = read_prompts(bundle, request, [job])[job.reading]
         nets = networks(bundle, request)
-        return draw_batch(bundle, request, nets, [job] * size, [read] * size, watch.of(1), only=index)[0]
+        return draw_batch(bundle, request, nets, jobs, [read] * size, watch.of(1), only=index)[0]
 
     (picture,) = side_by_side([again], workers=1, threads=record.threads, stop=watch.stop)
     return picture
