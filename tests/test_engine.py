@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kotoe import engine
-from kotoe.checkpoints import Bundle
+from kotoe.checkpoints import Bundle, save
 from kotoe.config import MAX_SEED, Request
 from kotoe.drawing import Picture, generate, replay, resolve
 from kotoe.engine import FastDecoder, FastText, FastTinyDecoder, FastUNet
@@ -333,6 +334,24 @@ def test_a_released_network_draws_the_same_and_holds_no_weights_twice() -> None:
         assert apart(fast(x, rows, fast.text_kv(context)), twin(x, rows, twin.text_kv(context))) < TOLERANCE
         with pytest.raises(RuntimeError):
             net(x, rows, net.text_kv(context))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+@pytest.mark.parametrize("to", ["diffusers", "compvis", "kerascv"])
+def test_a_released_network_is_not_saved(part: str, to: str, tmp_path: Path) -> None:
+    bundle = tiny_bundle()
+    engine.of(getattr(bundle, part), release=True)
+    with pytest.raises(UserError, match="were let go of .* can only draw.*Load the model again"):
+        save(bundle, tmp_path / "made", to=to)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_released_network_is_not_hashed() -> None:
+    """As a record of a bundle without files would have it be."""
+    bundle = tiny_bundle()
+    engine.of(bundle.unet, release=True)
+    with pytest.raises(UserError, match="the weights of this UNet were let go of"):
+        generate(bundle, Request(prompt="a red cat", steps=2))
 
 
 def test_dtypes_and_devices() -> None:
