@@ -224,6 +224,14 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
     if request.batch_size is None:
         usual = 1 if bundle.low_memory or bundle.device.type == "cpu" else 8
         chosen["batch_size"] = usual if bundle.low_memory else bundle.defaults.batch_size or usual
+        if request.engine == "int8":
+            chosen["batch_size"] = 1
+    elif request.engine == "int8" and request.batch_size > 1:
+        raise UserError(
+            f"batch_size {request.batch_size} with engine int8",
+            allowed="batch_size 1: int8 is scaled by all that is drawn at once, so a picture would hang on the others",
+            hint="Leave batch_size out, or take engine fast",
+        )
     if chosen["decoder"] == "small" and bundle.small_decoder is None:
         raise UserError(
             f"decoder small with {bundle.name}, which has none",
