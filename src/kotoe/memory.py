@@ -33,8 +33,8 @@ def set_thresholds(mallopt: Callable[[int, int], int]) -> int:
     """The size from which on memory is had from the system, and given back to it, each time; 0: nothing was set.
 
     mallopt: glibc's, which answers 0 to what it refuses. Until 2.34 that is a threshold over 32 MiB. It goes first:
-             after any setting glibc no longer raises the 128 KiB of its beginning by itself, and networks take 9 to 40
-             times as long to have a tensor.
+             after any setting glibc no longer raises the 128 KiB of its beginning by itself, and a tensor of megabytes
+             takes about ten times as long to have.
     """
     for threshold in (2**30, 2**25):
         if mallopt(M_MMAP_THRESHOLD, threshold):
