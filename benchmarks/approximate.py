@@ -68,7 +68,8 @@ def psnr(ours: Drawn, exact: Drawn) -> float:
 
 def seconds(bundle: Bundle, prompts: list[str], asked: dict[str, Any]) -> float:
     begun = time.perf_counter()
-    kotoe.generate(bundle, Request(prompt=prompts, emphasis="none", **{"batch_size": 16, **asked}))
+    batch = 1 if asked.get("engine") == "int8" else 16
+    kotoe.generate(bundle, Request(prompt=prompts, emphasis="none", **{"batch_size": batch, **asked}))
     return time.perf_counter() - begun
 
 
@@ -140,8 +141,8 @@ def card(found: dict[str, Any], languages: list[str]) -> str:
         "",
         "`{command}`, {date}; {machine}, {threads} threads, torch {torch}.".format(**found),
         f"{found['n']} prompts of one object and half as many pairs in each language, in the machine's own dtype;"
-        " R@1 and pairs in %, PSNR to the exact pictures in dB. Pictures a second: 64 prompts in batches of 16,"
-        " the ways in turns, median (slowest to fastest round).",
+        " R@1 and pairs in %, PSNR to the exact pictures in dB. Pictures a second: 64 prompts in batches of 16"
+        " (int8: alone), the ways in turns, median (slowest to fastest round).",
         "",
         f"| way | {head} | pictures/s | x exact |",
         "|---|" + "---|" * (len(languages) + 2),

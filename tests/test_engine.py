@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kotoe import engine
-from kotoe.checkpoints import Bundle
-from kotoe.config import Request
+from kotoe.checkpoints import Bundle, save
+from kotoe.config import MAX_SEED, Request
 from kotoe.drawing import Picture, generate, replay, resolve
 from kotoe.engine import FastDecoder, FastText, FastTinyDecoder, FastUNet
 from kotoe.errors import UserError
@@ -287,6 +288,20 @@ def test_an_engine_is_made_once_and_anew_for_new_weights() -> None:
     assert apart(*both(net, engine.of(net))) < TOLERANCE
 
 
+def test_an_engine_is_made_anew_for_another_weight_at_the_same_address() -> None:
+    """As one comes to lie where the first was, when a weight is replaced twice between two pictures."""
+    net = seeded(UNet(SPECS["sd2"]), 3)
+    layer: Any = net.mid_block.resnets[0].conv1  # type: ignore[union-attr, index]
+    place = layer.weight.detach().clone().numpy()
+    layer.weight = nn.Parameter(torch.from_numpy(place), requires_grad=False)
+    first, address = engine.of(net), layer.weight.data_ptr()
+    place *= 3
+    layer.weight = nn.Parameter(torch.from_numpy(place), requires_grad=False)
+    assert (layer.weight.data_ptr(), layer.weight._version) == (address, 0)
+    assert engine.of(net) is not first
+    assert apart(*both(net, engine.of(net))) < TOLERANCE
+
+
 def test_an_engine_is_made_anew_for_other_modules() -> None:
     net = UNet(SPECS["sd2"]).requires_grad_(False)
     seeded(net, 3)
@@ -321,6 +336,24 @@ def test_a_released_network_draws_the_same_and_holds_no_weights_twice() -> None:
             net(x, rows, net.text_kv(context))
 
 
+@pytest.mark.parametrize("part", ["unet", "vae"])
+@pytest.mark.parametrize("to", ["diffusers", "compvis", "kerascv"])
+def test_a_released_network_is_not_saved(part: str, to: str, tmp_path: Path) -> None:
+    bundle = tiny_bundle()
+    engine.of(getattr(bundle, part), release=True)
+    with pytest.raises(UserError, match="were let go of .* can only draw.*Load the model again"):
+        save(bundle, tmp_path / "made", to=to)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_released_network_is_not_hashed() -> None:
+    """As a record of a bundle without files would have it be."""
+    bundle = tiny_bundle()
+    engine.of(bundle.unet, release=True)
+    with pytest.raises(UserError, match="the weights of this UNet were let go of"):
+        generate(bundle, Request(prompt="a red cat", steps=2))
+
+
 def test_dtypes_and_devices() -> None:
     net = UNet(SPECS["sd2"])
     assert engine.usable(net)
@@ -348,6 +381,28 @@ def test_pictures_say_which_engine_drew_them_and_are_replayed_by_it(bundle: Bund
         again = replay(bundle, picture.record)
         assert again.image.tobytes() == picture.image.tobytes()
         assert again.record.engine == picture.record.engine
+
+
+def test_a_replay_computes_as_many_pictures_in_every_layer_as_the_batch_did(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other sizes round otherwise. Without guidance the halves of a batch are different pictures."""
+    seen = list[int]()
+    convolve = engine.Conv.__call__
+    monkeypatch.setattr(engine.Conv, "__call__", lambda *a, **k: (seen.append(len(a[1])), convolve(*a, **k))[1])
+    asked = Request(prompt="a red cat", seed=MAX_SEED - 3, n=4, batch_size=4, guidance_scale=1.0, steps=2)
+    pictures, drawn = generate(bundle, asked), list(seen)
+    assert set(drawn) == {4}
+    for picture in pictures:
+        seen.clear()
+        assert replay(bundle, picture.record).image.tobytes() == picture.image.tobytes()
+        assert seen == drawn
+
+
+def test_a_replay_at_the_last_seed_has_companions_too(bundle: Bundle) -> None:
+    asked = Request(prompt=("a red cat", "a dog"), language="en", seed=MAX_SEED, batch_size=2)
+    for picture in generate(bundle, asked):
+        assert replay(bundle, picture.record).image.tobytes() == picture.image.tobytes()
 
 
 def test_where_there_is_no_engine_the_record_says_plain() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -124,6 +125,20 @@ def test_a_picture_in_int8_is_recorded_and_drawn_again_to_the_bit() -> None:
     assert coarse.record.engine == "int8"
     assert differences(exact.image, coarse.image)[0] > 0
     assert differences(replay(bundle, coarse.record).image, coarse.image)[0] == 0
+
+
+@pytest.mark.parametrize("usual", [None, 16], ids=["", "of the model"])
+def test_pictures_in_int8_are_drawn_one_at_a_time(usual: int | None) -> None:
+    """Beside others they would be other pictures, and a replay, which doesn't know the others, could not draw them."""
+    bundle = tiny_bundle("sd1")
+    bundle = replace(bundle, defaults=replace(bundle.defaults, batch_size=usual))
+    asked = Request(prompt=("a red cat", "a dog"), n=2, language="en", engine="int8", steps=2)
+    assert resolve(bundle, asked).batch_size == 1
+    for picture in generate(bundle, asked):
+        assert differences(replay(bundle, picture.record).image, picture.image)[0] == 0
+    assert resolve(bundle, replace(asked, batch_size=1)).batch_size == 1
+    with pytest.raises(UserError, match="batch_size 2 with engine int8.*hang on the others.*engine fast"):
+        resolve(bundle, replace(asked, batch_size=2))
 
 
 def test_int8_is_refused_where_there_is_no_engine() -> None:

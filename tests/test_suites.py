@@ -226,6 +226,12 @@ def test_the_keys_are_a_contract(ran: tuple[dict, Path, list]) -> None:
     assert json.loads(json.dumps(results, allow_nan=False)) == results
 
 
+def test_in_int8_pictures_are_drawn_one_at_a_time(bundle: Bundle) -> None:
+    asked = {"n": 1, "languages": ("en",), "steps": 1, "guidance_scale": 1.0, "controls": False}
+    found = [evaluate.run(bundle, engine=name, **asked) for name in ("fast", "int8")]  # type: ignore[arg-type]
+    assert [results["settings"]["batch"] for results in found] == [16, 1]
+
+
 def test_a_random_model_draws_nothing_that_was_asked(ran: tuple[dict, Path, list]) -> None:
     for figures in ran[0]["languages"].values():
         assert figures["r1"]["value"] == 0.0

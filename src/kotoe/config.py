@@ -264,6 +264,7 @@ class Request:
                      (approximate).
     batch_size:      images denoised together: 1 on a processor, 8 on an accelerator, what goes with --fast. More is
                      faster, and may move a pixel by one level of 255: arithmetic rounds otherwise for another size.
+                     With engine int8 always 1: a picture would hang on what is beside it.
     """
 
     prompt: Sequence[str]  # stored as a tuple

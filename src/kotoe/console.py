@@ -154,7 +154,7 @@ class Evaluating:
     tier:       everyday, all or flags: which objects.
     n:          prompts of one object per language, and half as many of two; all of the suite's by default.
     controls:   also measure true renders, shuffled prompts, and the English encoder fed foreign prompts.
-    batch_size: pictures drawn together.
+    batch_size: pictures drawn together; by default 16, with engine int8 1.
     dtype:      what to draw in: auto, float32, bfloat16 or float16; auto as of `kotoe generate`.
     steps:      denoising steps; the model's default otherwise, as with what follows, see `kotoe generate --help`:
     guidance_scale: how strongly to follow the prompt.
@@ -173,7 +173,7 @@ class Evaluating:
     tier: str = "everyday"
     n: int | None = None
     controls: bool = True
-    batch_size: int = 16
+    batch_size: int | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     steps: int | None = None
     guidance_scale: float | None = None

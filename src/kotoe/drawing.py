@@ -40,7 +40,7 @@ from kotoe.numerics import NUMERICS, check_numerics, with_numerics
 from kotoe.reading import Job, Read, Reading, is_guided, read_prompts, said
 from kotoe.record import Record
 from kotoe.recording import check_same, conditioner_record, decoder_hash, model_record
-from kotoe.rng import ImageNoise
+from kotoe.rng import SEEDS, ImageNoise
 from kotoe.samplers import Step, along
 from kotoe.schedule import Walk, input_scale, sigma_to_t, told_timesteps, walk
 from kotoe.shortcuts import Shortcuts
@@ -160,12 +160,14 @@ def replay(bundle: Bundle, record: Record, *, on_step: OnStep | None = None) -> 
         translation=record.translation,
         detection=record.detection,
     )
+    # Beside it the pictures that n would draw: of equal ones the engine would compute a part once, and round otherwise.
+    jobs = [replace(job, seed=(record.seed - index + i) % SEEDS) for i in range(size)]
     watch = _Watch(steps_run(request), on_step)
 
     def again() -> Picture:
         read = read_prompts(bundle, request, [job])[job.reading]
         nets = networks(bundle, request)
-        return draw_batch(bundle, request, nets, [job] * size, [read] * size, watch.of(1), only=index)[0]
+        return draw_batch(bundle, request, nets, jobs, [read] * size, watch.of(1), only=index)[0]
 
     (picture,) = side_by_side([again], workers=1, threads=record.threads, stop=watch.stop)
     return picture
@@ -222,6 +224,14 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
     if request.batch_size is None:
         usual = 1 if bundle.low_memory or bundle.device.type == "cpu" else 8
         chosen["batch_size"] = usual if bundle.low_memory else bundle.defaults.batch_size or usual
+        if request.engine == "int8":
+            chosen["batch_size"] = 1
+    elif request.engine == "int8" and request.batch_size > 1:
+        raise UserError(
+            f"batch_size {request.batch_size} with engine int8",
+            allowed="batch_size 1: int8 is scaled by all that is drawn at once, so a picture would hang on the others",
+            hint="Leave batch_size out, or take engine fast",
+        )
     if chosen["decoder"] == "small" and bundle.small_decoder is None:
         raise UserError(
             f"decoder small with {bundle.name}, which has none",

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard, TypeVar, cast, overload
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.nn.functional as F
@@ -45,9 +45,10 @@ FEW, SMALL = 1024, 2**14  # positions of a map, and numbers in it, where torch's
 READ = ("time_emb_proj", "attn2.to_k", "attn2.to_v")  # layers of the plain networks, used once for each picture
 DTYPES = (torch.float32, torch.bfloat16)
 
+State = list[tuple["ref[Tensor]", int, int]]  # of each weight: which, its address and its version
 # By network, and by whether it is in int8: its state, and the engine, which doesn't refer to it.
-_made: WeakKeyDictionary[nn.Module, dict[bool, tuple[Any, Any]]] = WeakKeyDictionary()
-_owners: WeakKeyDictionary[nn.Module, tuple[Any, ...]] = WeakKeyDictionary()  # what its modules hold, see _state
+_made: WeakKeyDictionary[nn.Module, dict[bool, tuple[State, Any]]] = WeakKeyDictionary()
+_owners: WeakKeyDictionary[nn.Module, tuple[Any, ...]] = WeakKeyDictionary()  # what its modules hold, see _weights
 _lock = threading.Lock()
 T = TypeVar("T")
 
@@ -74,6 +75,7 @@ def of(net: UNet, *, release: bool = False, int8: bool = False) -> FastUNet: ...
 def of(net: VAE | TinyVAE | CLIPText, *, release: bool = False) -> Callable[[Tensor], Tensor]: ...
 def of(net: nn.Module, *, release: bool = False, int8: bool = False) -> Any:
     """The engine of a network: made when first asked for, and again when the weights have changed since.
+    What is written through a weight's `.data`, or into one that was made in inference mode, isn't seen.
 
     release: let go of the weights that are laid out anew, one after the other, so that none is there twice. From then
              on the network draws by this engine alone: nothing else can be done with it.
@@ -84,24 +86,32 @@ def of(net: nn.Module, *, release: bool = False, int8: bool = False) -> Any:
     with _lock, torch.inference_mode():
         kinds = _made.setdefault(net, {})
         known = kinds.get(int8)
-        if known is None or known[0] != _state(net):
+        if known is None or not _unchanged(net, known[0]):
             if isinstance(net, UNet):
                 made: Any = FastUNet(net, release, INT8 if int8 else EXACT)
             elif isinstance(net, VAE):
                 made = FastDecoder(net, release)
             else:
                 made = FastTinyDecoder(net) if isinstance(net, TinyVAE) else FastText(cast("CLIPText", net))
-            known = kinds[int8] = (_state(net), made)
+            known = kinds[int8] = ([(ref(p), *_version(p)) for p in _weights(net)], made)
         return known[1]
 
 
-def _state(net: nn.Module) -> Any:
+def _weights(net: nn.Module) -> list[Tensor]:
     known = _owners.get(net)
     if known is None or any(tuple(inner.values()) != then for inner, then, _ in known):
         # by torch's own walk it would take longer than a small network's step, each time
         known = _owners[net] = tuple((m._modules, tuple(m._modules.values()), m._parameters) for m in net.modules())
-    each = (p for _, _, parameters in known for p in parameters.values() if p is not None)
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in each)
+    return [p for _, _, parameters in known for p in parameters.values() if p is not None]
+
+
+def _version(p: Tensor) -> tuple[int, int]:
+    return p.data_ptr(), 0 if p.is_inference() else p._version
+
+
+def _unchanged(net: nn.Module, then: State) -> bool:
+    now = _weights(net)  # the very objects: another weight may come to lie where one was, in the same version
+    return len(now) == len(then) and all(k[0]() is p and k[1:] == _version(p) for p, k in zip(now, then, strict=True))
 
 
 def _let_go(block: nn.Module) -> None:

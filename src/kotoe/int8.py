@@ -1,9 +1,10 @@
 """Convolutions and products of the engine in int8: twice the rate of bfloat16 on processors with VNNI. Approximate.
 
 Weights are rounded to 255 levels for each output channel, once; what a layer reads to 255 levels between its smallest
-and largest number, each time (W8A8, dynamic). Sums are whole numbers, exact; results are as without. Taken are the
-3 x 3 convolutions and the product into the feed-forward, whose work is worth reading their input twice; attention, the
-product out, 1 x 1 convolutions, the first and the last layer stay as they are.
+and largest number, each time (W8A8, dynamic). These are of all pictures computed at once, so that each is drawn by
+itself (drawing.resolve): scales of their own would take a call for each. Sums are whole numbers, exact; results are as
+without. Taken are the 3 x 3 convolutions and the product into the feed-forward, whose work is worth reading their input
+twice; attention, the product out, 1 x 1 convolutions, the first and the last layer stay as they are.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Callable
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's mallopt
 
@@ -25,6 +26,19 @@ def keep_memory() -> None:
     command line does it.
     """
     if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for parameter, value in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
-            libc.mallopt(parameter, value)
+        set_thresholds(ctypes.CDLL(None).mallopt)
+
+
+def set_thresholds(mallopt: Callable[[int, int], int]) -> int:
+    """The size from which on memory is had from the system, and given back to it, each time; 0: nothing was set.
+
+    mallopt: glibc's, which answers 0 to what it refuses. Until 2.34 that is a threshold over 32 MiB. It goes first:
+             after any setting glibc no longer raises the 128 KiB of its beginning by itself, and a tensor of megabytes
+             takes about ten times as long to have.
+    """
+    for threshold in (2**30, 2**25):
+        if mallopt(M_MMAP_THRESHOLD, threshold):
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+            mallopt(M_TOP_PAD, 2**26)
+            return threshold
+    return 0

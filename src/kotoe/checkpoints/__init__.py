@@ -22,7 +22,15 @@ from kotoe import __version__, builtin, hub, licences
 from kotoe.bert import BertText
 from kotoe.checkpoints import bert, diffusers, schedulers, terms
 from kotoe.checkpoints.bundle import LANGUAGE, Bundle, Defaults
-from kotoe.checkpoints.files import LARGEST_TOKENIZER_BYTES, Folder, LazyHashes, choose_dtype, replacing, write_tensors
+from kotoe.checkpoints.files import (
+    LARGEST_TOKENIZER_BYTES,
+    Folder,
+    LazyHashes,
+    check_whole,
+    choose_dtype,
+    replacing,
+    write_tensors,
+)
 from kotoe.checkpoints.keys import DIFFUSERS_VERSION
 from kotoe.errors import CheckpointError, UserError, nearest, unknown
 from kotoe.spec import BertSpec, TextSpec
@@ -171,6 +179,8 @@ def save(
     """
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
+    for network in (bundle.unet, bundle.vae):
+        check_whole(network)
     if hub.pinned(bundle.name):  # what is written is no longer that commit
         bundle = replace(bundle, name=bundle.name.partition("@")[0].partition("/")[2])
     for adapter in bundle.adapters:

@@ -332,8 +332,19 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_whole(module: nn.Module) -> None:
+    """Raise a UserError for a network whose weights an engine has let go of (`release` of `engine.of`)."""
+    if any(p.numel() == 0 for p in module.parameters()):
+        raise UserError(
+            f"the weights of this {type(module).__name__} were let go of when its engine was made: it can only draw",
+            allowed="a network with its weights",
+            hint="Load the model again, or make the engine without release=True",
+        )
+
+
 def tensors_sha256(module: nn.Module) -> str:
     """sha256 of names, shapes and float32 values: the identity of weights that are in no file."""
+    check_whole(module)
     digest = hashlib.sha256()
     for name, t in sorted(module.state_dict().items()):
         digest.update(f"{name}{list(t.shape)}".encode())

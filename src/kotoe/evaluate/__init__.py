@@ -20,7 +20,7 @@ def run(
     tier: str = "everyday",
     n: int | None = None,
     controls: bool = True,
-    batch: int = 16,
+    batch: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     out: str | Path | None = None,
     **how: Any,

@@ -245,21 +245,23 @@ def evaluate(
     tier: str = "everyday",
     n: int | None = None,
     controls: bool = True,
-    batch: int = 16,
+    batch: int | None = None,
     progress: OnProgress | None = None,
     **how: Any,
 ) -> Evaluation:
     """Draw the suite's prompts and look up what the pictures show.
 
     languages: None is all that the bundle and the captions both have. n: singles per language (1 to 400) and half as
-    many pairs; None is all. how: fields of the Request that pictures are drawn by, the model's defaults otherwise:
-    steps, guidance_scale, sampler, decoder, cache_interval, ... Raises UserError for anything the
-    model, the suite or the machine's Unicode data doesn't have, before a picture is drawn.
+    many pairs; None is all. batch: pictures drawn together; None is 16, with engine int8 1. how: fields of the Request
+    that pictures are drawn by, the model's defaults otherwise: steps, guidance_scale, sampler, decoder, cache_interval,
+    ... Raises UserError for anything the model, the suite or the machine's Unicode data doesn't have, before a picture
+    is drawn.
     """
     if suite not in SUITES:
         raise unknown("suite", suite, SUITES)
     chosen = spoken(bundle, languages)
     asked = {language: items(language, tier=tier, n=n) for language in chosen}
+    batch = (1 if how.get("engine") == "int8" else 16) if batch is None else batch
     settings = resolve(bundle, Request(prompt=("-",), emphasis="none", batch_size=batch, **how))
     world = atlas(tier)
     if (settings.width, settings.height) != (PIXELS, PIXELS):
