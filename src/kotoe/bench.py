@@ -198,7 +198,7 @@ def asked(
         batch_size=1 if batch_size is None else batch_size,
     )
     found = resolve(bundle, request)
-    if batch_size is None:
+    if batch_size is None and engine_name != "int8":  # which draws one picture at a time
         tokens = bundle.tokenizer(bundle.default_language).max_tokens
         count = operations(bundle.unet.spec, bundle.vae.spec, _latent(bundle, found), tokens)
         found = replace(found, batch_size=BATCH if count["step"] < SMALL else 1)
