@@ -15,6 +15,8 @@ import torch
 import kotoe
 from commands import Done, Kotoe, running
 from kotoe import bench, verbs_bench
+from kotoe.config import EngineName
+from kotoe.engine import FastText
 from kotoe.spec import UNetSpec, VAESpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,6 +82,21 @@ def test_a_small_model_is_measured_with_all_threads_at_work(monkeypatch: pytest.
         "1": pytest.approx(3 / took["pictures"]["median"]),
         "2": pytest.approx(6 / took["batch"]["median"]),
     }
+
+
+@pytest.mark.parametrize(("name", "runs"), [("fast", 1), ("plain", 0)])
+def test_a_text_is_read_as_a_picture_reads_it(name: EngineName, runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tiny import tiny_bundle
+
+    bundle, called = tiny_bundle(), []
+    request = bench.asked(bundle, engine_name=name, steps=1, batch_size=1)
+    stages = bench.Stages(bundle, request)
+    run = FastText.__call__
+    monkeypatch.setattr(FastText, "__call__", lambda *given: called.append(1) or run(*given))
+    stages.text()
+    assert len(called) == runs
+    kotoe.generate(bundle, request)
+    assert len(called) == 3 * runs  # the prompt, and the empty one
 
 
 def test_the_card_says_what_the_document_says(done: tuple[Done, Path]) -> None:
