@@ -66,7 +66,7 @@ def is_guided(request: Resolved) -> bool:
 class Memory:
     """Texts that were read lately, for a server: many of its requests have the same negative prompt. Thread-safe.
 
-    most: how many are kept.
+    most: how many are kept, each with the encoder that read it: its id would be another's when it is gone.
     """
 
     def __init__(self, most: int = 64) -> None:
@@ -155,7 +155,7 @@ def _encoded(
     """Texts in one call. prompt: for whose sake."""
     conditioner = bundle.conditioner(language)
     encoder = conditioner.encoder
-    key = (language, id(encoder), texts, request.long_prompt, request.padding, request.emphasis, request.engine)
+    key = (language, encoder, texts, request.long_prompt, request.padding, request.emphasis, request.engine)
     if memory is not None and (known := memory.get(key)) is not None:
         return known
     try:
