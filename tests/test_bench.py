@@ -236,6 +236,22 @@ def test_peers_take_turns_and_write_a_card(tmp_path: Path) -> None:
         assert f"| {name} |" in card
     assert "Random weights, 128 x 128 pixels" in card
     assert "| picture, s |" in card
+    again = "--family tiny --rounds 2 --threads 1 --only kotoe 'diffusers, as' --request"
+    usual = again if os.cpu_count() != 1 else again.replace("--threads 1 ", "")
+    asked = json.dumps(json.loads(extended))
+    assert f"`python benchmarks/peers.py {usual} '{asked}'`" in card
+    assert found["side_by_side"] == 1
+    assert "batches at a time" not in card
+
+
+def test_peers_say_what_kotoe_draws_side_by_side(tmp_path: Path) -> None:
+    """Without it, pictures per second would look like those of one batch after another."""
+    given = ("--rounds", "1", "--pictures", "1", "--threads", "2", "--work", str(tmp_path / "work"))
+    said = peers("--only", "kotoe", *given, "--card", str(tmp_path / "card.md"))
+    assert said.returncode == 0, said.stderr
+    card = (tmp_path / "card.md").read_text("utf-8")
+    assert "it computes 2 batches at a time, where there are so many, one on each core" in card
+    assert "--rounds 1 --pictures 1" in card
 
 
 def test_peers_that_are_not_there_are_told() -> None:
