@@ -13,7 +13,9 @@ picture of one step, reports the step's time itself, and what comes after it is 
 
 Families: SD 1.5 and SD 2.1 are of their size with random weights, at 512 x 512 pixels, pictures of 20 steps at guidance
 7.5. kotoe-emoji is the built-in model's own folder, for Kotoe and diffusers: 32 prompts of its evaluation, at its own
-steps and guidance, one at a time and 16 together. tiny is random and of no interest but for tests of this program.
+steps and guidance, in batches of 1 and of 16. Of so small a model Kotoe computes several batches at a time, with two
+threads two, one on each core (src/kotoe/workers.py); diffusers' pipeline is called for one batch after another, with
+all threads for each. tiny is random and of no interest but for tests of this program.
 
 --only names engines, or how those that are taken by default begin. KerasCV is none of these, for want of memory:
 --only Kotoe KerasCV. keras-hub has no Stable Diffusion 1.x or 2.x (0.32.0 has 3 and Flux); KerasCV 0.9.0 has both, and
@@ -29,6 +31,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -49,6 +52,8 @@ from kotoe import builtin
 from kotoe.bench import operations, processor, rates
 from kotoe.checkpoints import Bundle, load, save
 from kotoe.checkpoints.kerascv import DECODER, FILES
+from kotoe.config import Request
+from kotoe.drawing import resolve
 from kotoe.evaluate.suites import items
 from kotoe.localize.vocabulary import train_clip_bpe
 from kotoe.rng import generator, initialising
@@ -56,6 +61,7 @@ from kotoe.spec import ScheduleSpec, TextSpec, UNetSpec, VAESpec
 from kotoe.text import CLIPText, Conditioner
 from kotoe.unet import UNet
 from kotoe.vae import VAE
+from kotoe.workers import small
 
 PROMPT = "a cat on a blue background"
 EMOJI, TINY = "kotoe-emoji", "tiny"
@@ -165,8 +171,9 @@ def family(name: str, size: int | None, work: Path) -> Family:
     return Family(folder=folder, prompts=[PROMPT], weights="Random weights", **how, **same)  # type: ignore[arg-type]
 
 
-def written(chosen: Family, path: Path) -> dict[str, float]:
-    """The inputs of all engines, written to a file; gives TFLOP of a guided step and of a decoding."""
+def written(chosen: Family, path: Path) -> tuple[dict[str, float], bool]:
+    """The inputs of all engines, written to a file; gives TFLOP of a guided step and of a decoding, and whether Kotoe
+    draws so small a model's batches side by side."""
     bundle = load(chosen.folder, dtype="stored")
     unet, vae = bundle.unet.spec, bundle.vae.spec
     edge, draws = chosen.size // vae.downscale, generator(1)
@@ -179,7 +186,8 @@ def written(chosen: Family, path: Path) -> dict[str, float]:
         "ids": np.array(tokens.ids, dtype=np.int64),
     }
     np.savez(path, **arrays)  # type: ignore[arg-type]
-    return operations(unet, vae, (edge, edge), length)
+    asked = Request(prompt=PROMPT, language="en", width=chosen.size, height=chosen.size)
+    return operations(unet, vae, (edge, edge), length), small(bundle, resolve(bundle, asked))
 
 
 def for_kerascv(folder: Path) -> None:
@@ -256,6 +264,17 @@ def wanted(only: Sequence[str] | None, name: str) -> dict[str, Peer]:
     return {engine: peer for engine, peer in there.items() if engine in found}
 
 
+def command(given: argparse.Namespace, options: argparse.ArgumentParser) -> str:
+    """What was asked, to be asked again: family and rounds, and all else that isn't usual but where things are kept."""
+    said = ["python", "benchmarks/peers.py", "--family", given.family, "--rounds", str(given.rounds)]
+    for name in ("pictures", "size", "threads", "only", "request"):
+        value = getattr(given, name)
+        if value != options.get_default(name):
+            said.append(f"--{name}")
+            said += value if name == "only" else [json.dumps(value) if name == "request" else str(value)]
+    return shlex.join(said)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--family", default="SD 1.5", choices=HERE)
@@ -283,7 +302,7 @@ def main() -> None:
     if any(peer.environment == "kerascv" for peer in peers.values()):
         for_kerascv(chosen.folder)
     inputs = given.work / f"{given.family.replace(' ', '-')}.npz"
-    counts = written(chosen, inputs)
+    counts, beside = written(chosen, inputs)
     load_before = f"{os.getloadavg()[0]:.1f}"
     machine = rates(torch.bfloat16, threads=given.threads)
 
@@ -324,7 +343,8 @@ def main() -> None:
         "family": given.family, "rounds": given.rounds, "pictures": drawn, "threads": given.threads,
         "size": chosen.size, "steps": chosen.steps, "guidance": chosen.guidance, "prompts": len(chosen.prompts),
         "weights": chosen.weights, "batches": list(chosen.batches), "usual_size": chosen.usual_size,
-        "load": load_before, "rates": machine, "counted": counts, "engines": {},
+        "load": load_before, "rates": machine, "counted": counts, "side_by_side": given.threads if beside else 1,
+        "command": command(given, options), "engines": {},
     }  # fmt: skip
     for engine in engines:
         error = None
@@ -377,16 +397,24 @@ def card(result: dict[str, Any]) -> str:
     counts, reached = result["counted"], {name: f"{value:.2f}" for name, value in result["rates"].items()}
     part, name, rounds = 100 * counts["step"] / ours / rate, result["family"], result["rounds"]
     share = format(part, ".0f" if part >= 10 else ".2g")
-    size = "" if result["usual_size"] else f" --size {result['size']}"
+    side, threads = result["side_by_side"], result["threads"]
+    beside = (
+        f"""
+Pictures, by Kotoe: it computes {side} batches at a time, where there are so many, one on each core; every other engine
+one batch after another, with {threads} threads for each.
+"""
+        if side > 1
+        else ""
+    )
     pictures = f"""
 {f"Pictures: {result['prompts']} prompts" if several else "A picture: one prompt"}, {result["steps"]} steps of DDIM
 (stable-diffusion.cpp: of its default sampler), guidance {result["guidance"]:g}, by each engine's own pipeline;
 {f"medians of {result['pictures']} rounds" if result["pictures"] > 1 else "one round"}, in turns.
-"""
+{beside}"""
     return f"""# {name} on a processor, beside its peers
 
-`python benchmarks/peers.py --family "{name}" --rounds {rounds}{size}`, {time.strftime("%Y-%m-%d", time.gmtime())}.
-{result["weights"]}, {result["size"]} x {result["size"]} pixels, {result["threads"]} threads; medians of {rounds}
+`{result["command"]}`, {time.strftime("%Y-%m-%d", time.gmtime())}.
+{result["weights"]}, {result["size"]} x {result["size"]} pixels, {threads} threads; medians of {rounds}
 rounds, the engines taking turns.
 {processor()}; load at the start {result["load"]}; {versions}; kotoe {version("kotoe")}.
 

@@ -49,6 +49,7 @@ x, context, z = (torch.from_numpy(arrays[k]) for k in ("x", "context", "z"))
 KOTOE = """\
 import kotoe
 from kotoe import engine, memory
+from kotoe.reading import run_of
 memory.large_pages()
 bundle = kotoe.load(folder, dtype=kind)
 few = asked["request"].pop("fast", False)
@@ -70,7 +71,7 @@ x, context, z = (t.to(dtype).contiguous(memory_format=torch.channels_last) if t.
                  for t in (x, context, z))
 conditioner = bundle.conditioner("en")
 encoder = conditioner.encoder
-run = engine.of(encoder) if asked["request"].get("engine") != "plain" and engine.worth_it(encoder) else None
+run = run_of(encoder, asked["request"].get("engine", "fast"))
 with torch.inference_mode():
     rows, kv = bundle.unet.time_table(torch.tensor([500.0])).at(0), unet.text_kv(context)
 def step():

@@ -15,6 +15,8 @@ import torch
 import kotoe
 from commands import Done, Kotoe, running
 from kotoe import bench, verbs_bench
+from kotoe.config import EngineName
+from kotoe.engine import FastText
 from kotoe.spec import UNetSpec, VAESpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,6 +82,21 @@ def test_a_small_model_is_measured_with_all_threads_at_work(monkeypatch: pytest.
         "1": pytest.approx(3 / took["pictures"]["median"]),
         "2": pytest.approx(6 / took["batch"]["median"]),
     }
+
+
+@pytest.mark.parametrize(("name", "runs"), [("fast", 1), ("plain", 0)])
+def test_a_text_is_read_as_a_picture_reads_it(name: EngineName, runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tiny import tiny_bundle
+
+    bundle, called = tiny_bundle(), []
+    request = bench.asked(bundle, engine_name=name, steps=1, batch_size=1)
+    stages = bench.Stages(bundle, request)
+    run = FastText.__call__
+    monkeypatch.setattr(FastText, "__call__", lambda *given: called.append(1) or run(*given))
+    stages.text()
+    assert len(called) == runs
+    kotoe.generate(bundle, request)
+    assert len(called) == 3 * runs  # the prompt, and the empty one
 
 
 def test_the_card_says_what_the_document_says(done: tuple[Done, Path]) -> None:
@@ -219,6 +236,22 @@ def test_peers_take_turns_and_write_a_card(tmp_path: Path) -> None:
         assert f"| {name} |" in card
     assert "Random weights, 128 x 128 pixels" in card
     assert "| picture, s |" in card
+    again = "--family tiny --rounds 2 --threads 1 --only kotoe 'diffusers, as' --request"
+    usual = again if os.cpu_count() != 1 else again.replace("--threads 1 ", "")
+    asked = json.dumps(json.loads(extended))
+    assert f"`python benchmarks/peers.py {usual} '{asked}'`" in card
+    assert found["side_by_side"] == 1
+    assert "batches at a time" not in card
+
+
+def test_peers_say_what_kotoe_draws_side_by_side(tmp_path: Path) -> None:
+    """Without it, pictures per second would look like those of one batch after another."""
+    given = ("--rounds", "1", "--pictures", "1", "--threads", "2", "--work", str(tmp_path / "work"))
+    said = peers("--only", "kotoe", *given, "--card", str(tmp_path / "card.md"))
+    assert said.returncode == 0, said.stderr
+    card = (tmp_path / "card.md").read_text("utf-8")
+    assert "it computes 2 batches at a time, where there are so many, one on each core" in card
+    assert "--rounds 1 --pictures 1" in card
 
 
 def test_peers_that_are_not_there_are_told() -> None:

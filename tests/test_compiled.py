@@ -24,12 +24,14 @@ from torch.nn.attention import SDPBackend
 
 from kotoe import bench, compiled, engine
 from kotoe.checkpoints import Bundle, load, save
+from kotoe.compiled import Compiled
 from kotoe.config import Request
 from kotoe.drawing import generate, replay, resolve
 from kotoe.errors import UserError
 from kotoe.images import differences
 from kotoe.rng import generator
 from kotoe.shortcuts import Shortcuts
+from kotoe.spec import UNetSpec
 from kotoe.unet import Attention, UNet
 from kotoe.vae import VAE
 from tiny import apart, seeded, tiny_bundle
@@ -147,6 +149,59 @@ def test_a_compiled_network_goes_with_its_network(bundle: Bundle) -> None:
     gc.collect()
     assert made() is None
     assert weight() is None
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Compiled:
+    """A network compiled as far as torch's tracing and its guards go: what Inductor would add takes seconds a shape."""
+    compiles = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, mode, **how: compiles(f, backend="eager", **how))
+    monkeypatch.setattr(compiled, "fastest_attention", lambda *qkv: SDPBackend(torch._fused_sdp_choice(*qkv)))
+    torch._dynamo.reset()
+    spec = UNetSpec(
+        block_out_channels=(32,), cross_attention=(True,), num_heads=(4,), cross_attention_dim=32, norm_num_groups=8,
+        sample_size=2, layers_per_block=1,
+    )  # fmt: skip
+    return compiled.of(seeded(UNet(spec), 0))
+
+
+@torch.inference_mode()
+def answered(found: Compiled, many: int, *, lies: bool = False) -> float:
+    """How far a traced network is from the plain one for so many pictures. lies: the texts' values in another order."""
+    assert isinstance(found.net, UNet)
+    x = torch.randn(many, 4, 2, 2, generator=generator(1))
+    kv = found.text_kv(torch.randn(many, 3, 32, generator=generator(2)))
+    time = [row.expand(many, -1) for row in found.net.time_table(torch.tensor([10.0])).at(0)]
+    laid = [(k.mT.contiguous().mT, v.mT.contiguous().mT) for k, v in kv] if lies else kv
+    return apart(found(x, time, laid), found.net(x, time, kv))
+
+
+def test_a_known_shape_with_texts_that_lie_otherwise_is_the_same_program(traced: Compiled) -> None:
+    assert answered(traced, 2) < TOLERANCE
+    before = compilations()
+    assert answered(traced, 2, lies=True) < TOLERANCE
+    assert (len(traced.programs), compilations()) == (1, before)
+
+
+def test_a_known_shape_is_compiled_again_beyond_torchs_own_limits(traced: Compiled) -> None:
+    """Where a setting of torch's has changed that its program hangs on."""
+    with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=1):
+        for many in (1, 2):
+            assert answered(traced, many) < TOLERANCE
+        before = compilations()
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert answered(traced, 2) < TOLERANCE
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert (len(traced.programs), compilations()) == (2, before + 1)
+
+
+def test_torchs_limit_is_said_in_words(traced: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_unlimited", lambda: torch._dynamo.config.patch(recompile_limit=1))
+    answered(traced, 1)
+    with pytest.raises(UserError, match="no more than .* forms of one function. Allowed: engine fast or plain"):
+        answered(traced, 2)
 
 
 # --- In pictures --------------------------------------------------------------------------------------

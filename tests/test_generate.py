@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import json
+import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from kotoe import drawing, images
 from kotoe.checkpoints import Bundle
@@ -21,7 +24,8 @@ from kotoe.config import Request, dumps, from_json
 from kotoe.drawing import Picture, Progress, draw, generate, pixel_multiple, plan, replay, resolve
 from kotoe.engine import FastUNet
 from kotoe.errors import UserError
-from kotoe.reading import read_prompts
+from kotoe.numerics import with_numerics
+from kotoe.reading import Memory, read_prompts
 from kotoe.record import Record
 from kotoe.recording import check_same
 from kotoe.samplers import SAMPLERS
@@ -357,3 +361,41 @@ def test_jobs_of_ones_own(bundle: Bundle) -> None:
     jobs = plan(bundle, request)
     assert [bits(p) for p in draw(bundle, request, jobs=jobs[1:2])] == [bits(one(bundle, prompt=PROMPTS[1], seed=5))]
     assert read_prompts(bundle, request, jobs).keys() == {(j.language, j.prompt) for j in jobs}
+
+
+def test_a_memory_of_texts_takes_no_encoder_for_one_that_is_gone() -> None:
+    """Networks of another program's numerics are made for a job, and the next job's could lie where they lay."""
+    models = []
+    for seed in (0, 100):
+        model = tiny_bundle("sd2", seed=seed)  # of OpenCLIP's GELU, where KerasCV has another
+        schedule = replace(model.schedule, prediction_type="epsilon", rescale_betas_zero_snr=False)
+        models.append(replace(model, schedule=schedule))
+    asked = Request(prompt="a red cat", language="en", numerics="kerascv", long_prompt="cut")
+    encoders: list[weakref.ref[nn.Module]] = []
+
+    def states(model: Bundle, memory: Memory | None) -> Tensor:
+        request = resolve(model, asked)
+        made = with_numerics(model, request.numerics)
+        encoders.append(weakref.ref(made.conditioner("en").encoder))
+        return read_prompts(made, request, plan(model, request), memory)["en", "a red cat"].positive
+
+    alone, memory = [states(model, None) for model in models], Memory()
+    assert not torch.equal(*alone)
+    encoders.clear()
+    for i in [0, 1] * 5:
+        assert torch.equal(states(models[i], memory), alone[i])
+    gc.collect()
+    assert None not in [encoder() for encoder in encoders]  # whose ids are none of the next ones
+    for _ in range(memory.most):
+        memory.put(object(), next(iter(memory.known.values())))
+    gc.collect()
+    assert {encoder() for encoder in encoders} == {None}
+
+
+def test_a_text_is_read_once_by_the_same_encoder(bundle: Bundle) -> None:
+    request, memory = resolve(bundle, Request(prompt="a red cat", language="en", long_prompt="cut")), Memory()
+    read_prompts(bundle, request, plan(bundle, request), memory)
+    first = list(memory.known.values())
+    read_prompts(bundle, request, plan(bundle, request), memory)
+    assert len(first) == 2  # it, and the empty one
+    assert all(a is b for a, b in zip(first, memory.known.values(), strict=True))

@@ -15,7 +15,7 @@ from kotoe.config import Request
 from kotoe.drawing import Progress, draw, generate, replay, resolve
 from kotoe.images import differences
 from kotoe.spec import UNetSpec
-from kotoe.workers import SMALL, side_by_side, size, small
+from kotoe.workers import SMALL, process_threads, side_by_side, size, small
 from tiny import tiny_bundle
 
 PROMPTS = ("a red cat", "two dogs", "an owl", "a castle", "a yellow moon")
@@ -47,6 +47,83 @@ def test_results_come_in_the_tasks_order_from_several_threads() -> None:
     assert [i for i, _, _ in found] == list(range(6))
     assert {threads for _, threads, _ in found} == {1}
     assert len({ident for _, _, ident in found} - {threading.get_ident()}) == 2
+
+
+def in_a_new_thread(work: Callable[[], object]) -> object:
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_threads_that_draw_at_once_leave_the_process_its_threads() -> None:
+    """The second begins when the first one's workers have set torch's number, and ends after it."""
+    began, ends = threading.Event(), threading.Event()
+    first = side_by_side([began.set, lambda: ends.wait(5)], workers=2)
+    next(first)
+    assert began.wait(5)
+
+    def second() -> tuple[int, list[int], int]:
+        before, rest = process_threads(), side_by_side([torch.get_num_threads] * 4, workers=2)
+        found = [next(rest)]
+        ends.set()
+        in_a_new_thread(lambda: list(first))  # and the first one's end is taken where it didn't begin
+        return before, found + list(rest), torch.get_num_threads()
+
+    assert in_a_new_thread(second) == (2, [1] * 4, 2)
+    assert in_a_new_thread(torch.get_num_threads) == 2
+    assert in_a_new_thread(process_threads) == 2
+
+
+def test_a_worker_keeps_its_threads_when_another_call_ends() -> None:
+    """Torch's number of a thread is taken from the process's at the thread's first use, if not before."""
+    began, ended = threading.Event(), threading.Event()
+
+    def waits() -> int:
+        began.set()
+        assert ended.wait(5)
+        torch.ones(2) @ torch.ones(2)
+        return torch.get_num_threads()
+
+    def other() -> None:
+        assert began.wait(5)
+        list(side_by_side([torch.get_num_threads], workers=1))
+        ended.set()
+
+    beside = threading.Thread(target=other)
+    beside.start()
+    assert list(side_by_side([waits], workers=1)) == [1]
+    beside.join()
+
+
+def test_a_call_within_a_worker_leaves_it_its_threads() -> None:
+    def outer() -> tuple[int, list[int], int]:
+        return process_threads(), list(side_by_side([torch.get_num_threads], workers=1)), torch.get_num_threads()
+
+    (found,) = side_by_side([outer], workers=1, threads=3)
+    assert found == (3, [1], 3)
+
+
+def test_two_threads_draw_at_once(bundle: Bundle) -> None:
+    """With as many workers each as the process has threads, and it has them afterwards."""
+    seen: set[int] = set()
+    started = threading.Event()
+
+    def on_step(_: Progress) -> None:
+        seen.add(threading.get_ident())
+        started.set()
+
+    def second() -> None:
+        assert started.wait(10)
+        generate(bundle, Request(prompt=PROMPTS, language="en", n=2), on_step=on_step)
+
+    beside = threading.Thread(target=second)
+    beside.start()
+    generate(bundle, Request(prompt=PROMPTS, language="en", n=4), on_step=on_step)
+    beside.join()
+    assert len(seen) == 4
+    assert in_a_new_thread(torch.get_num_threads) == 2
 
 
 def test_the_first_failure_is_raised_and_the_rest_is_left() -> None:

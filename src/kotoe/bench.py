@@ -33,6 +33,7 @@ from kotoe.config import MAX_THREADS, Request, Resolved
 from kotoe.drawing import decoder_of, generate, resolve, unet_of
 from kotoe.errors import UserError
 from kotoe.memory import keep_memory
+from kotoe.reading import run_of
 from kotoe.rng import generator
 from kotoe.spec import UNetSpec, VAESpec
 from kotoe.unet import UNet
@@ -216,6 +217,7 @@ class Stages:
     @torch.inference_mode()
     def __init__(self, bundle: Bundle, request: Resolved) -> None:
         self.reader = bundle.conditioner(request.language)
+        self.run = run_of(self.reader.encoder, request.engine)
         weight = bundle.unet.conv_in.weight
         self.unet, self.decoder = unet_of(bundle.unet, request.engine), decoder_of(bundle.vae, request.engine)
         draws, latent = generator(1), _latent(bundle, request)
@@ -233,7 +235,7 @@ class Stages:
         self.kv = self.unet.text_kv(context.to(weight.dtype))
 
     def _read(self) -> Tensor:
-        return self.reader.encode([PROMPT, ""], long_prompt="cut").states  # (2, L, D)
+        return self.reader.encode([PROMPT, ""], long_prompt="cut", run=self.run).states  # (2, L, D)
 
     @torch.inference_mode()
     def step(self) -> None:

@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -84,7 +85,7 @@ class Compiled:
     def text_kv(self, context: Tensor) -> KV:
         """Keys and values of context (B, L, D) for every cross-attention, as UNet.text_kv."""
         assert isinstance(self.net, UNet)
-        return self.net.text_kv(context)
+        return _contiguous(self.net.text_kv(context))
 
     @torch.inference_mode()
     def __call__(
@@ -92,19 +93,24 @@ class Compiled:
     ) -> Tensor:
         """As UNet.forward, or as `decode` with x alone. shortcuts: None, or those that leave nothing out."""
         assert shortcuts is None or (shortcuts.every, shortcuts.ratio) == (1, 0.0)
-        given: tuple[Any, ...] = (x,) if time is None or kv is None else (x, time, kv)
-        text = None if time is None or kv is None else (time[0].shape, kv[0][0].shape)
+        given: tuple[Any, ...]
+        if time is None or kv is None:
+            given, text = (x,), None
+        else:  # however texts come to lie, it is the same program
+            kv = _contiguous(kv)
+            given, text = (x, time, kv), (time[0].shape, kv[0][0].shape, kv[0][0].stride())
         key = (x.shape, x.stride(), text, torch.get_num_threads())
-        program = self.programs.get(key)
-        if program is not None and not self.graphs:
-            return program(*given)
-        with _lock, _explained(), torch._dynamo.config.patch(recompile_limit=SHAPES):
-            program = self.programs.get(key) or self._program(given)
-            if self.graphs:
-                torch.compiler.cudagraph_mark_step_begin()
-            made = program(*given)
-            self.programs[key] = program
-            return made.clone() if self.graphs else made  # a graph's next run writes where its last result is
+        with _explained(), _unlimited():  # a known one, too, is compiled again when a setting of torch's has changed
+            program = self.programs.get(key)
+            if program is not None and not self.graphs:
+                return program(*given)
+            with _lock:
+                program = self.programs.get(key) or self._program(given)
+                if self.graphs:
+                    torch.compiler.cudagraph_mark_step_begin()
+                made = program(*given)
+                self.programs[key] = program
+                return made.clone() if self.graphs else made  # a graph's next run writes where its last result is
 
     def _program(self, given: tuple[Any, ...]) -> Callable[..., Tensor]:
         net = twin(self.net)
@@ -116,6 +122,16 @@ class Compiled:
             hook.remove()
         mode = "reduce-overhead" if self.graphs else None
         return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+
+
+def _contiguous(kv: KV) -> KV:
+    return [(k.contiguous(), v.contiguous()) for k, v in kv]
+
+
+@cache
+def _unlimited() -> Any:
+    """Torch with our number of forms. One for all calls: torch keeps something of each in the thread for good."""
+    return torch._dynamo.config.patch(recompile_limit=SHAPES, accumulated_recompile_limit=SHAPES)
 
 
 # --- Attention ------------------------------------------------------------------------------------
@@ -193,11 +209,17 @@ def _write() -> None:
 @contextmanager
 def _explained() -> Iterator[None]:
     """What torch's compiler lacks on a machine, as a UserError."""
-    from torch._dynamo.exc import BackendCompilerFailed
+    from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
     from torch._inductor import exc
 
     try:
         yield
+    except FailOnRecompileLimitHit as error:
+        raise UserError(
+            f"engine compiled for yet another shape: torch compiles no more than {SHAPES} forms of one function",
+            allowed="engine fast or plain",
+            hint="A new process begins anew",
+        ) from error
     except (BackendCompilerFailed, exc.TritonMissing, exc.GPUTooOldForTriton) as error:
         cause = getattr(error, "inner_exception", error)
         if isinstance(cause, exc.InvalidCxxCompiler | exc.CppCompileError) or "C compiler" in str(cause):

@@ -48,7 +48,7 @@ from kotoe.tiny_vae import TinyVAE
 from kotoe.translate import source_language, target_language, understood
 from kotoe.unet import KV, TimeTable, UNet
 from kotoe.vae import VAE
-from kotoe.workers import Stopped, side_by_side, small
+from kotoe.workers import Stopped, process_threads, side_by_side, small
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def draw(
         for batch in _batches(jobs, reads, request.batch_size)
     ]
     if small(bundle, request):
-        drawn = side_by_side(tasks, workers=torch.get_num_threads(), stop=watch.stop)
+        drawn = side_by_side(tasks, workers=process_threads(), stop=watch.stop)
     else:
         drawn = (task() for task in tasks)
     for pictures in drawn:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kotoe import engine
 from kotoe.checkpoints import Bundle
-from kotoe.config import Request, Resolved
+from kotoe.config import EngineName, Request, Resolved
 from kotoe.errors import UserError, shown
 from kotoe.language import ASCII_MARKS, Source
 from kotoe.numerics import NUMERICS
@@ -66,7 +66,7 @@ def is_guided(request: Resolved) -> bool:
 class Memory:
     """Texts that were read lately, for a server: many of its requests have the same negative prompt. Thread-safe.
 
-    most: how many are kept.
+    most: how many are kept, each with the encoder that read it: its id would be another's when it is gone.
     """
 
     def __init__(self, most: int = 64) -> None:
@@ -143,6 +143,11 @@ def _long(bundle: Bundle, language: str, texts: Sequence[Prompt]) -> bool:
     return len(tokenizer.encode(texts, long_prompt="chunk").ids[0]) > tokenizer.max_tokens
 
 
+def run_of(encoder: nn.Module, name: EngineName) -> Callable[[Tensor], Tensor] | None:
+    """What an engine computes a text encoder with, ids (B, L) to states (B, L, D); None: the encoder itself."""
+    return engine.of(encoder) if name != "plain" and engine.worth_it(encoder) else None
+
+
 @torch.inference_mode()
 def _encoded(
     bundle: Bundle, request: Resolved, language: str, texts: tuple[Prompt, ...], prompt: str, memory: Memory | None
@@ -150,7 +155,7 @@ def _encoded(
     """Texts in one call. prompt: for whose sake."""
     conditioner = bundle.conditioner(language)
     encoder = conditioner.encoder
-    key = (language, id(encoder), texts, request.long_prompt, request.padding, request.emphasis, request.engine)
+    key = (language, encoder, texts, request.long_prompt, request.padding, request.emphasis, request.engine)
     if memory is not None and (known := memory.get(key)) is not None:
         return known
     try:
@@ -159,7 +164,7 @@ def _encoded(
             long_prompt=request.long_prompt,
             padding=request.padding,
             restore_mean=request.emphasis == "original",
-            run=engine.of(encoder) if request.engine != "plain" and engine.worth_it(encoder) else None,
+            run=run_of(encoder, request.engine),
         )
     except UserError as error:
         raise UserError(f"{shown(prompt, 200)}: {error.given}", allowed=error.allowed, hint=error.hint) from None
