@@ -6,7 +6,7 @@ For each way of scheduling (step by step, request by request, one after the othe
 kotoe-emoji, and one stream of requests for each rate: times between them are exponential, from a fixed seed, the same
 for all three. Latency is counted from when a request was meant to be sent. Rates are shares of the capacity: what the
 server delivers, step by step, when half as many callers as its queue holds always wait. Each stream comes in four
-windows, in which the three take turns.
+windows, in which the three take turns; above the capacity in one, so that the queue fills.
 """
 
 from __future__ import annotations
@@ -201,7 +201,8 @@ def card(found: dict[str, Any]) -> str:
 
 `{found["command"]}`, {found["date"]}.
 kotoe-emoji, 128 x 128 pixels, 6, 10 or 20 steps, prompts in four languages; {found["count"]} requests a point in
-{WINDOWS} windows, in which the three take turns, seeds fixed; a queue of {found["queue"]} pictures.
+{WINDOWS} windows (one above 1 x, where the queue has to fill), in which the three take turns, seeds fixed;
+a queue of {found["queue"]} pictures.
 {about["processor"]}, {about["threads"]} threads, the client among them;
 {versions}.
 
@@ -232,10 +233,11 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         for share in options.shares:
             rate = share * capacities["step"]
             parts: dict[str, list[Point]] = {schedule: [] for schedule in SCHEDULES}
-            for turn in range(WINDOWS):
+            windows = WINDOWS if share <= 1 else 1  # else the queue would be empty again before it is full
+            for turn in range(windows):
                 for schedule, server in servers.items():
                     seed = WINDOWS * int(100 * share) + turn
-                    parts[schedule].append(await stream(server, rate, options.count // WINDOWS, seed))
+                    parts[schedule].append(await stream(server, rate, options.count // windows, seed))
             for schedule in SCHEDULES:
                 found = points[schedule, share] = together(parts[schedule])
                 print(
