@@ -5,7 +5,7 @@
 For each way of scheduling (step by step, request by request, one after the other) a `kotoe serve` of its own with
 kotoe-emoji, and one stream of requests for each rate: times between them are exponential, from a fixed seed, the same
 for all three. Latency is counted from when a request was meant to be sent. Rates are shares of the capacity: what the
-server delivers, step by step, when half as many callers as its queue holds always wait. Each stream comes in four
+server delivers, step by step, when half as many callers as its queue holds always wait. Each stream comes in two
 windows, in which the three take turns; above the capacity in one, so that the queue fills.
 """
 
@@ -42,7 +42,8 @@ PROMPTS = (
     ("ko", "파란 배경의 {}", ("고양이", "개", "사과", "기타", "로켓", "문어", "자전거", "판다")),
 )
 STEPS = (6, 10, 10, 20)
-WINDOWS = 4  # in which a stream comes: the three take turns, so that what else the machine does meets all
+WINDOWS = 2  # in which a stream comes, by turns, so that what else the machine does meets all; each long enough for a
+# queue to grow as long as it will
 SOON = 1.0  # seconds: a picture within this time counts as goodput
 PATIENCE = 120.0  # seconds after the last request was sent
 
