@@ -188,6 +188,34 @@ def test_the_queue_has_an_end_and_says_when_to_come_back(serve: Callable[..., No
     serve(body, max_waiting=3)
 
 
+def test_a_refusal_costs_no_more_on_a_busy_server(serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands that ended lately are not asked what is left of them; nor is everybody's time counted to tell one's."""
+
+    async def body(service: Service) -> None:
+        ended = await service.submit(wish())
+        await ended.ended.wait()
+        service.jobs |= {f"ended {k}": ended for k in range(3000)}
+        for k in range(20):
+            await service.submit(Wish(request=LONG, caller=str(k)))
+        asked = 0
+        cost = service.drawer.cost
+
+        def counted(job: Job) -> float | None:
+            nonlocal asked
+            asked += 1
+            return float(cost(job) or 0.1)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(service.drawer, "cost", counted)
+            with pytest.raises(Refusal, match="the queue holds 20"):
+                await service.submit(wish(caller="late"))
+        assert asked <= 20
+        for job in list(service.running.values()):
+            service.cancel(job)
+
+    serve(body, max_waiting=20)
+
+
 def test_each_caller_has_a_rate(serve: Callable[..., None]) -> None:
     async def body(service: Service) -> None:
         await service.submit(wish(n=4))

@@ -101,7 +101,7 @@ class _Now:
 
     def collect(self) -> Any:
         """The families."""
-        jobs = list(self.service.jobs.values())
+        jobs = list(self.service.running.values())
         waiting = sum(job.open for job in jobs)
         yield GaugeMetricFamily("kotoe_pictures_open", "Pictures waiting or being drawn", value=waiting)
         yield GaugeMetricFamily("kotoe_pictures_begun", "Pictures being drawn", value=self.service.drawer.begun)

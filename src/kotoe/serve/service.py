@@ -73,6 +73,7 @@ class Service:
         self.loop = asyncio.get_running_loop()
         self.folder = tempfile.TemporaryDirectory(prefix="kotoe-serve-")
         self.jobs: dict[str, Job] = {}  # that are not ended, and those that ended lately
+        self.running: dict[str, Job] = {}  # of these, those that are not ended: much fewer on a busy server
         self.due: dict[str, float] = {}  # by caller: the deadline of the last picture
         self.begun: dict[str, list[float]] = {}  # by caller: when pictures were asked for, for the rate
         self.quick: dict[str, Bundle] = {}
@@ -128,7 +129,7 @@ class Service:
             self.begun.setdefault(wish.caller, []).extend([time.time()] * wanted)
         job.deadlines = self._deadlines(job)
         job.open, job.done, job.keeps, job.kept = len(job.plan), [0] * len(job.plan), keep, keep
-        self.jobs[job.id] = job
+        self.jobs[job.id] = self.running[job.id] = job
         try:
             if keep:
                 await self._save(job, self.store.put, job.id, job.wish.owner, job.created)
@@ -136,6 +137,7 @@ class Service:
             self.drawer.begin(job)
         except BaseException:
             self.jobs.pop(job.id, None)  # else it would wait for ever
+            self.running.pop(job.id, None)
             raise
         return job
 
@@ -149,7 +151,7 @@ class Service:
         most = min(self.settings.max_waiting, rate or self.settings.max_waiting)
         if wanted > most:
             raise Refusal(400, f"n {wanted}, pictures of one request. Allowed: 1 to {most}.", param="n")
-        waiting = sum(job.open for job in self.jobs.values())
+        waiting = sum(job.open for job in self.running.values())
         if waiting + wanted > self.settings.max_waiting:
             raise Refusal(
                 429,
@@ -169,8 +171,9 @@ class Service:
 
     def _clears(self, waiting: int, wanted: int) -> float:
         """Seconds until there is room for so many more."""
-        seconds = [s for s in map(self.seconds_left, list(self.jobs.values())) if s is not None]
-        return max(1.0, max(seconds, default=1.0) * min(1.0, wanted / max(waiting, 1)))
+        last = max(list(self.running.values()), key=lambda job: job.deadlines[-1], default=None)
+        seconds = None if last is None else self.seconds_left(last)
+        return max(1.0, (seconds or 1.0) * min(1.0, wanted / max(waiting, 1)))
 
     def _prepare(self, wish: Wish) -> Job:
         """On a thread: everything that can be wrong with a request, before it is taken."""
@@ -343,6 +346,7 @@ class Service:
         self.metrics.ended(job)
         self.drawer.ended(job)
         job.ended.set()
+        self.running.pop(job.id, None)
         if job.forgotten:
             self._later(self._delete_quietly(job))
         elif job.kept:
@@ -434,7 +438,7 @@ class Service:
         """How many jobs come before one that waits, and itself: 1 is next. 0: it is being drawn, or ended."""
         if job.begun or job.ended.is_set():
             return 0
-        others = (other for other in self.jobs.values() if not other.ended.is_set() and other is not job)
+        others = (other for other in list(self.running.values()) if other is not job)
         return 1 + sum(not other.begun and other.deadlines[0] < job.deadlines[0] for other in others)
 
     def seconds_left(self, job: Job) -> float | None:
@@ -442,9 +446,9 @@ class Service:
         if job.ended.is_set():
             return 0.0
         last, total = job.deadlines[-1], 0.0
-        for other in list(self.jobs.values()):
+        for other in list(self.running.values()):
             cost = self.drawer.cost(other)
-            if other.ended.is_set() or cost is None:
+            if cost is None:
                 if other is job:
                     return None
                 continue
@@ -512,7 +516,7 @@ class Service:
     def expire(self) -> None:
         """On a thread: delete what has been kept long enough."""
         try:
-            self.store.expire(time.time() - 3600 * self.settings.keep_hours, list(self.jobs))
+            self.store.expire(time.time() - 3600 * self.settings.keep_hours, list(self.running))
         except StoreError as error:
             self.metrics.not_kept(error)
 
@@ -523,22 +527,18 @@ class Service:
         then is lost, and told to be."""
         self.draining = True
         ends = self.loop.time() + seconds
-        while self._running and self.loop.time() < ends and not hurry():
+        while self.running and self.loop.time() < ends and not hurry():
             await asyncio.sleep(LOOKS)
         await asyncio.to_thread(self.drawer.close)
         await asyncio.to_thread(self.files.shutdown)
         ends = self.loop.time() + LAST_SECONDS
-        while self._running and self.loop.time() < ends:  # what was handed over last
+        while self.running and self.loop.time() < ends:  # what was handed over last
             await asyncio.sleep(LOOKS)
         while self.tasks:
             await asyncio.wait(self.tasks)
         self.front.shutdown(cancel_futures=True)
         self.store.close()
         self.folder.cleanup()
-
-    @property
-    def _running(self) -> bool:
-        return any(not job.ended.is_set() for job in self.jobs.values())
 
 
 def suffix_of(content: bytes) -> str:
