@@ -5,20 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from browser import Open, picture
+from browser import Open, Window, picture
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.allow_hosts(["127.0.0.1"])]
 
 
-def test_the_mask_painter_paints(opened: Open, tmp_path: Path) -> None:
-    from PIL import Image
+def started(window: Window, folder: Path, size: tuple[int, int]) -> Window:
+    """The page with a picture of that size, all teal, to start from."""
+    Image.new("RGB", size, "teal").save(folder / "start.png")
+    window.page.click("#source-fold summary")
+    window.page.set_input_files("#source-file", folder / "start.png")
+    return window
 
-    Image.new("RGB", (300, 150), "teal").save(tmp_path / "start.png")
-    window = opened()
+
+def test_the_mask_painter_paints(opened: Open, tmp_path: Path) -> None:
+    window = started(opened(), tmp_path, (300, 150))
     page = window.page
-    page.click("#source-fold summary")
-    page.set_input_files("#source-file", tmp_path / "start.png")
     page.wait_for_selector("#mask-open:not([hidden])")
     size = int(page.input_value("#width")), int(page.input_value("#height"))
     assert size == (192, 96)  # as the picture's shape, in multiples of 32, about as many pixels as 128 x 128
@@ -54,13 +58,8 @@ def test_the_mask_painter_paints(opened: Open, tmp_path: Path) -> None:
 
 def test_only_what_is_masked_is_drawn(opened: Open, tmp_path: Path) -> None:
     """A part of a photo as large as it is; the mask stays where it is when that is chosen after it was painted."""
-    from PIL import Image
-
-    Image.new("RGB", (601, 301), "teal").save(tmp_path / "start.png")
-    window = opened()
+    window = started(opened(), tmp_path, (601, 301))
     page = window.page
-    page.click("#source-fold summary")
-    page.set_input_files("#source-file", tmp_path / "start.png")
     page.wait_for_selector("#closeup-row:not([hidden])")
     page.fill("#width", "128")  # of the photo the middle
     page.fill("#height", "128")
@@ -115,13 +114,8 @@ def test_only_what_is_masked_is_drawn(opened: Open, tmp_path: Path) -> None:
     ],
 )
 def test_a_photos_shape_is_kept(opened: Open, tmp_path: Path, photo: tuple[int, int], size: tuple[str, str]) -> None:
-    from PIL import Image
-
-    Image.new("RGB", photo, "teal").save(tmp_path / "start.png")
-    window = opened()
+    window = started(opened(), tmp_path, photo)
     page = window.page
-    page.click("#source-fold summary")
-    page.set_input_files("#source-file", tmp_path / "start.png")
     page.wait_for_selector("#source-view:not([hidden])")
     assert (page.input_value("#width"), page.input_value("#height")) == size
     assert "cut off" not in page.inner_text("#source-note")
@@ -129,21 +123,14 @@ def test_a_photos_shape_is_kept(opened: Open, tmp_path: Path, photo: tuple[int, 
 
 def test_a_photo_too_large_for_the_server_is_said_to_be(opened: Open, tmp_path: Path) -> None:
     """A closeup sends it whole, and 32 MB have to hold it."""
-    from PIL import Image
-
-    Image.new("RGB", (4032, 3024), "teal").save(tmp_path / "start.png")
-    window = opened()
+    window = started(opened(), tmp_path, (4032, 3024))
     page = window.page
-    page.click("#source-fold summary")
-    page.set_input_files("#source-file", tmp_path / "start.png")
     page.wait_for_selector("#closeup-row:not([hidden])")
     page.check("#closeup")
     page.wait_for_function("() => document.querySelector('#source-note').innerText.includes('too large')")
 
 
 def test_a_mask_painted_with_a_finger_and_with_the_keyboard(opened: Open, tmp_path: Path) -> None:
-    from PIL import Image
-
     Image.new("RGB", (128, 128), "teal").save(tmp_path / "start.png")
     window = opened(has_touch=True)
     page = window.page
@@ -166,8 +153,6 @@ def test_a_mask_painted_with_a_finger_and_with_the_keyboard(opened: Open, tmp_pa
 
 
 def test_a_mask_goes_when_the_picture_gets_another_shape(opened: Open, tmp_path: Path) -> None:
-    from PIL import Image
-
     Image.new("RGBA", (128, 128), (0, 0, 0, 0)).save(tmp_path / "start.png")
     window = opened()
     page = window.page

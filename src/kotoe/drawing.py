@@ -247,7 +247,7 @@ def resolve(bundle: Bundle, request: Request) -> Resolved:
     if request.init_image is not None and request.strength is None:
         chosen["strength"] = 1.0 if bundle.unet.spec.inpaints else DEFAULT_STRENGTH
     found = Resolved(**{**given, **chosen})
-    hint = _fitting(bundle, found)
+    hint = partial(_fitting, bundle, found)  # it opens the picture once more
     images.check_size(width, height, pixel_multiple(bundle), hint)
     starting.opened(found, hint)  # what is wrong with it, or its mask, is said now
     steps = len(_walk(bundle, found).sigmas) - 1  # too few steps, or none left

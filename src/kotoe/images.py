@@ -10,6 +10,7 @@ import math
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -42,8 +43,11 @@ COMFYUI_TAGS = {0x010F: "workflow:", 0x0110: "prompt:"}  # where ComfyUI puts it
 # Sizes
 
 
-def check_size(width: int, height: int, multiple: int, hint: str = "") -> None:
-    """Raise a UserError naming the two nearest valid values when an edge isn't a multiple of `multiple` pixels."""
+def check_size(width: int, height: int, multiple: int, hint: Callable[[], str] = str) -> None:
+    """Raise a UserError naming the two nearest valid values when an edge isn't a multiple of `multiple` pixels.
+
+    hint: what to do then; asked for then alone.
+    """
     for name, edge in (("width", width), ("height", height)):
         if not 1 <= edge <= MAX_EDGE_PX:
             raise UserError(f"{name} {edge}", allowed=f"1 to {MAX_EDGE_PX} pixels")
@@ -53,7 +57,7 @@ def check_size(width: int, height: int, multiple: int, hint: str = "") -> None:
             raise UserError(
                 f"{name} {edge} is not a multiple of {multiple}",
                 allowed=f"{nearest}, the nearest ones" if below else nearest,
-                hint=hint,
+                hint=hint(),
             )
 
 
@@ -164,13 +168,15 @@ def resized(image: Image.Image, width: int, height: int, what: str = "picture") 
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def check_shape(image: Image.Image, width: int, height: int, what: str = "picture", hint: str = "") -> None:
+def check_shape(
+    image: Image.Image, width: int, height: int, what: str = "picture", hint: Callable[[], str] = str
+) -> None:
     """Raise a UserError where a picture isn't about the shape of width x height."""
     if not _same_shape(image.size, width, height):
         raise UserError(
             f"{what} is {image.width}x{image.height}, asked for {width}x{height}: that would distort it",
             allowed="the same proportions",
-            hint=hint or "Crop it first, or ask for another width and height",
+            hint=hint() or "Crop it first, or ask for another width and height",
         )
 
 

@@ -5,6 +5,7 @@ H W pixel rows and columns of what is drawn. Masks are white where the picture i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,7 @@ class Start:
         return put_back(images.to_pil(pixels, truncate=truncate), self.opened.init, self.opened.mask, self.opened.box)
 
 
-def opened(request: Resolved, hint: str = "") -> Opened | None:
+def opened(request: Resolved, hint: Callable[[], str] = str) -> Opened | None:
     """The files of a request; None where it begins with noise. Raises UserError for all that can be wrong with them.
 
     hint: what to do where the picture has another shape than what is drawn.
